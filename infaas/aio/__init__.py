@@ -1,0 +1,1 @@
+"""Small pieces of structured concurrency: supervised tasks, periodic ticks, one-slot publishers."""

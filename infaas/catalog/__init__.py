@@ -1,0 +1,1 @@
+"""What must never be lost: tasks, models, versions, variants, profiles, decisions, audit."""

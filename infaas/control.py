@@ -1,0 +1,170 @@
+"""Documents of the control plane: what `/v1/...` answers, what the CLI prints, and what `infaas.client` returns.
+
+These are values for people and scripts. Fields are only ever added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from infaas.domain.build import BuildProgress
+from infaas.domain.query import Decision
+from infaas.domain.task import Task
+from infaas.domain.variant import Accuracy, LatencyPoint
+
+__all__ = [
+    "BuildDocument",
+    "Decision",
+    "ModelDocument",
+    "OutcomeDocument",
+    "RegistrationDocument",
+    "TaskDocument",
+    "VariantDocument",
+    "VersionDocument",
+    "WorkerDocument",
+    "WorkerInstanceDocument",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDocument:
+    task: Task
+    models: tuple[str, ...] = ()
+    ready_variants: int = 0
+    best_accuracy: float | None = None
+    default_floor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeDocument:
+    """What became of one recipe."""
+
+    recipe: str
+    outcome: str
+    """`made`, `skipped` or `failed`."""
+    reason: str
+    variant: str | None = None
+    max_abs_error: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDocument:
+    model: str
+    task: str
+    version: int
+    state: str
+    """A `BuildState`."""
+    reason: str
+    is_current: bool
+    digest: str
+    """Of the file as it was uploaded."""
+    created_at: str
+    metric: str
+    evaluation_rows: int | None = None
+    declared_accuracy: float | None = None
+    variants: tuple[str, ...] = ()
+    outcomes: tuple[OutcomeDocument, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDocument:
+    name: str
+    task: str
+    state: str
+    reason: str
+    current: int | None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    versions: tuple[VersionDocument, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildDocument:
+    """Progress of one version's build; what `model status -w` and the progress bars follow."""
+
+    model: str
+    version: int
+    state: str
+    reason: str
+    holder: str | None = None
+    progress: tuple[BuildProgress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationDocument:
+    """The 202 of `POST /v1/models`. `is_new` is false when the same file was registered before."""
+
+    model: str
+    version: int
+    task: str
+    state: str
+    is_new: bool
+    created_task: bool
+    location: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VariantDocument:
+    name: str
+    task: str
+    model: str
+    version: int
+    is_current: bool
+    recipe: str
+    runtime: str
+    hardware: str
+    precision: str
+    threads: int
+    max_batch_size: int
+    state: str
+    reason: str
+    replicas: int
+    """Instances that are READY now."""
+    accuracy: Accuracy | None = None
+    p50_ms: float | None = None
+    """At batch 1, alone on its cores."""
+    p95_ms: float | None = None
+    throughput_per_s: float | None = None
+    cost_usd_per_1k: float | None = None
+    cold_load_ms: float | None = None
+    warm_load_ms: float | None = None
+    resident_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    fit_error: float | None = None
+    latency: tuple[LatencyPoint, ...] = ()
+    samples: str | None = None
+    is_on_frontier: bool = False
+    dominated_by: str | None = None
+    """A variant of the task that is at least as good in latency, accuracy and cost, and better in one."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInstanceDocument:
+    id: str
+    variant: str
+    state: str
+    reason: str
+    running: int = 0
+    staged: int = 0
+    items_done: int = 0
+    busy_ratio: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDocument:
+    id: str
+    address: str
+    state: str
+    pool: str
+    host: str
+    cores: int
+    memory_bytes: int
+    price_usd_per_hour: float
+    is_connected: bool
+    report_age_s: float | None
+    cpu_ratio: float | None = None
+    memory_ratio: float | None = None
+    stall_ratio: float | None = None
+    instances: tuple[WorkerInstanceDocument, ...] = ()

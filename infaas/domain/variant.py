@@ -1,0 +1,154 @@
+"""A variant is one way to run a model version; its profile is what measurement says about it.
+
+Everything selection compares is here: latency as a function of the batch, accuracy with its interval, cost, memory and
+load time. A variant without a profile cannot be promised to anyone and is therefore never selected.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from enum import StrEnum
+
+from infaas.domain.ids import Digest, ModelName, TaskName, VariantName
+from infaas.domain.tensor import TensorSpec
+
+
+class Runtime(StrEnum):
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TRITON = "triton"
+
+
+class Hardware(StrEnum):
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Isolation(StrEnum):
+    THREAD = "thread"
+    PROCESS = "process"
+
+
+class AccuracySource(StrEnum):
+    MEASURED = "measured"
+    DECLARED = "declared"
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A score in [0, 1], higher is better, with a 95 % interval. `raw` is the metric in its own unit (mae, rmse)."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    rows: int
+    source: AccuracySource = AccuracySource.MEASURED
+    raw: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyPoint:
+    """What was measured at one batch size, in seconds for the whole batch."""
+
+    batch: int
+    mean_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Measured on `threads` pinned threads of one machine. Raw samples lie in the repository under `samples`."""
+
+    latency: tuple[LatencyPoint, ...]
+    """Ascending by batch; never empty."""
+    fit_base_s: float
+    fit_per_item_s: float
+    fit_error: float
+    """Fitted p50 = base + per_item * batch; the error is the largest relative deviation from a measured point."""
+    cold_load_s: float
+    warm_load_s: float
+    peak_memory_bytes: int
+    resident_memory_bytes: int
+    throughput_per_s: float
+    """Items per second at `best_batch`, one batch after another."""
+    best_batch: int
+    cost_usd_per_1k: float
+    """USD for 1,000 queries of one item, served one at a time, at the pool's price."""
+    accuracy: Accuracy | None
+    samples: Digest | None = None
+    budget_s: float = 0.0
+    stalled_rounds: int = 0
+    """Rounds repeated because the host stopped the process in the middle of them."""
+    measured_at: str = ""
+    host: str = ""
+
+    def latency_s(self, batch: int, quantile: str = "p95_s") -> float:
+        """Seconds for one batch: measured where measured, linear between points, the fit's slope beyond the last."""
+        points = self.latency
+        index = bisect_left(points, batch, key=_batch_of)
+        if index < len(points) and points[index].batch == batch:
+            return float(getattr(points[index], quantile))
+        if index == 0:
+            return float(getattr(points[0], quantile))
+        if index == len(points):
+            last = points[-1]
+            per_item = self.fit_per_item_s if len(points) > 1 else float(getattr(last, quantile)) / last.batch
+            return float(getattr(last, quantile)) + per_item * (batch - last.batch)
+        low, high = points[index - 1], points[index]
+        share = (batch - low.batch) / (high.batch - low.batch)
+        a, b = float(getattr(low, quantile)), float(getattr(high, quantile))
+        return a + (b - a) * share
+
+
+def _batch_of(point: LatencyPoint) -> int:
+    return point.batch
+
+
+class VariantState(StrEnum):
+    """READY may be selected; DISABLED was taken out by a user; RETIRED belongs to a version that serves no more."""
+
+    READY = "READY"
+    DISABLED = "DISABLED"
+    RETIRED = "RETIRED"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A published variant: all a worker needs to run it and all a controller needs to choose it."""
+
+    name: VariantName
+    task: TaskName
+    model: ModelName
+    version: int
+    recipe: str
+    runtime: Runtime
+    hardware: Hardware
+    precision: Precision
+    threads: int
+    max_batch_size: int
+    """The most items one run may hold (SURFACE rule 8: items, not requests)."""
+    fixed_batch: int | None
+    """The only batch the graph takes, when it is not dynamic."""
+    artifact: Digest
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profile: Profile | None = None
+    state: VariantState = VariantState.READY
+    reason: str = ""
+    isolation: Isolation = Isolation.THREAD
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a worker sets aside for one instance."""
+        return self.profile.resident_memory_bytes if self.profile else 0

@@ -1,0 +1,33 @@
+"""What an artifact repository promises: immutable bytes, found by their digest, verified when fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from infaas.domain.ids import Digest
+
+
+class Repository(Protocol):
+    """Blocking calls: run them in a thread. Raises UnavailableError when the storage cannot be reached or is full."""
+
+    def put_bytes(self, data: bytes) -> Digest:
+        """Store and return the digest; storing the same bytes twice is one artifact."""
+
+    def put_file(self, path: Path) -> Digest: ...
+
+    def fetch(self, digest: Digest) -> Path:
+        """A local, read-only file with exactly these bytes (checked). Raises NotFoundError."""
+
+    def has(self, digest: Digest) -> bool: ...
+
+    def size(self, digest: Digest) -> int: ...
+
+    def remove(self, digest: Digest) -> None: ...
+
+
+def open_repository(url: str) -> Repository:
+    """`file:///path` or a plain path. Raises SettingsError for a scheme that is not known."""
+    from infaas.repository.local import LocalRepository
+
+    return LocalRepository.from_url(url)

@@ -1,0 +1,1 @@
+"""Generated from proto/infaas/rpc/v1 by `make proto`; never edited."""

@@ -1,0 +1,203 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ControllerMessage(_message.Message):
+    __slots__ = ("hello", "batch", "cancel", "load", "unload")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    UNLOAD_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    batch: Batch
+    cancel: CancelQueries
+    load: LoadInstance
+    unload: UnloadInstance
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., cancel: _Optional[_Union[CancelQueries, _Mapping]] = ..., load: _Optional[_Union[LoadInstance, _Mapping]] = ..., unload: _Optional[_Union[UnloadInstance, _Mapping]] = ...) -> None: ...
+
+class WorkerMessage(_message.Message):
+    __slots__ = ("report", "done", "started")
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    report: WorkerReport
+    done: BatchDone
+    started: BatchStarted
+    def __init__(self, report: _Optional[_Union[WorkerReport, _Mapping]] = ..., done: _Optional[_Union[BatchDone, _Mapping]] = ..., started: _Optional[_Union[BatchStarted, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("controller", "version")
+    CONTROLLER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    controller: str
+    version: str
+    def __init__(self, controller: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("id", "instance", "input_names", "input_datatypes", "outputs", "queries", "remaining_us")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    INPUT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    INPUT_DATATYPES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_US_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    instance: str
+    input_names: _containers.RepeatedScalarFieldContainer[str]
+    input_datatypes: _containers.RepeatedScalarFieldContainer[str]
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    queries: _containers.RepeatedCompositeFieldContainer[QueryInputs]
+    remaining_us: int
+    def __init__(self, id: _Optional[int] = ..., instance: _Optional[str] = ..., input_names: _Optional[_Iterable[str]] = ..., input_datatypes: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[_Union[QueryInputs, _Mapping]]] = ..., remaining_us: _Optional[int] = ...) -> None: ...
+
+class QueryInputs(_message.Message):
+    __slots__ = ("id", "items", "inputs")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    items: int
+    inputs: _containers.RepeatedCompositeFieldContainer[TensorValue]
+    def __init__(self, id: _Optional[int] = ..., items: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ...) -> None: ...
+
+class TensorValue(_message.Message):
+    __slots__ = ("shape", "data")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class BatchStarted(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class BatchDone(_message.Message):
+    __slots__ = ("id", "error_code", "error", "was_running", "output_names", "output_datatypes", "queries", "staged_s", "run_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    WAS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_DATATYPES_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    STAGED_S_FIELD_NUMBER: _ClassVar[int]
+    RUN_S_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    error_code: str
+    error: str
+    was_running: bool
+    output_names: _containers.RepeatedScalarFieldContainer[str]
+    output_datatypes: _containers.RepeatedScalarFieldContainer[str]
+    queries: _containers.RepeatedCompositeFieldContainer[QueryOutputs]
+    staged_s: float
+    run_s: float
+    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., output_names: _Optional[_Iterable[str]] = ..., output_datatypes: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[_Union[QueryOutputs, _Mapping]]] = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ...) -> None: ...
+
+class QueryOutputs(_message.Message):
+    __slots__ = ("id", "outputs")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    outputs: _containers.RepeatedCompositeFieldContainer[TensorValue]
+    def __init__(self, id: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ...) -> None: ...
+
+class CancelQueries(_message.Message):
+    __slots__ = ("batch", "queries")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    batch: int
+    queries: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, batch: _Optional[int] = ..., queries: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class LoadInstance(_message.Message):
+    __slots__ = ("instance", "variant")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    variant: bytes
+    def __init__(self, instance: _Optional[str] = ..., variant: _Optional[bytes] = ...) -> None: ...
+
+class UnloadInstance(_message.Message):
+    __slots__ = ("instance", "reason")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    reason: str
+    def __init__(self, instance: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WorkerReport(_message.Message):
+    __slots__ = ("worker", "sequence", "cpu_ratio", "memory_ratio", "stall_ratio", "loads")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CPU_RATIO_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_RATIO_FIELD_NUMBER: _ClassVar[int]
+    STALL_RATIO_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    worker: bytes
+    sequence: int
+    cpu_ratio: float
+    memory_ratio: float
+    stall_ratio: float
+    loads: _containers.RepeatedCompositeFieldContainer[InstanceLoad]
+    def __init__(self, worker: _Optional[bytes] = ..., sequence: _Optional[int] = ..., cpu_ratio: _Optional[float] = ..., memory_ratio: _Optional[float] = ..., stall_ratio: _Optional[float] = ..., loads: _Optional[_Iterable[_Union[InstanceLoad, _Mapping]]] = ...) -> None: ...
+
+class InstanceLoad(_message.Message):
+    __slots__ = ("instance", "running", "staged", "items_done", "busy_s", "load_s", "was_cold")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_DONE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    WAS_COLD_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    running: int
+    staged: int
+    items_done: int
+    busy_s: float
+    load_s: float
+    was_cold: bool
+    def __init__(self, instance: _Optional[str] = ..., running: _Optional[int] = ..., staged: _Optional[int] = ..., items_done: _Optional[int] = ..., busy_s: _Optional[float] = ..., load_s: _Optional[float] = ..., was_cold: bool = ...) -> None: ...
+
+class LeaseCoresRequest(_message.Message):
+    __slots__ = ("holder", "cores", "max_s")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    MAX_S_FIELD_NUMBER: _ClassVar[int]
+    holder: str
+    cores: int
+    max_s: float
+    def __init__(self, holder: _Optional[str] = ..., cores: _Optional[int] = ..., max_s: _Optional[float] = ...) -> None: ...
+
+class CoreLease(_message.Message):
+    __slots__ = ("core_ids",)
+    CORE_IDS_FIELD_NUMBER: _ClassVar[int]
+    core_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, core_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class DrainReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResumeReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

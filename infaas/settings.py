@@ -1,0 +1,231 @@
+"""All settings: one YAML file, `INFAAS_*` variables over it, flags over both. An unknown key is an error.
+
+A nested key becomes a variable with two underscores: `store.redis_url` is `INFAAS_STORE__REDIS_URL`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from infaas.errors import SettingsError
+
+ENV_PREFIX = "INFAAS_"
+ENV_NOT_SETTINGS = frozenset({"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN"})
+"""Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class StoreSettings(_Section):
+    redis_url: str | None = Field(None, description="Live metadata; empty: a private Redis started by `infaas up`")
+
+
+class CatalogSettings(_Section):
+    database_url: str | None = Field(None, description="SQLAlchemy URL; empty: SQLite in the state folder")
+
+
+class RepositorySettings(_Section):
+    url: str | None = Field(None, description="Folder of artifacts; empty: `artifacts` in the state folder")
+
+
+class ControllerSettings(_Section):
+    host: str = Field("127.0.0.1", description="Address to bind; anything but loopback needs auth.token")
+    http_port: int = Field(8000, ge=0, le=65535, description="REST; 0 picks a free port")
+    grpc_port: int = Field(8001, ge=0, le=65535)
+    metrics_port: int = Field(8002, ge=0, le=65535)
+    policy: str = Field("slo", description="Selection policy, by entry point in the group infaas.policies")
+    accuracy_confidence: Literal["point", "lower95"] = Field(
+        "point", description="What an accuracy floor is held against"
+    )
+    max_queue_size: int = Field(10_000, ge=1, description="Items that may wait per task before queries are refused")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest query")
+    max_upload_bytes: int = Field(2 * 2**30, ge=1024, description="Largest registration, all files together")
+    decision_memory: int = Field(10_000, ge=1, description="Decisions kept for `explain`")
+    journal_sample: float = Field(0.01, ge=0, le=1, description="Share of answered queries written to the journal")
+    drain_timeout_s: float = Field(20.0, gt=0)
+    worker_lost_after_s: float = Field(3.0, gt=0, description="Silence after which a worker is taken for lost")
+
+
+class WorkerSettings(_Section):
+    id: str | None = Field(None, description="Name of this worker; empty: made from pool and host")
+    pool: str = "local"
+    listen: str | None = Field(None, description="`unix:/path` or `host:port`; empty: a socket in the state folder")
+    advertise: str | None = Field(None, description="What controllers dial, when it differs from `listen`")
+    cores: int | None = Field(
+        None, ge=1, description="Cores to use; empty: the pool's, else all that the process may use"
+    )
+    memory_bytes: int | None = Field(
+        None, ge=2**20, description="Memory for instances; empty: the pool's, else half of it"
+    )
+    heartbeat_s: float = Field(1.0, gt=0)
+    probe_interval_s: float = Field(15.0, gt=0, description="An idle instance proves itself this often")
+    drain_timeout_s: float = Field(20.0, gt=0)
+
+
+class GeneratorSettings(_Section):
+    max_batch_size: int = Field(32, ge=1, le=4096, description="Largest batch a variant is made and measured for")
+    profile_budget_s: float = Field(60.0, gt=0, description="Seconds of measuring per variant")
+    accuracy_tolerance: float = Field(
+        0.05, ge=0, le=1, description="Score a transformed variant may lose before it is refused"
+    )
+    lease_ttl_s: float = Field(10.0, gt=0)
+
+
+class PoolSettings(_Section):
+    """A kind of worker. `infaas up` starts `workers` of each pool."""
+
+    workers: int = Field(1, ge=0)
+    cores: int | None = Field(None, ge=1)
+    memory_bytes: int | None = Field(None, ge=2**20)
+    price_usd_per_hour: float = Field(0.04, ge=0, description="Per core")
+
+
+class TaskDefaultsSettings(_Section):
+    slo_latency_ms: float | None = Field(None, gt=0)
+    slo_accuracy_min: float | None = Field(None, ge=0, le=1)
+    max_cost: float | None = Field(None, ge=0)
+    objective: Literal["cost", "accuracy", "latency"] | None = None
+    priority: Literal["critical", "standard", "sheddable"] | None = None
+    fallback: bool | None = None
+    policy: str | None = None
+
+
+class TaskSettings(_Section):
+    defaults: TaskDefaultsSettings = TaskDefaultsSettings()
+
+
+class AuthSettings(_Section):
+    token: SecretStr | None = Field(None, description="Bearer token that REST and gRPC callers must send")
+    token_file: Path | None = Field(None, description="File that holds the token")
+
+
+class LogSettings(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+def _default_state_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "infaas"
+
+
+class Settings(_Section):
+    state_dir: Path = Field(default_factory=_default_state_dir, description="Sockets, SQLite, artifacts, logs")
+    store: StoreSettings = StoreSettings()
+    catalog: CatalogSettings = CatalogSettings()
+    repository: RepositorySettings = RepositorySettings()
+    controller: ControllerSettings = ControllerSettings()
+    worker: WorkerSettings = WorkerSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    pools: dict[str, PoolSettings] = Field(default_factory=lambda: {"local": PoolSettings()})
+    tasks: dict[str, TaskSettings] = Field(default_factory=dict)
+    auth: AuthSettings = AuthSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def redis_url(self) -> str:
+        return self.store.redis_url or f"unix://{self.state_dir}/redis.sock"
+
+    @property
+    def database_url(self) -> str:
+        return self.catalog.database_url or f"sqlite:///{self.state_dir}/catalog.db"
+
+    @property
+    def repository_url(self) -> str:
+        return self.repository.url or str(self.state_dir / "artifacts")
+
+    def token(self) -> str | None:
+        """The bearer token. Raises SettingsError when its file cannot be read or is empty."""
+        if self.auth.token is not None:
+            return self.auth.token.get_secret_value()
+        if self.auth.token_file is None:
+            return None
+        try:
+            text = self.auth.token_file.read_text().strip()
+        except OSError as error:
+            raise SettingsError(f"auth.token_file {str(self.auth.token_file)!r} cannot be read: {error}") from error
+        if not text:
+            raise SettingsError(f"auth.token_file {str(self.auth.token_file)!r} is empty; write the token into it")
+        return text
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    environ: dict[str, str] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Settings:
+    """Read the file (or `INFAAS_CONFIG`, or none), lay variables and then `overrides` (nested dict) over it.
+
+    Raises SettingsError with every problem found.
+    """
+    env = dict(os.environ) if environ is None else environ
+    if path is None and env.get("INFAAS_CONFIG"):
+        path = Path(env["INFAAS_CONFIG"])
+    merged = _read_yaml(path) if path else {}
+    _merge(merged, _from_environ(env))
+    _merge(merged, overrides or {})
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        problems = [_describe(dict(e)) for e in error.errors()]
+        raise SettingsError("; ".join(problems), problems=problems) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The published schema of `infaas.yaml`."""
+    schema = Settings.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "infaas.yaml"
+    return schema
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"configuration {str(path)!r} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"configuration {str(path)!r} is not YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"configuration {str(path)!r} must be a mapping of sections, not {type(loaded).__name__}")
+    return loaded
+
+
+def _from_environ(env: dict[str, str]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, text in env.items():
+        if not name.startswith(ENV_PREFIX) or name in ENV_NOT_SETTINGS or name.startswith("INFAAS_TEST_"):
+            continue
+        parts = name[len(ENV_PREFIX) :].lower().split("__")
+        here = nested
+        for part in parts[:-1]:
+            here = here.setdefault(part, {})
+        here[parts[-1]] = yaml.safe_load(text) if text else None
+    return nested
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _describe(error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {where!r} (`infaas config show` lists the known ones)"
+    if where.startswith("auth."):  # never echo a secret
+        return f"setting {where!r}: {error['msg']}"
+    return f"setting {where!r}: {error['msg']} (got {error.get('input')!r})"

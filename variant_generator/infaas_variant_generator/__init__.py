@@ -1,0 +1,1 @@
+"""The variant generator: turns a registered model into measured variants."""
