@@ -57,14 +57,16 @@ class Batch(_message.Message):
     def __init__(self, id: _Optional[int] = ..., instance: _Optional[str] = ..., input_names: _Optional[_Iterable[str]] = ..., input_datatypes: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[_Union[QueryInputs, _Mapping]]] = ..., remaining_us: _Optional[int] = ...) -> None: ...
 
 class QueryInputs(_message.Message):
-    __slots__ = ("id", "items", "inputs")
+    __slots__ = ("id", "items", "inputs", "remaining_us")
     ID_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_US_FIELD_NUMBER: _ClassVar[int]
     id: int
     items: int
     inputs: _containers.RepeatedCompositeFieldContainer[TensorValue]
-    def __init__(self, id: _Optional[int] = ..., items: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ...) -> None: ...
+    remaining_us: int
+    def __init__(self, id: _Optional[int] = ..., items: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ..., remaining_us: _Optional[int] = ...) -> None: ...
 
 class TensorValue(_message.Message):
     __slots__ = ("shape", "data")
@@ -103,12 +105,16 @@ class BatchDone(_message.Message):
     def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., output_names: _Optional[_Iterable[str]] = ..., output_datatypes: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[_Union[QueryOutputs, _Mapping]]] = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ...) -> None: ...
 
 class QueryOutputs(_message.Message):
-    __slots__ = ("id", "outputs")
+    __slots__ = ("id", "outputs", "error", "error_code")
     ID_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     id: int
     outputs: _containers.RepeatedCompositeFieldContainer[TensorValue]
-    def __init__(self, id: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ...) -> None: ...
+    error: str
+    error_code: str
+    def __init__(self, id: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ..., error: _Optional[str] = ..., error_code: _Optional[str] = ...) -> None: ...
 
 class CancelQueries(_message.Message):
     __slots__ = ("batch", "queries")
