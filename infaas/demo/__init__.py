@@ -1,0 +1,1 @@
+"""The demo's model family: small, real classifiers of handwritten digits, and the held-out scans that score them."""
