@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from infaas.errors import SettingsError
 
 ENV_PREFIX = "INFAAS_"
-ENV_NOT_SETTINGS = frozenset({"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN"})
+ENV_NOT_SETTINGS = frozenset(
+    {"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN", "INFAAS_SUPERVISOR_PID"}
+)
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
 
 

@@ -1,0 +1,47 @@
+"""Whether a controller answers: one small request, without an HTTP library, because the supervisor stays small."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from infaas.up.record import Endpoints
+
+
+def is_ready(endpoints: Endpoints, timeout_s: float = 1.0) -> bool:
+    """`GET /v2/health/ready` is 200."""
+    status, _ = get(endpoints, "/v2/health/ready", timeout_s=timeout_s)
+    return status == 200
+
+
+def connected_workers(endpoints: Endpoints, token: str | None, timeout_s: float = 1.0) -> int:
+    """How many workers are ready and connected to the controller."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    status, body = get(endpoints, "/v1/workers", headers=headers, timeout_s=timeout_s)
+    if status != 200:
+        return 0
+    workers: list[Mapping[str, Any]] = json.loads(body).get("workers", [])
+    return sum(1 for worker in workers if worker.get("is_connected") and worker.get("state") == "READY")
+
+
+def get(
+    endpoints: Endpoints, path: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 1.0
+) -> tuple[int, bytes]:
+    """Status and body; status 0 when nobody answers in time."""
+    host = endpoints.url.removeprefix("http://").rsplit(":", 1)[0].strip("[]")
+    # HTTP/1.0 asks for a plain body that ends with the connection.
+    lines = [f"GET {path} HTTP/1.0", f"Host: {host}", *(f"{k}: {v}" for k, v in (headers or {}).items()), "", ""]
+    try:
+        with socket.create_connection((host, endpoints.http_port), timeout=timeout_s) as connection:
+            connection.sendall("\r\n".join(lines).encode())
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+    except OSError:
+        return 0, b""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    is_http = len(words) >= 2 and words[0].startswith(b"HTTP/") and words[1].isdigit()
+    return (int(words[1]), body) if is_http else (0, b"")

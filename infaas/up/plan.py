@@ -1,0 +1,104 @@
+"""Which programs a local system consists of, and how each is started: from settings to a table of commands.
+
+Everything a program is told goes through its environment, so that a restart tells it the same.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infaas.settings import ENV_PREFIX, Settings
+
+REDIS_STOP_S = 10.0
+EXTRA_STOP_S = 5.0
+"""What a program may take beyond its drain before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """One program. Lower `stop_stage`s are asked to stop first, and the next stage only when they are gone."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Over the supervisor's own environment."""
+    stop_stage: int = 0
+    stop_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the programs share."""
+
+    cores: int
+    memory_bytes: int
+
+
+def overrides_environ(overrides: Mapping[str, Any], prefix: str = ENV_PREFIX) -> dict[str, str]:
+    """Nested settings as `INFAAS_*` variables, which is how flags reach the programs."""
+    found: dict[str, str] = {}
+    for key, value in overrides.items():
+        name = f"{prefix}{key.upper()}"
+        if isinstance(value, Mapping):
+            found.update(overrides_environ(value, f"{name}__"))
+        else:
+            found[name] = value if isinstance(value, str) and _is_plain(value) else json.dumps(value)
+    return found
+
+
+def programs(settings: Settings, machine: Machine, redis_argv: Sequence[str] | None) -> list[ProgramSpec]:
+    """The whole table. Everything is started at once; on the way down the controller stops taking queries first, the
+    workers that answer its last ones go next, and the store outlives them all."""
+    table = [
+        _program("controller", settings, {}, stage=0, drain_s=settings.controller.drain_timeout_s),
+        _program("generator", settings, {}, stage=0, drain_s=settings.generator.lease_ttl_s),
+        *_workers(settings, machine),
+    ]
+    if redis_argv is not None:
+        # The server is not ours and knows no supervisor: the tether ties it and becomes it.
+        tether = (sys.executable, "-I", "-S", str(Path(__file__).with_name("tether.py")), "{supervisor}", "--")
+        table.insert(0, ProgramSpec("redis", (*tether, *redis_argv), stop_stage=2, stop_timeout_s=REDIS_STOP_S))
+    return table
+
+
+def _workers(settings: Settings, machine: Machine) -> list[ProgramSpec]:
+    """One per configured pool member. Workers that name no resources share the machine's evenly."""
+    total = sum(pool.workers for pool in settings.pools.values())
+    table = []
+    for pool_name, pool in settings.pools.items():
+        for number in range(1, pool.workers + 1):
+            told: dict[str, Any] = {"id": f"{pool_name}-{number}", "pool": pool_name}
+            if total > 1 and pool.cores is None and settings.worker.cores is None:
+                told["cores"] = max(1, machine.cores // total)
+            if total > 1 and pool.memory_bytes is None and settings.worker.memory_bytes is None:
+                told["memory_bytes"] = max(2**20, machine.memory_bytes // 2 // total)
+            name = f"worker-{told['id']}"
+            table.append(
+                _program(
+                    "worker", settings, {"worker": told}, stage=1, drain_s=settings.worker.drain_timeout_s, name=name
+                )
+            )
+    return table
+
+
+def _program(
+    program: str, settings: Settings, told: Mapping[str, Any], *, stage: int, drain_s: float, name: str | None = None
+) -> ProgramSpec:
+    env = overrides_environ({"state_dir": str(settings.state_dir.absolute()), **told})
+    argv = (sys.executable, "-m", "infaas.programs", program)
+    return ProgramSpec(name or program, argv, env, stop_stage=stage, stop_timeout_s=drain_s + EXTRA_STOP_S)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether YAML reads the text back as the same text, so that it needs no quotes."""
+    import yaml
+
+    try:
+        return bool(yaml.safe_load(text) == text)
+    except yaml.YAMLError:
+        return False
