@@ -56,7 +56,7 @@ BUILD_TRANSITIONS: dict[BuildState, frozenset[BuildState]] = {
     BuildState.BUILDING: frozenset({BuildState.RECEIVED, BuildState.READY, BuildState.FAILED, BuildState.RETIRED}),
     BuildState.READY: frozenset({BuildState.RETIRED}),
     BuildState.FAILED: frozenset({BuildState.RECEIVED, BuildState.RETIRED}),
-    BuildState.RETIRED: frozenset({BuildState.READY}),
+    BuildState.RETIRED: frozenset({BuildState.READY, BuildState.RECEIVED}),
 }
 
 

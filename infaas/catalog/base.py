@@ -1,0 +1,91 @@
+"""Transactions of the catalogue: how a read and a write run, and what database errors become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from infaas.catalog.schema import WRITES
+from infaas.catalog.tables import audit, names, revision
+from infaas.domain.query import Level
+from infaas.errors import ConflictError, UnavailableError
+
+T = TypeVar("T")
+_WRITE_ATTEMPTS = 4
+
+
+class CatalogBase:
+    """Blocking: call it from a thread. Every public method is one transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def revision(self) -> int:
+        """Grows with every change of tasks, models, versions, results or variants."""
+        return self._read(lambda c: int(c.scalar(sa.select(revision.c.value)) or 0))
+
+    def level_of(self, name: str) -> Level | None:
+        """At which level a name is taken; names of unregistered models stay taken, for their history."""
+        found = self._read(lambda c: c.scalar(sa.select(names.c.level).where(names.c.name == name)))
+        return None if found is None else Level(found)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self.engine.connect() as connection, connection.begin():
+                return work(connection)
+        except _LOST as error:
+            raise UnavailableError(f"the catalogue cannot be read: {error}") from error
+
+    def _write(self, work: Callable[[Connection], T], *, is_registry: bool = True) -> T:
+        """Run `work` in a writing transaction, again from its start when another writer took a key in between."""
+        for attempt in range(1, _WRITE_ATTEMPTS + 1):
+            try:
+                with self.engine.connect().execution_options(**WRITES) as connection, connection.begin():
+                    done = work(connection)
+                    if is_registry:
+                        connection.execute(sa.update(revision).values(value=revision.c.value + 1))
+                    return done
+            except sa.exc.IntegrityError as error:
+                if attempt == _WRITE_ATTEMPTS:
+                    raise ConflictError(f"another writer was first: {error.orig}", is_retryable=True) from error
+            except _LOST as error:
+                raise UnavailableError(f"the catalogue cannot be written: {error}") from error
+        raise AssertionError("unreachable")
+
+
+_LOST = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+
+
+def take_name(connection: Connection, name: str, level: Level) -> None:
+    """Reserve a name. Raises ConflictError when it is taken, at whichever level."""
+    taken = connection.scalar(sa.select(names.c.level).where(names.c.name == name))
+    if taken is not None:
+        raise ConflictError(name_taken(name, taken))
+    connection.execute(sa.insert(names).values(name=name, level=level.value))
+
+
+def name_taken(name: str, level: str) -> str:
+    return f"the name {name!r} is already taken by a {level}; tasks, models and variants share one namespace"
+
+
+def note(
+    connection: Connection,
+    at: float,
+    actor: str,
+    action: str,
+    subject: str,
+    details: Mapping[str, object] | None = None,
+) -> None:
+    """Who changed what, in the transaction that changes it."""
+    connection.execute(
+        sa.insert(audit).values(
+            at=at, actor=actor[:255], action=action, subject=subject[:255], details=json.dumps(dict(details or {}))
+        )
+    )

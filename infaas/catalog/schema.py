@@ -1,0 +1,117 @@
+"""Opening the database: engine options of each kind of database, and migrations up and down.
+
+A SQLite catalogue uses the write-ahead log, so that readers never wait for the writer, and takes the write lock at the
+start of a writing transaction, so that two writers queue instead of failing half-way.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection, Engine, make_url
+
+from infaas.errors import SettingsError, UnavailableError
+
+BUSY_TIMEOUT_S = 15.0
+WRITES = {"infaas_writes": True}
+"""Execution option of connections that will write."""
+_MIGRATION_LOCK = 0x1FAA5
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for `sqlite:///file` or a PostgreSQL URL. Raises SettingsError for a URL that names neither."""
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise SettingsError(f"catalog.database_url is not a database URL: {error}") from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise SettingsError(
+                "catalog.database_url: SQLite needs a file; an in-memory catalogue would lose everything"
+            )
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(
+            parsed, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, pool_size=4, max_overflow=8
+        )
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if backend == "postgresql":
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return sa.create_engine(parsed, pool_size=4, max_overflow=8, pool_pre_ping=True)
+    raise SettingsError(f"catalog.database_url: {backend!r} is not supported; use sqlite:///file or postgresql://...")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves: the driver's own habit would start transactions late
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    is_writing = connection.get_execution_options().get("infaas_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
+
+
+def migrate(engine: Engine, target: str = "head") -> None:
+    """Bring the tables to a revision, up or down (`base` removes them). Processes that open at once take turns.
+
+    Raises UnavailableError when the database cannot be reached, SettingsError when it is newer than this program.
+    """
+    script = ScriptDirectory.from_config(_config())
+    try:
+        with engine.connect().execution_options(**WRITES) as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            now = MigrationContext.configure(connection).get_current_revision()
+            _refuse_unknown(script, now)
+            if target == "head" and now == script.get_current_head():
+                return
+            config = _config()
+            config.attributes["connection"] = connection
+            if target == "base" or _is_older(script, target, now):
+                command.downgrade(config, target)
+            else:
+                command.upgrade(config, target)
+    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        raise UnavailableError(f"the catalogue cannot be opened: {error.orig}") from error
+
+
+def current_revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def _config() -> Config:
+    config = Config()
+    location: Any = resources.files("infaas.catalog") / "migrations"
+    config.set_main_option("script_location", str(location).replace("%", "%%"))
+    return config
+
+
+def _refuse_unknown(script: ScriptDirectory, now: str | None) -> None:
+    if now is not None and now not in {revision.revision for revision in script.walk_revisions()}:
+        raise SettingsError(
+            f"the catalogue has revision {now!r}, which this program does not know; it was written by a newer one"
+        )
+
+
+def _is_older(script: ScriptDirectory, target: str, now: str | None) -> bool:
+    if target == "head" or now is None:
+        return False
+    older = {revision.revision for revision in script.iterate_revisions(now, "base")} - {now}
+    return target in older

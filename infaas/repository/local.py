@@ -1,0 +1,165 @@
+"""Artifacts in a folder of one machine (or one that all machines mount), named by the SHA-256 of their bytes.
+
+An artifact appears whole or not at all: bytes go to a temporary file, are flushed, and are renamed into place. Nothing
+is ever changed afterwards, so any number of processes may put and fetch the same digest at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from infaas.domain.ids import Digest, is_digest
+from infaas.errors import InvalidError, NotFoundError, SettingsError, UnavailableError
+
+_CHUNK_BYTES = 1 << 20
+_Stamp = tuple[int, int, int]
+"""Inode, modification time in nanoseconds, size: what a file that was verified before still has."""
+
+
+class LocalRepository:
+    """Blocking; safe to share between threads. Files are kept read-only under `root/ab/cdef...`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: dict[Digest, _Stamp] = {}
+        self._lock = threading.Lock()
+        with _storage_errors(root):
+            (root / "tmp").mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def from_url(cls, url: str) -> LocalRepository:
+        """`file:///path` or a plain path. Raises SettingsError for any other scheme."""
+        if "://" not in url:
+            if not url:
+                raise SettingsError("repository.url is empty; give a folder or file:///folder")
+            return cls(Path(url).expanduser())
+        parts = urlsplit(url)
+        if parts.scheme != "file":
+            raise SettingsError(
+                f"repository.url {url!r}: scheme {parts.scheme!r} is not known; use file:///path or a path"
+            )
+        if parts.netloc not in ("", "localhost"):
+            raise SettingsError(f"repository.url {url!r} names the host {parts.netloc!r}; use file:///path")
+        return cls(Path(unquote(parts.path)))
+
+    def put_bytes(self, data: bytes) -> Digest:
+        return self._put((data,))
+
+    def put_file(self, path: Path) -> Digest:
+        """Copy a file in. Raises NotFoundError when there is no such file."""
+        if not path.is_file():
+            raise NotFoundError(f"no file {str(path)!r} to store")
+        return self._put(_chunks(path))
+
+    def fetch(self, digest: Digest) -> Path:
+        """The artifact's own file, read-only, its bytes verified once per process and again whenever it changed.
+
+        Raises NotFoundError, or UnavailableError when the stored bytes are damaged.
+        """
+        path = self._existing(digest)
+        with _storage_errors(self.root):
+            if not self._is_intact(digest, path):
+                raise UnavailableError(
+                    f"artifact {digest} is damaged: {path} does not have these bytes; store it again",
+                    is_retryable=False,
+                )
+        return path
+
+    def has(self, digest: Digest) -> bool:
+        return self._path(digest).is_file()
+
+    def size(self, digest: Digest) -> int:
+        with _storage_errors(self.root):
+            return self._existing(digest).stat().st_size
+
+    def remove(self, digest: Digest) -> None:
+        """Nothing happens when it is not there."""
+        with self._lock:
+            self._verified.pop(digest, None)
+        with _storage_errors(self.root):
+            self._path(digest).unlink(missing_ok=True)
+
+    def _put(self, chunks: Iterable[bytes]) -> Digest:
+        with _storage_errors(self.root):
+            handle, name = tempfile.mkstemp(dir=self.root / "tmp")
+            temporary = Path(name)
+            try:
+                hasher = hashlib.sha256()
+                with os.fdopen(handle, "wb") as file:
+                    for chunk in chunks:
+                        hasher.update(chunk)
+                        file.write(chunk)
+                    file.flush()
+                    os.fchmod(file.fileno(), 0o444)
+                    os.fsync(file.fileno())
+                digest = Digest(hasher.hexdigest())
+                self._place(temporary, digest)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return digest
+
+    def _place(self, temporary: Path, digest: Digest) -> None:
+        """Rename into place unless the same bytes are there already; damaged bytes are replaced."""
+        final = self._path(digest)
+        if final.is_file() and self._is_intact(digest, final):
+            return
+        final.parent.mkdir(exist_ok=True)
+        os.replace(temporary, final)
+        folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        with self._lock:
+            self._verified[digest] = _stamp(final)
+
+    def _is_intact(self, digest: Digest, path: Path) -> bool:
+        stamp = _stamp(path)
+        with self._lock:
+            if self._verified.get(digest) == stamp:
+                return True
+        hasher = hashlib.sha256()
+        for chunk in _chunks(path):
+            hasher.update(chunk)
+        if hasher.hexdigest() != digest:
+            return False
+        with self._lock:
+            self._verified[digest] = stamp
+        return True
+
+    def _existing(self, digest: Digest) -> Path:
+        path = self._path(digest)
+        if not path.is_file():
+            raise NotFoundError(f"artifact {digest} is not in the repository {self.root}")
+        return path
+
+    def _path(self, digest: Digest) -> Path:
+        if not is_digest(digest):
+            raise InvalidError(f"{digest!r} is not a digest (64 lower-case hexadecimal digits)")
+        return self.root / digest[:2] / digest[2:]
+
+
+def _stamp(path: Path) -> _Stamp:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+@contextlib.contextmanager
+def _storage_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(f"the repository {root} cannot be used: {error.strerror or error}") from error
