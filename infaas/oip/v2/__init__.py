@@ -1,0 +1,1 @@
+"""Generated from proto/infaas/oip/v2 by `make proto`; never edited."""
