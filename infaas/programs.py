@@ -75,9 +75,9 @@ def load(name: str) -> Callable[[Settings], None]:
 
 
 def _configure_log(settings: Settings, program: str) -> None:
-    from infaas.observe.log import configure
+    from infaas.observe.log import configure_logging
 
-    configure(settings.log, program)
+    configure_logging(settings.log, component=program)
 
 
 def _stop_early(number: int, frame: object) -> None:

@@ -1,0 +1,425 @@
+"""The client library: queries with requirements, and everything of the control plane, as Python calls.
+
+Arrays go in and out; what the answer headers say about how a query was served comes back parsed. Every error is one
+of `infaas.errors`, with the server's code and text. A `Client` may be shared by threads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from infaas import errors
+from infaas.client_tensors import Array, request_parts, response_arrays
+from infaas.control import (
+    BuildDocument,
+    ModelDocument,
+    RegistrationDocument,
+    TaskDocument,
+    VariantDocument,
+    VersionDocument,
+    WorkerDocument,
+)
+from infaas.domain.query import Code, Decision
+from infaas.domain.task import Task
+from infaas.rpc.codec import from_plain, to_plain
+from infaas.rpc.edges import code_of_status
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+TIMEOUT_S = 60.0
+UPLOAD_TIMEOUT_S = 600.0
+BINARY_LENGTH = "inference-header-content-length"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a caller asks for; what is None comes from the task's defaults."""
+
+    slo_latency_ms: float | None = None
+    slo_accuracy_min: float | None = None
+    max_cost: float | None = None
+    """USD per 1,000 queries."""
+    objective: str | None = None
+    priority: str | None = None
+    fallback: bool | None = None
+    explain: bool = False
+
+    def headers(self) -> dict[str, str]:
+        """As REST headers, which are also the gRPC metadata keys."""
+        stated = {
+            "x-infaas-slo-latency-ms": _number(self.slo_latency_ms),
+            "x-infaas-slo-accuracy-min": _number(self.slo_accuracy_min),
+            "x-infaas-max-cost": _number(self.max_cost),
+            "x-infaas-objective": self.objective,
+            "x-infaas-priority": self.priority,
+            "x-infaas-fallback": None if self.fallback is None else ("allow" if self.fallback else "deny"),
+            "x-infaas-explain": "true" if self.explain else None,
+        }
+        return {name: value for name, value in stated.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the answer headers say; present on answers and on errors."""
+
+    request_id: str | None = None
+    decision_id: str | None = None
+    variant: str | None = None
+    worker: str | None = None
+    slo_met: bool | None = None
+    attempts: int | None = None
+    queue_ms: float | None = None
+    cold_start: bool = False
+    fallback: str | None = None
+    dropped_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An answer. `version` is the version that served; the variant is in `served`."""
+
+    outputs: dict[str, Array]
+    model: str
+    version: str | None
+    served: Served
+    headers: Mapping[str, str]
+
+
+class QueryError(errors.InfaasError):
+    """A query that got no answer; `served` says what became of it."""
+
+    def __init__(self, cause: errors.InfaasError, served: Served, headers: Mapping[str, str]) -> None:
+        super().__init__(
+            cause.text,
+            code=cause.code,
+            is_retryable=cause.is_retryable,
+            retry_after_s=cause.retry_after_s,
+            problems=cause.problems,
+        )
+        self.served = served
+        self.headers = headers
+
+
+class Client:
+    """Calls one controller over REST. Close it, or use it in a `with` statement."""
+
+    def __init__(self, url: str = DEFAULT_URL, token: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = url.rstrip("/")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
+        # What is local must not go through a proxy that the environment names.
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=timeout_s, limits=limits, trust_env=False, verify=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Queries
+
+    def infer(
+        self,
+        handle: str,
+        inputs: Mapping[str, Array],
+        requirements: Requirements | None = None,
+        *,
+        version: str | None = None,
+        outputs: Sequence[str] = (),
+        is_binary: bool = True,
+        request_id: str | None = None,
+    ) -> Inference:
+        """Ask a task, a model or a variant. Raises QueryError, and UnavailableError when nobody answers."""
+        body, raw = request_parts(inputs, outputs, is_binary=is_binary)
+        if request_id is not None:
+            body["id"] = request_id
+        head = json.dumps(body).encode()
+        headers = dict((requirements or Requirements()).headers())
+        if is_binary:
+            headers |= {BINARY_LENGTH: str(len(head)), "content-type": "application/octet-stream"}
+        else:
+            headers["content-type"] = "application/json"
+        if request_id is not None:
+            headers["x-request-id"] = request_id
+        versioned = f"/versions/{_segment(version)}" if version else ""
+        path = f"/v2/models/{_segment(handle)}{versioned}/infer"
+        answer = self._send("POST", path, content=b"".join([head, *raw]), headers=headers)
+        served = served_from(answer.headers)
+        if answer.status_code != 200:
+            raise QueryError(error_from(answer), served, answer.headers)
+        length = int(answer.headers.get(BINARY_LENGTH, len(answer.content)))
+        found = json.loads(answer.content[:length])
+        return Inference(
+            outputs=response_arrays(found["outputs"], answer.content[length:]),
+            model=found["model_name"],
+            version=found.get("model_version"),
+            served=served,
+            headers=answer.headers,
+        )
+
+    def metadata(self, handle: str) -> dict[str, Any]:
+        """OIP's model metadata: inputs and outputs with datatypes and shapes."""
+        return self._json("GET", f"/v2/models/{_segment(handle)}")
+
+    def server(self) -> dict[str, Any]:
+        return self._json("GET", "/v2")
+
+    def is_ready(self) -> bool:
+        """False when it says so, and when nobody answers."""
+        try:
+            return self._send("GET", "/v2/health/ready").status_code == 200
+        except errors.UnavailableError:
+            return False
+
+    # Tasks
+
+    def tasks(self) -> list[TaskDocument]:
+        return self._list("/v1/tasks", "tasks", TaskDocument)
+
+    def task(self, name: str) -> TaskDocument:
+        return self._one("GET", f"/v1/tasks/{_segment(name)}", TaskDocument)
+
+    def create_task(self, task: Task) -> TaskDocument:
+        return self._one("POST", "/v1/tasks", TaskDocument, json=to_plain(task))
+
+    def set_task(self, name: str, changes: Mapping[str, Any]) -> TaskDocument:
+        """`changes`: `defaults` (a mapping of requirements; null takes one back), `labels`, `classes`."""
+        return self._one("PATCH", f"/v1/tasks/{_segment(name)}", TaskDocument, json=changes)
+
+    # Models
+
+    def models(self) -> list[ModelDocument]:
+        return self._list("/v1/models", "models", ModelDocument)
+
+    def model(self, name: str) -> ModelDocument:
+        return self._one("GET", f"/v1/models/{_segment(name)}", ModelDocument)
+
+    def register(
+        self,
+        file: Path,
+        *,
+        task: str,
+        evaluation: Path | None = None,
+        calibration: Path | None = None,
+        name: str | None = None,
+        metric: str | None = None,
+        renames: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        accuracy: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> RegistrationDocument:
+        """Upload a model; variants are made afterwards. `renames` are `theirs=ours`, `labels` are `key=value`."""
+        fields: dict[str, str | list[str]] = {"task": task}
+        optional = {"name": name, "metric": metric, "accuracy": None if accuracy is None else repr(accuracy)}
+        fields |= {key: value for key, value in optional.items() if value is not None}
+        fields |= {key: list(values) for key, values in (("map", renames), ("label", labels)) if values}
+        uploads = {"file": file, "eval": evaluation, "calibration": calibration}
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        with ExitStack() as stack:
+            files = {
+                field: (path.name, stack.enter_context(_open(path)), "application/octet-stream")
+                for field, path in uploads.items()
+                if path is not None
+            }
+            return self._one(
+                "POST",
+                "/v1/models",
+                RegistrationDocument,
+                data=fields,
+                files=files,
+                headers=headers,
+                timeout=UPLOAD_TIMEOUT_S,
+            )
+
+    def versions(self, model: str) -> list[VersionDocument]:
+        return self._list(f"/v1/models/{_segment(model)}/versions", "versions", VersionDocument)
+
+    def version(self, model: str, version: int) -> VersionDocument:
+        return self._one("GET", f"/v1/models/{_segment(model)}/versions/{version}", VersionDocument)
+
+    def build(self, model: str, version: int) -> BuildDocument:
+        return self._one("GET", f"/v1/models/{_segment(model)}/versions/{version}/build", BuildDocument)
+
+    def watch_build(self, model: str, version: int) -> Iterator[BuildDocument]:
+        """Every change of a build until it is over or the server ends the stream."""
+        path = f"/v1/models/{_segment(model)}/versions/{version}/build"
+        headers = {"accept": "text/event-stream"}
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise error_from(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        yield from_plain(json.loads(line[5:]), BuildDocument)
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
+
+    def rollback(self, model: str, version: int | None = None) -> ModelDocument:
+        """Serve an earlier version again; None: the one before the current."""
+        body = {} if version is None else {"version": version}
+        return self._one("POST", f"/v1/models/{_segment(model)}/rollback", ModelDocument, json=body)
+
+    def unregister(self, model: str) -> None:
+        """Drain and retire all its versions."""
+        self._checked("DELETE", f"/v1/models/{_segment(model)}")
+
+    # Variants, workers, decisions
+
+    def variants(self, *, task: str | None = None, model: str | None = None) -> list[VariantDocument]:
+        wanted = {key: value for key, value in (("task", task), ("model", model)) if value}
+        return self._list("/v1/variants", "variants", VariantDocument, params=wanted)
+
+    def variant(self, name: str) -> VariantDocument:
+        return self._one("GET", f"/v1/variants/{_segment(name)}", VariantDocument)
+
+    def disable_variant(self, name: str) -> VariantDocument:
+        return self._one("POST", f"/v1/variants/{_segment(name)}/disable", VariantDocument)
+
+    def enable_variant(self, name: str) -> VariantDocument:
+        return self._one("POST", f"/v1/variants/{_segment(name)}/enable", VariantDocument)
+
+    def workers(self) -> list[WorkerDocument]:
+        return self._list("/v1/workers", "workers", WorkerDocument)
+
+    def worker(self, worker: str) -> WorkerDocument:
+        return self._one("GET", f"/v1/workers/{_segment(worker)}", WorkerDocument)
+
+    def drain_worker(self, worker: str) -> WorkerDocument:
+        return self._one("POST", f"/v1/workers/{_segment(worker)}/drain", WorkerDocument)
+
+    def resume_worker(self, worker: str) -> WorkerDocument:
+        return self._one("POST", f"/v1/workers/{_segment(worker)}/resume", WorkerDocument)
+
+    def decision(self, key: str) -> Decision:
+        """By decision id or request id."""
+        return self._one("GET", f"/v1/decisions/{_segment(key)}", Decision)
+
+    def decisions(self, limit: int = 20) -> list[Decision]:
+        return self._list("/v1/decisions", "decisions", Decision, params={"limit": str(limit)})
+
+    # The wire
+
+    def _list(self, path: str, key: str, kind: type[T], **options: Any) -> list[T]:
+        return from_plain(self._json("GET", path, **options)[key], list[kind])  # type: ignore[valid-type]
+
+    def _one(self, method: str, path: str, kind: type[T], **options: Any) -> T:
+        return from_plain(self._json(method, path, **options), kind)
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        answer = self._checked(method, path, **options)
+        try:
+            found: dict[str, Any] = answer.json()
+        except ValueError as error:
+            raise errors.UnavailableError(f"{self.url}{path} did not answer with JSON; is it INFaaS?") from error
+        return found
+
+    def _checked(self, method: str, path: str, **options: Any) -> httpx.Response:
+        answer = self._send(method, path, **options)
+        if not answer.is_success:
+            raise error_from(answer)
+        return answer
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **options)
+        except httpx.TimeoutException as error:
+            raise errors.UnavailableError(f"{self.url}{path} did not answer in time") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> errors.UnavailableError:
+        return errors.UnavailableError(
+            f"no controller answers at {self.url} ({error}): `infaas up` starts one, --url or INFAAS_URL names another"
+        )
+
+
+_KINDS: Mapping[Code, type[errors.InfaasError]] = {
+    Code.INVALID: errors.InvalidError,
+    Code.NOT_FOUND: errors.NotFoundError,
+    Code.CONFLICT: errors.ConflictError,
+    Code.PRECONDITION: errors.PreconditionError,
+    Code.UNAUTHENTICATED: errors.UnauthenticatedError,
+    Code.TOO_LARGE: errors.TooLargeError,
+    Code.UNSUPPORTED: errors.UnsupportedError,
+    Code.UNAVAILABLE: errors.UnavailableError,
+    Code.MODEL_FAILED: errors.ModelError,
+}
+
+
+def error_from(answer: httpx.Response) -> errors.InfaasError:
+    """The server's error as ours; what did not come from our server still gets a code, by its status."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or "error" not in body:
+        text = answer.text.strip()[:200] or answer.reason_phrase
+        body = {"error": f"HTTP {answer.status_code}: {text}"}
+    try:
+        code = Code(body["code"])
+    except (KeyError, ValueError):
+        code = code_of_status(answer.status_code)
+    kind = _KINDS.get(code, errors.InfaasError)
+    retry_after = answer.headers.get("retry-after", "")
+    return kind(
+        str(body["error"]),
+        code=code,
+        is_retryable=bool(body.get("retryable", False)),
+        retry_after_s=float(retry_after) if retry_after.isdigit() else None,
+        problems=[str(problem) for problem in body.get("problems", [])],
+    )
+
+
+def served_from(headers: Mapping[str, str]) -> Served:
+    """Headers, or gRPC metadata: the names are the same."""
+
+    def ours(name: str) -> str | None:
+        return headers.get(f"x-infaas-{name}")
+
+    attempts, queue_ms, slo_met = ours("attempts"), ours("queue-ms"), ours("slo-met")
+    return Served(
+        request_id=headers.get("x-request-id"),
+        decision_id=ours("decision-id"),
+        variant=ours("variant"),
+        worker=ours("worker"),
+        slo_met=None if slo_met is None else slo_met == "true",
+        attempts=None if attempts is None else int(attempts),
+        queue_ms=None if queue_ms is None else float(queue_ms),
+        cold_start=ours("cold-start") == "true",
+        fallback=ours("fallback"),
+        dropped_reason=ours("dropped-reason"),
+    )
+
+
+def _open(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise errors.InvalidError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _segment(text: str) -> str:
+    """One path segment, whatever the text holds."""
+    return quote(text, safe="")
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.12g}"
