@@ -102,6 +102,7 @@ class MetadataStore(Protocol):
     def watch(self, cursor: str, epoch: str) -> AsyncIterator[Sequence[Change]]:
         """Changes after the cursor, in order, in groups as they come. Raises CursorLostError. Ends when closed.
 
+        An empty group says that the store was just asked and had nothing new; one comes at least every second.
         Expiries appear as deletions no later than one second after they are due.
         """
 

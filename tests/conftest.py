@@ -1,0 +1,104 @@
+"""What tests of every component share: a real private Redis, a store in it, and a clock that stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from infaas.store.redis import RedisStore
+from infaas.store.server import find_redis_server, redis_command, wait_until_serving
+from infaas.testing.clock import ManualClock
+
+
+class RedisServer:
+    """A private server of a test's own; `url` stays the same over restarts, what it kept does only with its file."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.url = f"unix://{state_dir}/redis.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        binary = find_redis_server(os.environ)
+        command = [*redis_command(binary, self.state_dir), *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """As a crash does: no farewell."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def forget(self) -> None:
+        """Remove what a stopped server kept, so that it starts empty."""
+        for path in sorted((self.state_dir / "redis").rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for the whole session, in a folder with a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="infaas-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        try:
+            # In a thread: the fixture may be asked for from inside a running event loop.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(asyncio.run, wait_until_serving(server.url, 20.0)).result()
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+async def own_redis_server() -> AsyncIterator[RedisServer]:
+    """A server that the test may kill, stop and empty."""
+    with tempfile.TemporaryDirectory(prefix="infaas-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        try:
+            await wait_until_serving(server.url, 20.0)
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Of the session's server; use a namespace of your own, or `redis_namespace`."""
+    return redis_server.url
+
+
+@pytest.fixture
+def redis_namespace() -> str:
+    """A namespace nobody else uses."""
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+async def redis_store(redis_url: str, redis_namespace: str) -> AsyncIterator[RedisStore]:
+    """An empty store of the test's own."""
+    store = RedisStore(redis_url, redis_namespace)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def manual_clock() -> ManualClock:
+    return ManualClock()
