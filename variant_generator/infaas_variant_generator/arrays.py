@@ -1,0 +1,153 @@
+"""Tensors between their bytes and numpy, and the rows that variants are verified and measured with."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infaas.domain.tensor import Datatype, TensorSpec
+from infaas.errors import InvalidError
+
+Arrays = dict[str, NDArray[Any]]
+
+_DTYPES: Mapping[Datatype, str] = {
+    Datatype.BOOL: "?", Datatype.INT8: "<i1", Datatype.INT16: "<i2", Datatype.INT32: "<i4", Datatype.INT64: "<i8",
+    Datatype.UINT8: "<u1", Datatype.UINT16: "<u2", Datatype.UINT32: "<u4", Datatype.UINT64: "<u8",
+    Datatype.FP16: "<f2", Datatype.FP32: "<f4", Datatype.FP64: "<f8", Datatype.BYTES: "O",
+}  # fmt: skip
+
+RANDOM_ROWS = 256
+FREE_DIMENSION = 8
+"""What a dimension that may have any size gets when inputs are made up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Inputs for every row, what is known of the right answers, and where they come from."""
+
+    inputs: Arrays
+    answers: Arrays
+    count: int
+    is_random: bool
+
+
+def to_array(data: bytes | memoryview, datatype: Datatype, shape: Sequence[int]) -> NDArray[Any]:
+    if datatype is not Datatype.BYTES:
+        return np.frombuffer(data, dtype=_DTYPES[datatype]).reshape(shape)
+    view, at, elements = memoryview(data), 0, []
+    while at < len(view):
+        (length,) = struct.unpack_from("<I", view, at)
+        elements.append(bytes(view[at + 4 : at + 4 + length]))
+        at += 4 + length
+    return np.array(elements, dtype=object).reshape(shape)
+
+
+def to_bytes(array: NDArray[Any]) -> bytes:
+    if array.dtype.kind not in "OSU":
+        return array.tobytes()
+    parts = []
+    for element in array.reshape(-1).tolist():
+        raw = element if isinstance(element, bytes) else str(element).encode()
+        parts.append(struct.pack("<I", len(raw)) + raw)
+    return b"".join(parts)
+
+
+def load_rows(inputs: Sequence[TensorSpec], evaluation: Path | None, calibration: Path | None, seed: int) -> Rows:
+    """The evaluation rows that are not calibration rows too, or made-up inputs when there is no evaluation set.
+
+    Raises InvalidError when an input is missing or every row is a calibration row.
+    """
+    if evaluation is None:
+        return Rows(random_inputs(inputs, RANDOM_ROWS, seed), {}, RANDOM_ROWS, is_random=True)
+    arrays = read_npz(evaluation)
+    rows = _row_count(arrays, inputs)
+    keep = np.ones(rows, dtype=np.bool_)
+    if calibration is not None:
+        keep = ~_is_in(arrays, read_npz(calibration), [spec.name for spec in inputs], rows)
+    if not keep.any():
+        raise InvalidError("every evaluation row is a calibration row too; nothing is left to be scored")
+    kept = {name: array[keep] for name, array in arrays.items()}
+    names = {spec.name for spec in inputs}
+    return Rows(
+        inputs={spec.name: np.ascontiguousarray(kept[spec.name], _DTYPES[spec.datatype]) for spec in inputs},
+        answers={name: array for name, array in kept.items() if name not in names},
+        count=int(keep.sum()),
+        is_random=False,
+    )
+
+
+def random_inputs(specs: Sequence[TensorSpec], rows: int, seed: int) -> Arrays:
+    """Values of the right kind: normal floats, small non-negative integers, short texts."""
+    generator = np.random.default_rng(seed)
+    made: Arrays = {}
+    for spec in specs:
+        shape = (rows, *(FREE_DIMENSION if size < 0 else size for size in spec.shape[1:]))
+        if spec.datatype is Datatype.BOOL:
+            made[spec.name] = generator.random(shape) < 0.5
+        elif spec.datatype is Datatype.BYTES:
+            texts = [f"text {number}".encode() for number in generator.integers(0, 100, shape).reshape(-1).tolist()]
+            made[spec.name] = np.array(texts, dtype=object).reshape(shape)
+        elif spec.datatype in (Datatype.FP16, Datatype.FP32, Datatype.FP64):
+            made[spec.name] = generator.standard_normal(shape).astype(_DTYPES[spec.datatype])
+        else:
+            made[spec.name] = generator.integers(0, 10, shape).astype(_DTYPES[spec.datatype])
+    return made
+
+
+def read_npz(path: Path) -> Arrays:
+    """All arrays; pickled objects are refused by numpy."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def run_rows(session: Any, inputs: Arrays, count: int, batch: int, *, is_fixed: bool) -> Arrays:
+    """Run all rows through a session in batches; a fixed batch's last one is filled up with its first rows."""
+    names = [output.name for output in session.get_outputs()]
+    parts: list[list[NDArray[Any]]] = [[] for _ in names]
+    for start in range(0, count, batch):
+        wanted = min(batch, count - start)
+        indices = np.arange(start, start + wanted)
+        if is_fixed and wanted < batch:
+            indices = np.resize(indices, batch)
+        results = session.run(names, {name: as_session_input(array[indices]) for name, array in inputs.items()})
+        for part, result in zip(parts, results, strict=True):
+            part.append(np.asarray(result)[:wanted])
+    return {name: np.concatenate(part) for name, part in zip(names, parts, strict=True)}
+
+
+def as_session_input(array: NDArray[Any]) -> NDArray[Any]:
+    """ONNX Runtime takes texts as str objects."""
+    if array.dtype.kind not in "OS":
+        return array
+    texts = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1).tolist()]
+    return np.array(texts, dtype=object).reshape(array.shape)
+
+
+def _row_count(arrays: Arrays, inputs: Sequence[TensorSpec]) -> int:
+    missing = [spec.name for spec in inputs if spec.name not in arrays]
+    if missing:
+        raise InvalidError(f"the evaluation data lacks the inputs {', '.join(missing)}; it has {sorted(arrays)}")
+    counts = {len(array) for array in arrays.values() if array.ndim}
+    if len(counts) != 1:
+        raise InvalidError(f"the evaluation arrays have different numbers of rows: {sorted(counts)}")
+    return counts.pop()
+
+
+def _is_in(arrays: Arrays, others: Arrays, names: Sequence[str], rows: int) -> NDArray[np.bool_]:
+    """Per row, whether the same inputs stand in `others`."""
+    shared = [name for name in names if name in others]
+    if not shared:
+        return np.zeros(rows, dtype=np.bool_)
+    dtypes = {name: np.result_type(arrays[name], others[name]) for name in shared}
+
+    def key(source: Arrays, row: int) -> bytes:
+        return b"\0".join(to_bytes(source[name][row].astype(dtypes[name])) for name in shared)
+
+    known = {key(others, row) for row in range(min(len(others[name]) for name in shared))}
+    return np.array([key(arrays, row) in known for row in range(rows)], dtype=np.bool_)

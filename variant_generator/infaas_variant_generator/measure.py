@@ -1,0 +1,273 @@
+"""Measures one variant in a process of its own: load time, memory, and latency by batch size.
+
+What is timed is what a worker does with a batch: take each query's bytes, gather them, run, split the outputs, give
+bytes. Cores are asked for before every slice of work and given back after it, so that profiling never holds the cores
+of a serving worker for longer than one slice. The parent turns the result into a published profile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from infaas.clock import iso
+from infaas.errors import InvalidError
+from infaas.runtimes.onnxruntime_options import open_session
+from infaas_variant_generator import rounds
+from infaas_variant_generator.arrays import load_rows
+from infaas_variant_generator.child import Channel, serve
+from infaas_variant_generator.fit import Measurement, Samples, fit_profile
+from infaas_variant_generator.memory import Memory
+from infaas_variant_generator.plan import batch_limit_reason, why_threads_do_not_pay
+from infaas_variant_generator.requests import Measured, MeasureRequest
+from infaas_variant_generator.runner import Runner
+
+SLICE_S = 0.25
+LOAD_REPEATS = 3
+LOAD_BUDGET_S = 1.0
+COMPARE_S = 0.4
+COMPARE_ROUNDS = 5
+INPUT_SEED = 7
+
+
+class Profiler:
+    """One measurement, from the first load to the last round."""
+
+    def __init__(self, request: MeasureRequest, channel: Channel) -> None:
+        self._request = request
+        self._channel = channel
+        self._notes: list[str] = []
+        self._lent: tuple[int, ...] = ()
+
+    def run(self) -> Measured:
+        request = self._request
+        rows = load_rows(
+            request.inputs,
+            Path(request.evaluation) if request.evaluation else None,
+            Path(request.calibration) if request.calibration else None,
+            INPUT_SEED,
+        )
+        feed = Runner.prepare(rows, request.inputs)
+        if request.warmup_graph:
+            open_session(request.warmup_graph, 1).run(None, {"x": np.zeros(1, dtype=np.float32)})
+        if request.compare_threads is not None and (reason := self._why_threads_do_not_pay(feed)):
+            return Measured(reason, None, request.batches[-1], tuple(self._notes))
+        memory = Memory.start()
+        cold_s, runner = self._load(feed, is_cold=True)
+        batches = self._allowed_batches(runner, memory)
+        resident, peak = memory.grown_bytes(), memory.peak_bytes()
+        loads = self._more_loads(feed)
+        samples, tallies = self._rounds(runner, batches)
+        self._write_samples(samples)
+        measured = Measurement(
+            samples=samples,
+            cold_load_s=median([cold_s, *loads[0]]),
+            warm_load_s=median(loads[1]),
+            peak_memory_bytes=max(peak, resident, os.path.getsize(request.graph)),
+            resident_memory_bytes=max(resident, os.path.getsize(request.graph)),
+            stalled_rounds=sum(tally.spoiled_rounds for tally in tallies.values()),
+        )
+        profile = fit_profile(
+            measured,
+            threads=request.threads,
+            price_usd_per_core_hour=request.price_usd_per_core_hour,
+            budget_s=request.budget_s,
+            measured_at=iso(time.time()),
+            host=request.host,
+        )
+        return Measured(None, profile, batches[-1], tuple(self._notes))
+
+    # cores
+
+    @contextlib.contextmanager
+    def _slice(self, cores: int) -> Iterator[None]:
+        """Hold that many cores for the block: ask, pin to them, give them back."""
+        reply = self._channel.ask("cores", count=cores, max_s=SLICE_S)
+        lent = tuple(int(core) for core in reply["cores"])
+        if note := reply.get("note"):
+            self._note(str(note))
+        self._pin(lent)
+        try:
+            yield
+        finally:
+            self._channel.send("release")
+
+    def _pin(self, cores: tuple[int, ...]) -> None:
+        """All threads of this process, ONNX Runtime's too, to these cores; threads made later inherit it."""
+        if not cores or cores == self._lent:
+            return
+        self._lent = cores
+        for thread in os.listdir("/proc/self/task"):
+            try:
+                os.sched_setaffinity(int(thread), cores)
+            except OSError as error:
+                self._note(f"could not be pinned to cores {list(cores)}: {error.strerror}")
+                return
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+
+    # loading and memory
+
+    def _load(self, feed: Runner, *, is_cold: bool) -> tuple[float, Runner]:
+        """Open a session and run the smallest batch once; the seconds that took."""
+        if is_cold:
+            _drop_from_cache(self._request.graph)
+        with self._slice(self._request.threads):
+            begin = time.perf_counter()
+            runner = feed.with_session(open_session(self._request.graph, self._request.threads))
+            runner.run(self._request.batches[0])
+            return time.perf_counter() - begin, runner
+
+    def _more_loads(self, feed: Runner) -> tuple[list[float], list[float]]:
+        """Further cold loads, and warm ones (at least one), within a bound of time."""
+        cold: list[float] = []
+        warm = [self._load(feed, is_cold=False)[0]]
+        while len(warm) < LOAD_REPEATS and sum(cold) + sum(warm) < LOAD_BUDGET_S:
+            cold.append(self._load(feed, is_cold=True)[0])
+            warm.append(self._load(feed, is_cold=False)[0])
+        return cold, warm
+
+    def _allowed_batches(self, runner: Runner, memory: Memory) -> tuple[int, ...]:
+        """Run every batch size once, ascending, up to the one that takes too long or too much memory."""
+        allowed: list[int] = []
+        for batch in self._request.batches:
+            with self._slice(self._request.threads):
+                runner.run(batch)
+                run_s = runner.timed(batch)
+            reason = batch_limit_reason(batch, run_s, memory.peak_bytes(), self._request.hardware_memory_bytes)
+            if reason is not None and allowed:
+                self._note(f"batch limit {allowed[-1]} instead of {self._request.batches[-1]}: {reason}")
+                break
+            allowed.append(batch)
+            if reason is not None:
+                self._note(f"kept although {reason}: there is no smaller batch")
+                break
+        return tuple(allowed)
+
+    # threads
+
+    def _why_threads_do_not_pay(self, feed: Runner) -> str | None:
+        """A quick comparison, alternating, at the smallest, a middle and the largest batch size."""
+        request = self._request
+        fewer = request.compare_threads or 1
+        sizes = sorted({request.batches[0], request.batches[len(request.batches) // 2], request.batches[-1]})
+        with self._slice(request.threads):
+            pair = {n: feed.with_session(open_session(request.graph, n)) for n in (fewer, request.threads)}
+        typical: dict[int, dict[int, float]] = {threads: {} for threads in pair}
+        for batch in sizes:
+            best = self._best_medians(pair, batch)
+            if best is None:
+                break
+            for threads, value in best.items():
+                typical[threads][batch] = value
+        return why_threads_do_not_pay(typical[fewer], typical[request.threads], fewer, request.threads)
+
+    def _best_medians(self, pair: dict[int, Runner], batch: int) -> dict[int, float] | None:
+        """Per thread count the lowest median of several alternating rounds; None when a run alone is too long."""
+        medians: dict[int, list[float]] = {threads: [] for threads in pair}
+        begin = time.perf_counter()
+        once = 0.0
+        for number in range(COMPARE_ROUNDS):
+            for threads, runner in pair.items():
+                with self._slice(self._request.threads):
+                    if number == 0:
+                        runner.run(batch)
+                        once = runner.timed(batch)
+                        medians[threads].append(once)
+                    else:
+                        medians[threads].append(median(runner.timed(batch) for _ in range(rounds.round_runs(once))))
+            if time.perf_counter() - begin > COMPARE_S and number >= 1:
+                break
+        if once > SLICE_S * 4:
+            return None if batch != self._request.batches[0] else {n: min(m) for n, m in medians.items()}
+        return {threads: min(values) for threads, values in medians.items()}
+
+    # latency
+
+    def _rounds(self, runner: Runner, batches: tuple[int, ...]) -> tuple[Samples, dict[int, rounds.Tally]]:
+        tallies = {batch: rounds.Tally() for batch in batches}
+        usual = dict.fromkeys(batches, 0.0)
+        log: list[tuple[int, int, bool, list[float]]] = []
+        with _without_garbage_collection():
+            while not rounds.is_enough(tallies, self._request.budget_s):
+                with self._slice(self._request.threads):
+                    until = time.perf_counter() + SLICE_S
+                    while time.perf_counter() < until and not rounds.is_enough(tallies, self._request.budget_s):
+                        batch = rounds.next_batch(tallies)
+                        if log and usual[batch] > until - time.perf_counter() and usual[batch] < SLICE_S:
+                            break
+                        runs_s, absent_s = self._round(runner, batch, usual[batch])
+                        spoiled = rounds.why_spoiled(runs_s, usual[batch], absent_s) is not None
+                        tallies[batch] = rounds.with_round(tallies[batch], runs_s, is_spoiled=spoiled)
+                        usual[batch] = min(median(runs_s), usual[batch] or median(runs_s))
+                        log.append((len(log), batch, spoiled, runs_s))
+                self._channel.send("progress", fraction=rounds.progress(tallies, self._request.budget_s))
+        return _as_samples(log), tallies
+
+    def _round(self, runner: Runner, batch: int, usual_s: float) -> tuple[list[float], float | None]:
+        """One burst; for how long the measuring thread was not running, where it never waits for others."""
+        count = rounds.round_runs(usual_s) if usual_s > 0 else 1
+        begin_cpu, begin = time.thread_time(), time.perf_counter()
+        runs_s = [runner.timed(batch) for _ in range(count)]
+        wall_s, cpu_s = time.perf_counter() - begin, time.thread_time() - begin_cpu
+        return runs_s, max(0.0, wall_s - cpu_s) if self._request.threads == 1 else None
+
+    def _write_samples(self, samples: Samples) -> None:
+        with open(self._request.samples, "wb") as file:
+            np.savez_compressed(
+                file,
+                batch=samples.batch,
+                round=samples.round,
+                seconds=samples.seconds,
+                is_spoiled=samples.is_spoiled,
+            )
+
+
+def _as_samples(log: list[tuple[int, int, bool, list[float]]]) -> Samples:
+    if not log:
+        raise InvalidError("nothing was measured")
+    counts = [len(runs) for *_, runs in log]
+    return Samples(
+        batch=np.repeat(np.array([batch for _, batch, _, _ in log], dtype=np.int64), counts),
+        round=np.repeat(np.array([number for number, *_ in log], dtype=np.int64), counts),
+        seconds=np.array([value for *_, runs in log for value in runs], dtype=np.float64),
+        is_spoiled=np.repeat(np.array([spoiled for _, _, spoiled, _ in log], dtype=np.bool_), counts),
+    )
+
+
+def _drop_from_cache(path: str) -> None:
+    """Have the kernel forget the file's pages, so that loading it reads the disk. On tmpfs there is no disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # dirty pages cannot be dropped
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _work(request: MeasureRequest, channel: Channel) -> Any:
+    return Profiler(request, channel).run()
+
+
+if __name__ == "__main__":
+    serve(MeasureRequest, _work)

@@ -1,0 +1,137 @@
+"""Which variants to try for a graph on some hardware, and why others are not tried.
+
+Pure: everything it looks at is an argument. What only a measurement can tell (whether another thread gains anything,
+whether the largest batch takes absurdly long) is decided here too, from the measured figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from infaas.domain.variant import Hardware, Precision, Runtime
+from infaas_variant_generator.facts import GraphFacts, HardwareFacts
+
+MIN_THREAD_GAIN = 1.10
+"""More threads must be at least this much faster at some batch size; else they only cost more."""
+MAX_BATCH_RUN_S = 2.0
+"""A batch that runs longer than this helps nobody: its first query has waited too long."""
+MAX_MEMORY_SHARE = 0.25
+"""Of the hardware's memory, for one instance at its largest batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """What planning must know of a recipe family: `Recipe` in `transform.base` without its effects."""
+
+    entry: str
+    """Name of the entry point in the group `infaas.recipes`."""
+    prefix: str
+    runtime: Runtime
+    hardware: Hardware
+    precision: Precision
+    not_applicable: str | None = None
+    """Why it does not apply to this graph; None when it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedVariant:
+    """One recipe: a transform of the graph, a number of threads, and the batch sizes to measure."""
+
+    name: str
+    """`ort-fp32-t1`: what the variant's name ends with."""
+    transform: Transform
+    threads: int
+    batches: tuple[int, ...]
+    compare_threads: int | None
+    """It is kept only if it gains over this many threads; None: kept in any case."""
+    skip: str | None
+    """Why it is not tried at all; None: try it."""
+
+
+def plan_variants(
+    facts: GraphFacts,
+    hardware: HardwareFacts,
+    transforms: Sequence[Transform],
+    *,
+    max_batch_size: int,
+    fixed_batch: int | None,
+) -> tuple[PlannedVariant, ...]:
+    """Every recipe for the graph, the ones that do not apply with their reason.
+
+    All single-threaded ones come first, so that a model can be served as early as possible.
+    """
+    batches = batch_sizes(max_batch_size, fixed_batch)
+    ordered = sorted(transforms, key=lambda t: (t.precision is not Precision.FP32, t.prefix))
+    return tuple(
+        PlannedVariant(
+            name=f"{transform.prefix}-t{threads}",
+            transform=transform,
+            threads=threads,
+            batches=batches,
+            compare_threads=threads // 2 if threads > 1 else None,
+            skip=_why_skip(facts, hardware, transform),
+        )
+        for threads in thread_counts(hardware.cores)
+        for transform in ordered
+    )
+
+
+def thread_counts(cores: int) -> tuple[int, ...]:
+    """1, 2, 4 ... up to the cores."""
+    counts = [1]
+    while counts[-1] * 2 <= cores:
+        counts.append(counts[-1] * 2)
+    return tuple(counts)
+
+
+def batch_sizes(max_batch_size: int, fixed_batch: int | None) -> tuple[int, ...]:
+    """1, 2, 4 ... and the limit itself; only the fixed batch for a graph that takes no other."""
+    if fixed_batch is not None:
+        return (fixed_batch,)
+    sizes = [1]
+    while sizes[-1] * 2 <= max_batch_size:
+        sizes.append(sizes[-1] * 2)
+    if sizes[-1] != max_batch_size:
+        sizes.append(max_batch_size)
+    return tuple(sizes)
+
+
+def why_threads_do_not_pay(few: Mapping[int, float], many: Mapping[int, float], fewer: int, more: int) -> str | None:
+    """From the typical latency by batch size with `fewer` and with `more` threads: why more are not worth having."""
+    gains = {batch: few[batch] / many[batch] for batch in sorted(few.keys() & many.keys()) if many[batch] > 0}
+    if not gains:
+        return f"{more} threads could not be compared with {fewer}"
+    best = max(gains, key=lambda batch: gains[batch])
+    if gains[best] >= MIN_THREAD_GAIN:
+        return None
+    return (
+        f"{more} threads gain too little over {fewer}: at best {gains[best]:.2f}x at batch {best} "
+        f"({few[best] * 1e3:.3g} ms to {many[best] * 1e3:.3g} ms); {MIN_THREAD_GAIN:.2f}x would do"
+    )
+
+
+def batch_limit_reason(batch: int, run_s: float, memory_bytes: int, hardware_memory: int) -> str | None:
+    """Why a batch of this size is too much; None when it is fine."""
+    if run_s > MAX_BATCH_RUN_S:
+        return f"one run of {batch} items takes {run_s:.2f} s, over {MAX_BATCH_RUN_S:g} s"
+    allowed = int(hardware_memory * MAX_MEMORY_SHARE)
+    if memory_bytes > allowed:
+        return (
+            f"{batch} items take {memory_bytes / 2**20:.0f} MiB, over {MAX_MEMORY_SHARE:.0%} of the "
+            f"{hardware_memory / 2**20:.0f} MiB there are"
+        )
+    return None
+
+
+def _why_skip(facts: GraphFacts, hardware: HardwareFacts, transform: Transform) -> str | None:
+    if transform.hardware is not hardware.kind:
+        return f"needs {transform.hardware.value}; this is {hardware.kind.value}"
+    if transform.not_applicable is not None:
+        return transform.not_applicable
+    if facts.file_bytes > hardware.memory_bytes * MAX_MEMORY_SHARE:
+        return (
+            f"the graph's {facts.file_bytes / 2**20:.0f} MiB are over {MAX_MEMORY_SHARE:.0%} of the "
+            f"{hardware.memory_bytes / 2**20:.0f} MiB there are"
+        )
+    return None

@@ -1,0 +1,84 @@
+"""What the generator asks of its child processes and what they answer: plain values that travel as JSON.
+
+They stand apart from the children's code, because that code loads numpy and ONNX Runtime and the generator does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infaas.domain.tensor import TensorSpec
+from infaas.domain.variant import Accuracy, Profile
+from infaas_variant_generator.facts import GraphFacts
+from infaas_variant_generator.plan import Transform
+
+
+@dataclass(frozen=True, slots=True)
+class InspectRequest:
+    graph: str
+    warmup_graph: str
+    """Where to write the tiny graph that measuring processes run first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    facts: GraphFacts
+    transforms: tuple[Transform, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRequest:
+    entry: str
+    source: str
+    target: str
+    reference: str
+    """Where the original's answers are kept between the recipes of one build."""
+    inputs: tuple[TensorSpec, ...]
+    evaluation: str | None
+    calibration: str | None
+    metric: str
+    tolerance: float
+    fixed_batch: int | None
+    max_batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """`outcome` is `made`, `skipped` or `failed`; `reason` says why it was not made."""
+
+    outcome: str
+    reason: str
+    max_abs_error: float | None = None
+    accuracy: Accuracy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureRequest:
+    graph: str
+    threads: int
+    batches: tuple[int, ...]
+    fixed_batch: int | None
+    compare_threads: int | None
+    """Measure only if `threads` gain over these."""
+    budget_s: float
+    inputs: tuple[TensorSpec, ...]
+    evaluation: str | None
+    calibration: str | None
+    warmup_graph: str | None
+    """A tiny graph run first, so that what ONNX Runtime sets up once per process is not laid to this variant."""
+    samples: str
+    """Where to write the raw samples (npz)."""
+    price_usd_per_core_hour: float
+    hardware_memory_bytes: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`skipped` says why the variant is not worth having; else there is a profile. `notes` are for people."""
+
+    skipped: str | None
+    profile: Profile | None
+    max_batch_size: int
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,68 @@
+"""What a recipe is, and how the installed ones are found.
+
+A recipe is one file and one entry point in the group `infaas.recipes`. Its class takes no arguments and must be cheap
+to import: `transform` runs in a child process and imports its tools there.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from infaas.domain.variant import Hardware, Precision, Runtime
+from infaas.errors import InfaasError, NotFoundError
+from infaas_variant_generator.facts import GraphFacts
+from infaas_variant_generator.plan import Transform
+
+GROUP = "infaas.recipes"
+
+
+class DoesNotApplyError(InfaasError):
+    """Only trying showed that the recipe has nothing to do with this graph: recorded as skipped, not as failed."""
+
+
+class Recipe(Protocol):
+    prefix: str
+    """First part of the recipe's name, unique among recipes: `ort-fp32`."""
+    runtime: Runtime
+    hardware: Hardware
+    precision: Precision
+    is_exact: bool
+    """Whether its answers must equal the original's but for rounding; else it may lose score within the tolerance."""
+
+    def why_not(self, facts: GraphFacts) -> str | None:
+        """Why it does not apply to such a graph; None when it does."""
+
+    def transform(self, source: Path, target: Path) -> None:
+        """Write the graph to `target`; other files may be left beside it. Called in a child process.
+
+        Raises DoesNotApplyError, or whatever its tools raise.
+        """
+
+
+def load_recipe(entry: str) -> Recipe:
+    """Raises NotFoundError for a name that no entry point has."""
+    for point in entry_points(group=GROUP):
+        if point.name == entry:
+            recipe: Recipe = point.load()()
+            return recipe
+    raise NotFoundError(f"no recipe is installed under the name {entry!r}")
+
+
+def installed_transforms(facts: GraphFacts) -> tuple[Transform, ...]:
+    """Every installed recipe and whether it applies to the graph."""
+    found = []
+    for name in sorted({point.name for point in entry_points(group=GROUP)}):
+        recipe = load_recipe(name)
+        found.append(
+            Transform(
+                entry=name,
+                prefix=recipe.prefix,
+                runtime=recipe.runtime,
+                hardware=recipe.hardware,
+                precision=recipe.precision,
+                not_applicable=recipe.why_not(facts),
+            )
+        )
+    return tuple(found)
