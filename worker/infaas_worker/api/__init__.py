@@ -1,0 +1,1 @@
+"""The worker's edge: the streams that controllers and the profiler hold."""

@@ -1,0 +1,1 @@
+"""The worker's rules: pure functions over frozen values. Time is an argument and nothing here waits."""

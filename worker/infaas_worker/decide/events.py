@@ -1,0 +1,171 @@
+"""What can happen to a worker, and what its rules then want done. Events are past tense, commands imperative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infaas.domain.ids import InstanceId, VariantName
+from infaas.domain.query import Code
+from infaas_worker.decide.instances import InstanceEvent, WorkKind
+
+
+@dataclass(frozen=True, slots=True)
+class StagedQuery:
+    id: int
+    items: int
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAsked:
+    instance: InstanceId
+    variant: VariantName
+    threads: int
+    memory_bytes: int
+    warm_up_s: float | None = None
+    """How long its warm-up should run; None: unknown."""
+    probe_s: float | None = None
+    problem: str = ""
+    """Why it cannot be loaded, when that is known beforehand; it then appears as FAILED with this reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAsked:
+    instance: InstanceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchArrived:
+    """`key` is positive and never used before; `owner` is the stream it came on."""
+
+    key: int
+    owner: str
+    instance: InstanceId
+    queries: tuple[StagedQuery, ...]
+    expected_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueriesCancelled:
+    key: int
+    queries: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerLeft:
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceTold:
+    """Something that the executor's side says of an instance."""
+
+    instance: InstanceId
+    event: InstanceEvent
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAsked:
+    id: int
+    cores: int
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnded:
+    """The holder let go, ran out of time, or left before it got any."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainBegan:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainEnded:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    pass
+
+
+Event = (
+    LoadAsked
+    | UnloadAsked
+    | BatchArrived
+    | QueriesCancelled
+    | OwnerLeft
+    | InstanceTold
+    | LeaseAsked
+    | LeaseEnded
+    | DrainBegan
+    | DrainEnded
+    | Ticked
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BeginLoad:
+    """Load once every instance in `wait_for` is out of the executor."""
+
+    instance: InstanceId
+    wait_for: tuple[InstanceId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeginUnload:
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Start now. `queries` are those of the batch that still want an answer; empty for a warm-up or probe."""
+
+    key: int
+    kind: WorkKind
+    instance: InstanceId
+    queries: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The batch as a whole failed or was refused; nothing more will be said of it."""
+
+    key: int
+    code: Code
+    text: str
+    was_running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """The run is over: send its results, but none to the `cancelled` queries, whose callers have left."""
+
+    key: int
+    cancelled: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Forget the work; nobody is left to be told."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLease:
+    id: int
+    core_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A state changed: tell every controller."""
+
+
+Command = BeginLoad | BeginUnload | Run | Answer | Deliver | Discard | GrantLease | Report

@@ -1,0 +1,387 @@
+"""The worker as one pure machine: `advance(serving, event, now) -> (serving, commands)`.
+
+It holds every instance, every batch by key, and who has the cores, and composes the rules of this folder: lifecycle
+(`instances`), order (`schedule`) and room (`memory`). Tensors never come here. Promises: a batch is answered, delivered
+or discarded exactly once; running threads and leased cores together never exceed the worker's cores; a draining worker
+takes nothing new and ends empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from infaas.domain.ids import InstanceId
+from infaas.domain.lifecycle import InstanceState
+from infaas.domain.query import Code
+from infaas_worker.decide.events import (
+    Answer,
+    BatchArrived,
+    BeginLoad,
+    BeginUnload,
+    Command,
+    Deliver,
+    Discard,
+    DrainBegan,
+    DrainEnded,
+    Event,
+    GrantLease,
+    InstanceTold,
+    LeaseAsked,
+    LeaseEnded,
+    LoadAsked,
+    OwnerLeft,
+    QueriesCancelled,
+    Report,
+    Run,
+    StagedQuery,
+    Ticked,
+    UnloadAsked,
+)
+from infaas_worker.decide.instances import (
+    DrainAsked,
+    Instance,
+    InstanceEvent,
+    LoadFailed,
+    ProbeDue,
+    Refuse,
+    Stage,
+    TimePassed,
+    Unload,
+    WorkArrived,
+    WorkDone,
+    WorkKind,
+    WorkStarted,
+    WorkWithdrawn,
+    step,
+)
+from infaas_worker.decide.memory import NoRoom, Resident, make_room
+from infaas_worker.decide.schedule import PATIENCE_S, Running, Waiting, choose
+
+PROTECTED_S = 5.0
+"""An instance that was loaded for a query and has not answered one yet is not evicted for this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    key: int
+    kind: WorkKind
+    instance: InstanceId
+    threads: int
+    owner: str
+    arrived_at: float
+    deadline: float
+    queries: tuple[StagedQuery, ...] = ()
+    expected_s: float | None = None
+    started_at: float | None = None
+    cancelled: frozenset[int] = frozenset()
+    is_orphan: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    cores: int
+    max_s: float
+    core_ids: tuple[int, ...] = ()
+    granted_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    core_ids: tuple[int, ...]
+    memory_bytes: int
+    probe_interval_s: float
+    is_draining: bool = False
+    instances: Mapping[InstanceId, Instance] = field(default_factory=dict)
+    asked: Mapping[InstanceId, LoadAsked] = field(default_factory=dict)
+    work: Mapping[int, Work] = field(default_factory=dict)
+    leases: Mapping[int, Lease] = field(default_factory=dict)
+    """In the order they were asked for."""
+    own_keys: int = 0
+    """Warm-ups and probes made so far; their keys are negative."""
+
+    @property
+    def cores(self) -> int:
+        return len(self.core_ids)
+
+    @property
+    def busy_cores(self) -> int:
+        """Threads of what runs, and leased cores."""
+        running = sum(work.threads for work in self.work.values() if work.started_at is not None)
+        return running + sum(len(lease.core_ids) for lease in self.leases.values())
+
+    @property
+    def has_batches(self) -> bool:
+        return any(work.kind is WorkKind.BATCH for work in self.work.values())
+
+
+def advance(serving: Serving, event: Event, now: float) -> tuple[Serving, tuple[Command, ...]]:
+    """What an event makes of the worker, and everything that must now be done, in order."""
+    machine = _Machine(serving, now)
+    machine.take(event)
+    machine.expire()
+    machine.start()
+    machine.lease()
+    return machine.result()
+
+
+class _Machine:
+    """One call of `advance`: collects changes on copies, so that the values it was given stay as they were."""
+
+    def __init__(self, serving: Serving, now: float) -> None:
+        self._before = serving
+        self._now = now
+        self._instances = dict(serving.instances)
+        self._asked = dict(serving.asked)
+        self._work = dict(serving.work)
+        self._leases = dict(serving.leases)
+        self._own_keys = serving.own_keys
+        self._is_draining = serving.is_draining
+        self._commands: list[Command] = []
+
+    def result(self) -> tuple[Serving, tuple[Command, ...]]:
+        if self._is_draining != self._before.is_draining or self._states_differ():
+            self._commands.append(Report())
+        after = replace(
+            self._before,
+            is_draining=self._is_draining,
+            instances=self._instances,
+            asked=self._asked,
+            work=self._work,
+            leases=self._leases,
+            own_keys=self._own_keys,
+        )
+        return after, tuple(self._commands)
+
+    def take(self, event: Event) -> None:
+        match event:
+            case BatchArrived():
+                self._arrive(event)
+            case InstanceTold(instance, told):
+                self._tell(instance, told)
+            case QueriesCancelled(key, queries):
+                self._cancel(key, queries)
+            case LoadAsked():
+                self._load(event)
+            case UnloadAsked(instance, reason):
+                self._tell(instance, DrainAsked(reason))
+            case OwnerLeft(owner):
+                self._orphan(owner)
+            case LeaseAsked(lease, cores, max_s):
+                self._leases[lease] = Lease(cores, max_s)
+            case LeaseEnded(lease):
+                self._leases.pop(lease, None)
+            case DrainBegan():
+                self._is_draining = True
+            case DrainEnded():
+                self._is_draining = False
+            case Ticked():
+                self._tick()
+
+    def expire(self) -> None:
+        """Queries whose deadline passed while they were staged are answered now and never run."""
+        overdue = [w for w in self._work.values() if w.deadline <= self._now and w.started_at is None]
+        for work in overdue:
+            if work.kind is WorkKind.BATCH:
+                alive = tuple(query for query in work.queries if query.deadline > self._now)
+                self._keep(work, alive, Code.DEADLINE_PASSED, "the deadline passed before the batch began to run")
+
+    def start(self) -> None:
+        waiting = [self._waiting(work) for work in self._work.values() if work.started_at is None]
+        if not waiting:
+            return
+        room = {key: one.in_flight - len(one.running) for key, one in self._instances.items()}
+        for key in choose(waiting, self._running(), room, self._before.cores, self._now):
+            work = replace(self._work[key], started_at=self._now)
+            self._work[key] = work
+            self._tell(work.instance, WorkStarted(key))
+            self._commands.append(Run(key, work.kind, work.instance, tuple(query.id for query in work.queries)))
+
+    def lease(self) -> None:
+        """Cores that nothing runs on or waits for go to whoever asked first."""
+        if all(lease.core_ids for lease in self._leases.values()) or self._is_short_of_cores():
+            return
+        used = sum(run.threads for run in self._running())
+        held = {core for lease in self._leases.values() for core in lease.core_ids}
+        free_ids = [core for core in reversed(self._before.core_ids) if core not in held]
+        for key, lease in list(self._leases.items()):
+            if lease.core_ids:
+                continue
+            if used + lease.cores > self._before.cores:
+                return
+            ids, free_ids = tuple(free_ids[: lease.cores]), free_ids[lease.cores :]
+            used += lease.cores
+            self._leases[key] = replace(lease, core_ids=ids, granted_at=self._now)
+            self._commands.append(GrantLease(key, ids))
+
+    def _arrive(self, event: BatchArrived) -> None:
+        instance = self._instances.get(event.instance)
+        refusal: tuple[Code, str] | None = None
+        if self._is_draining:
+            refusal = Code.DRAINING, "the worker is draining"
+        elif instance is None:
+            refusal = Code.UNAVAILABLE, f"no instance {event.instance!r} on this worker"
+        elif not event.queries:
+            refusal = Code.INVALID, "the batch holds no queries"
+        elif self._held_by(event.owner, event.instance) >= instance.slots:
+            refusal = Code.SATURATED, f"all {instance.slots} slots of instance {event.instance} are taken"
+        if refusal is not None or instance is None:
+            self._commands.append(Answer(event.key, *(refusal or (Code.INTERNAL, "")), was_running=False))
+            return
+        deadline = min(query.deadline for query in event.queries)
+        self._work[event.key] = Work(
+            event.key,
+            WorkKind.BATCH,
+            event.instance,
+            instance.threads,
+            event.owner,
+            self._now,
+            deadline,
+            event.queries,
+            event.expected_s,
+        )
+        self._tell(event.instance, WorkArrived(event.key))
+
+    def _tell(self, instance_id: InstanceId, event: InstanceEvent) -> None:
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            return
+        if isinstance(event, WorkDone):
+            self._finish(event)
+        after, commands = step(instance, event, self._now)
+        self._instances[instance_id] = after
+        for command in commands:
+            match command:
+                case Refuse(key, code, text, was_running):
+                    self._drop(key, code, text, was_running)
+                case Unload():
+                    self._commands.append(BeginUnload(instance_id))
+                case Stage(kind):
+                    self._stage(after, kind)
+        if after.state is InstanceState.GONE:
+            del self._instances[instance_id]
+            self._asked.pop(instance_id, None)
+
+    def _finish(self, event: WorkDone) -> None:
+        work = self._work.pop(event.key, None)
+        if work is None or work.kind is not WorkKind.BATCH:
+            return
+        self._commands.append(Discard(work.key) if work.is_orphan else Deliver(work.key, work.cancelled))
+
+    def _drop(self, key: int, code: Code, text: str, was_running: bool) -> None:
+        work = self._work.pop(key, None)
+        if work is None or work.kind is not WorkKind.BATCH:
+            return
+        self._commands.append(Discard(key) if work.is_orphan else Answer(key, code, text, was_running))
+
+    def _cancel(self, key: int, queries: frozenset[int]) -> None:
+        work = self._work.get(key)
+        if work is None:
+            return
+        if work.started_at is not None:
+            self._work[key] = replace(work, cancelled=work.cancelled | queries)
+            return
+        alive = tuple(query for query in work.queries if query.id not in queries)
+        self._keep(work, alive, Code.CANCELLED, "taken back before the batch began to run")
+
+    def _keep(self, work: Work, alive: tuple[StagedQuery, ...], code: Code, text: str) -> None:
+        """Go on with fewer queries; without any, the batch is answered as a whole."""
+        if len(alive) == len(work.queries):
+            return
+        if alive:
+            self._work[work.key] = replace(work, queries=alive, deadline=min(query.deadline for query in alive))
+            return
+        self._drop(work.key, code, text, was_running=False)
+        self._tell(work.instance, WorkWithdrawn(work.key))
+
+    def _orphan(self, owner: str) -> None:
+        for work in [w for w in self._work.values() if w.owner == owner and w.kind is WorkKind.BATCH]:
+            self._work[work.key] = replace(work, is_orphan=True)
+            if work.started_at is None:
+                self._drop(work.key, Code.CANCELLED, "", was_running=False)
+                self._tell(work.instance, WorkWithdrawn(work.key))
+
+    def _load(self, event: LoadAsked) -> None:
+        if event.instance in self._instances:
+            return
+        room = make_room(event.memory_bytes, self._before.memory_bytes, self._residents())
+        instance = Instance(event.instance, event.variant, event.threads, event.memory_bytes, self._now)
+        self._instances[event.instance] = instance
+        self._asked[event.instance] = event
+        if event.problem:
+            self._tell(event.instance, LoadFailed(event.problem))
+        elif self._is_draining:
+            self._tell(event.instance, LoadFailed("the worker is draining"))
+        elif event.threads > self._before.cores:
+            reason = f"the variant needs {event.threads} threads, this worker has {self._before.cores} cores"
+            self._tell(event.instance, LoadFailed(reason))
+        elif isinstance(room, NoRoom):
+            self._tell(event.instance, LoadFailed(f"no room in memory: {room.reason}"))
+        else:
+            for evicted in room.evict:
+                self._tell(evicted, DrainAsked(f"least useful by measured use; makes room for {event.variant}"))
+            self._commands.append(BeginLoad(event.instance, room.wait_for))
+
+    def _residents(self) -> list[Resident]:
+        return [
+            Resident(
+                one.id,
+                one.memory_bytes,
+                is_leaving=one.state in (InstanceState.DRAINING, InstanceState.FAILED),
+                is_evictable=one.state is InstanceState.READY
+                and one.is_idle
+                and (one.items_done > 0 or self._now - (one.loaded_at or 0.0) >= PROTECTED_S),
+                recent_items=one.recent_use(self._now),
+                reload_s=one.load_s,
+            )
+            for one in self._instances.values()
+            if one.holds_memory
+        ]
+
+    def _stage(self, instance: Instance, kind: WorkKind) -> None:
+        self._own_keys += 1
+        key = -self._own_keys
+        asked = self._asked[instance.id]
+        expected = asked.warm_up_s if kind is WorkKind.WARM_UP else asked.probe_s
+        self._work[key] = Work(
+            key, kind, instance.id, instance.threads, "", self._now, self._now + PATIENCE_S, expected_s=expected
+        )
+        self._tell(instance.id, WorkArrived(key, kind))
+
+    def _tick(self) -> None:
+        for key, instance in list(self._instances.items()):
+            self._tell(key, TimePassed())
+            last = instance.last_ok_at if instance.last_ok_at is not None else instance.loaded_at
+            if last is not None and self._now - last >= self._before.probe_interval_s:
+                self._tell(key, ProbeDue())
+
+    def _held_by(self, owner: str, instance: InstanceId) -> int:
+        return sum(work.owner == owner and work.instance == instance for work in self._work.values())
+
+    def _waiting(self, work: Work) -> Waiting:
+        return Waiting(work.key, work.instance, work.threads, work.arrived_at, work.deadline, work.expected_s)
+
+    def _running(self) -> list[Running]:
+        running = [
+            Running(work.threads, work.started_at + (work.expected_s or 0.0))
+            for work in self._work.values()
+            if work.started_at is not None
+        ]
+        running += [
+            Running(len(lease.core_ids), (lease.granted_at or 0.0) + lease.max_s)
+            for lease in self._leases.values()
+            if lease.core_ids
+        ]
+        return running
+
+    def _is_short_of_cores(self) -> bool:
+        """Whether work waits that only lacks cores."""
+        return any(
+            work.started_at is None and len(one.running) < one.in_flight
+            for work in self._work.values()
+            if (one := self._instances.get(work.instance)) is not None
+        )
+
+    def _states_differ(self) -> bool:
+        before, after = self._before.instances, self._instances
+        return before.keys() != after.keys() or any(before[k].state is not one.state for k, one in after.items())

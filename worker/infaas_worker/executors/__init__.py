@@ -1,0 +1,1 @@
+"""What runs a variant: one contract, one file per runtime, found by entry point in the group `infaas.executors`."""

@@ -1,0 +1,139 @@
+"""What an executor promises, whatever runs the model: ONNX Runtime here, later a GPU or a Triton server far away.
+
+Loading blocks and is called on a loading thread. Running does not: `submit` hands a batch over and returns a future,
+and up to `max_in_flight` may be pending at once, so a device or a server can overlap copies and work. An executor
+imports its runtime when it first loads something, so that an idle worker stays small.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from infaas.domain.query import Code
+from infaas.domain.tensor import Datatype
+from infaas.domain.variant import Hardware, Runtime, Variant
+from infaas.errors import UnsupportedError
+
+GROUP = "infaas.executors"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor's shape and its row-major little-endian bytes (OIP's form)."""
+
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class QueryIn:
+    items: int
+    inputs: tuple[Value, ...]
+    """In the order of the batch's `input_names`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchIn:
+    """Queries that share input names, datatypes, shapes beyond the first dimension, and requested outputs."""
+
+    input_names: tuple[str, ...]
+    datatypes: tuple[Datatype, ...]
+    queries: tuple[QueryIn, ...]
+    outputs: tuple[str, ...] = ()
+    """Requested, in order; empty: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryError:
+    """What befell one query of a batch that ran."""
+
+    code: Code
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOut:
+    """One entry per query, in order: its values in the order of `output_names`, or its own error."""
+
+    output_names: tuple[str, ...]
+    datatypes: tuple[Datatype, ...]
+    queries: tuple[tuple[Value, ...] | QueryError, ...]
+    run_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that runs of an executor compete for."""
+
+    hardware: Hardware
+    index: int = 0
+    memory_bytes: int | None = None
+    """None: the worker's own memory."""
+
+
+class LoadedModel(Protocol):
+    """One instance inside an executor. The worker owns it and calls `close` exactly once."""
+
+    @property
+    def max_in_flight(self) -> int:
+        """Batches that may be pending at once."""
+
+    def submit(self, batch: BatchIn) -> Future[BatchOut]:
+        """Run a batch. Never blocks. The future raises ModelError when the model itself failed, InvalidError when
+        the tensors do not fit it, and UnavailableError when the executor has died or is closed; a query that alone is
+        to blame for a failure has a `QueryError` in the result instead."""
+
+    def memory_bytes(self) -> int:
+        """Held now, as well as the runtime can say."""
+
+    def close(self) -> None:
+        """Finish what is pending, then free everything. Blocks; runs on a loading thread."""
+
+
+class Executor(Protocol):
+    @property
+    def runtime(self) -> Runtime: ...
+
+    @property
+    def devices(self) -> tuple[Device, ...]: ...
+
+    def load(self, variant: Variant, artifact: Path) -> LoadedModel:
+        """Blocks; may be called from several loading threads at once, and at low priority when the variant has one
+        thread: threads that serve are started by the first `submit`, because they inherit the caller's priority.
+
+        Raises ModelError when the artifact cannot be loaded or does not fit the variant, UnsupportedError when this
+        executor cannot run such a variant.
+        """
+
+
+class Executors:
+    """Executors by runtime, each made when a variant first asks for it."""
+
+    def __init__(self, factories: dict[str, Callable[[], Executor]] | None = None) -> None:
+        self._factories = factories
+        self._made: dict[str, Executor] = {}
+        self._lock = threading.Lock()
+
+    def get(self, runtime: Runtime) -> Executor:
+        """Blocks while the runtime is imported. Raises UnsupportedError when nothing installed runs it."""
+        with self._lock:
+            found = self._made.get(runtime.value)
+            if found is None:
+                found = self._make(runtime.value)
+                self._made[runtime.value] = found
+            return found
+
+    def _make(self, name: str) -> Executor:
+        if self._factories is not None and name in self._factories:
+            return self._factories[name]()
+        if self._factories is None:
+            for entry in entry_points(group=GROUP, name=name):
+                made: Executor = entry.load()()
+                return made
+        raise UnsupportedError(f"no executor for runtime {name!r} is installed in this worker")

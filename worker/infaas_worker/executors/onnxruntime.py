@@ -1,0 +1,296 @@
+"""ONNX Runtime on the CPU: one owned thread per instance, one batch after another.
+
+Input bytes are looked at in place; several queries are gathered by one concatenation, a single one by none; outputs
+are cut per query as views. The session is opened exactly as the profiler opens it (`infaas.runtimes`), and a session
+that ended up on anything but the CPU provider is refused instead of used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from infaas.domain.tensor import Datatype
+from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
+from infaas.errors import InfaasError, InvalidError, ModelError, UnavailableError, UnsupportedError
+from infaas.runtimes.onnxruntime_options import PROVIDERS, open_session
+from infaas_worker.executors.base import BatchIn, BatchOut, Device, LoadedModel, QueryError, QueryIn, Value
+from infaas_worker.executors.tensors import Array, datatype_of, to_array, to_value
+
+_ONNX_TYPES = {
+    "tensor(bool)": Datatype.BOOL,
+    "tensor(int8)": Datatype.INT8,
+    "tensor(int16)": Datatype.INT16,
+    "tensor(int32)": Datatype.INT32,
+    "tensor(int64)": Datatype.INT64,
+    "tensor(uint8)": Datatype.UINT8,
+    "tensor(uint16)": Datatype.UINT16,
+    "tensor(uint32)": Datatype.UINT32,
+    "tensor(uint64)": Datatype.UINT64,
+    "tensor(float16)": Datatype.FP16,
+    "tensor(float)": Datatype.FP32,
+    "tensor(double)": Datatype.FP64,
+    "tensor(string)": Datatype.BYTES,
+}
+
+
+class OnnxRuntimeExecutor:
+    """Entry point `onnxruntime` of the group `infaas.executors`. Making one imports the runtime."""
+
+    def __init__(self) -> None:
+        importlib.import_module("onnxruntime")
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime.ONNXRUNTIME
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return (Device(Hardware.CPU),)
+
+    def load(self, variant: Variant, artifact: Path) -> LoadedModel:
+        if variant.hardware is not Hardware.CPU:
+            raise UnsupportedError(
+                f"{variant.name} is for {variant.hardware.value}; this executor runs on the CPU only"
+            )
+        if variant.isolation is not Isolation.THREAD:
+            raise UnsupportedError(
+                f"{variant.name} asks for isolation {variant.isolation.value!r}, this executor has threads"
+            )
+        before = psutil.Process().memory_info().rss
+        try:
+            session = open_session(str(artifact), variant.threads)
+        except Exception as error:  # ONNX Runtime's errors share no base
+            raise ModelError(f"ONNX Runtime cannot load {variant.name}: {_first_line(error)}") from error
+        providers = tuple(session.get_providers())
+        if providers != PROVIDERS:
+            raise ModelError(f"{variant.name} would run on {', '.join(providers)} instead of {', '.join(PROVIDERS)}")
+        session.disable_fallback()
+        graph = _Graph(variant, session)
+        grown = psutil.Process().memory_info().rss - before
+        return OnnxRuntimeModel(graph, memory_bytes=max(grown, artifact.stat().st_size))
+
+
+class OnnxRuntimeModel:
+    """A session and the one thread that may use it."""
+
+    max_in_flight = 1
+
+    def __init__(self, graph: _Graph, *, memory_bytes: int) -> None:
+        self._graph: _Graph | None = graph
+        self._memory_bytes = memory_bytes
+        self._inbox: queue.SimpleQueue[tuple[BatchIn, Future[BatchOut]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, batch: BatchIn) -> Future[BatchOut]:
+        future: Future[BatchOut] = Future()
+        with self._lock:
+            if self._is_closed:
+                future.set_exception(UnavailableError("the instance has been unloaded"))
+            else:
+                if self._thread is None:
+                    self._thread = self._start(self._graph)
+                self._inbox.put((batch, future))
+        return future
+
+    def memory_bytes(self) -> int:
+        return 0 if self._graph is None else self._memory_bytes
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+        self._inbox.put(None)
+        if self._thread is not None:
+            self._thread.join()
+        self._graph = None
+
+    def _start(self, graph: _Graph | None) -> threading.Thread:
+        """Not while loading: a thread inherits the priority of the one that starts it."""
+        name = f"run-{graph.name}"[:60] if graph else "run"
+        thread = threading.Thread(target=self._serve, args=(graph,), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _serve(self, graph: _Graph) -> None:
+        while (job := self._inbox.get()) is not None:
+            batch, future = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = graph.run(batch)
+            except InfaasError as error:
+                future.set_exception(error)
+            except Exception as error:  # whatever it is belongs to this batch; the thread serves the next one
+                future.set_exception(ModelError(f"{graph.name} failed: {_first_line(error)}"))
+            else:
+                future.set_result(result)
+            del job, batch, future
+
+
+class _Graph:
+    """A session with what it takes and gives, and the way from a batch's bytes to its answers."""
+
+    def __init__(self, variant: Variant, session: Any) -> None:
+        self.name = variant.name
+        self._session = session
+        self._fixed = variant.fixed_batch
+        self._limit = variant.max_batch_size
+        self._inputs = {one.name: _ONNX_TYPES.get(one.type) for one in session.get_inputs()}
+        self._outputs = tuple(one.name for one in session.get_outputs())
+        self._check(variant)
+
+    def run(self, batch: BatchIn) -> BatchOut:
+        started = time.perf_counter()
+        names = self._requested(batch)
+        try:
+            arrays, queries = self._run(batch, batch.queries, names)
+        except (InvalidError, ModelError) as error:
+            if len(batch.queries) == 1:
+                raise
+            arrays, queries = self._run_alone(batch, names, error)
+        datatypes = tuple(datatype_of(array.dtype) for array in arrays)
+        return BatchOut(names, datatypes, queries, time.perf_counter() - started)
+
+    def _run(
+        self, batch: BatchIn, queries: Sequence[QueryIn], names: tuple[str, ...]
+    ) -> tuple[list[Array], tuple[tuple[Value, ...] | QueryError, ...]]:
+        items = [query.items for query in queries]
+        arrays = self._infer(self._feed(batch, queries), sum(items), names)
+        if len(queries) == 1:
+            return arrays, (tuple(to_value(array) for array in arrays),)
+        cut: list[tuple[Value, ...]] = []
+        at = 0
+        for count in items:
+            cut.append(tuple(to_value(array[at : at + count]) for array in arrays))
+            at += count
+        return arrays, tuple(cut)
+
+    def _run_alone(
+        self, batch: BatchIn, names: tuple[str, ...], cause: InfaasError
+    ) -> tuple[list[Array], tuple[tuple[Value, ...] | QueryError, ...]]:
+        """Each query once by itself, so that one that makes the model fail hurts nobody else."""
+        arrays: list[Array] | None = None
+        outcomes: list[tuple[Value, ...] | QueryError] = []
+        for query in batch.queries:
+            try:
+                arrays, (outcome,) = self._run(batch, (query,), names)
+            except (InvalidError, ModelError) as error:
+                outcome = QueryError(error.code, error.text)
+            outcomes.append(outcome)
+        if arrays is None:
+            raise cause
+        return arrays, tuple(outcomes)
+
+    def _feed(self, batch: BatchIn, queries: Sequence[QueryIn]) -> dict[str, Array]:
+        feed: dict[str, Array] = {}
+        for index, (name, datatype) in enumerate(zip(batch.input_names, batch.datatypes, strict=True)):
+            if name not in self._inputs:
+                raise InvalidError(f"{self.name} has no input {name!r}; it has {', '.join(self._inputs)}")
+            if self._inputs[name] is not datatype:
+                want = self._inputs[name]
+                raise InvalidError(
+                    f"input {name!r} is {datatype.value}, {self.name} takes {want.value if want else '?'}"
+                )
+            parts = [self._part(name, datatype, query, index) for query in queries]
+            feed[name] = parts[0] if len(parts) == 1 else self._gather(name, parts)
+        missing = [name for name in self._inputs if name not in feed]
+        if missing:
+            raise InvalidError(f"{self.name} lacks input {', '.join(repr(name) for name in missing)}")
+        return feed
+
+    def _part(self, name: str, datatype: Datatype, query: QueryIn, index: int) -> Array:
+        if index >= len(query.inputs):
+            raise InvalidError(f"a query has {len(query.inputs)} inputs, input {name!r} is number {index + 1}")
+        array = to_array(name, datatype, query.inputs[index])
+        if array.ndim == 0 or array.shape[0] != query.items:
+            raise InvalidError(
+                f"input {name!r} has shape {list(array.shape)}, a query of {query.items} items starts with that"
+            )
+        return array
+
+    def _gather(self, name: str, parts: list[Array]) -> Array:
+        try:
+            return np.concatenate(parts)
+        except ValueError as error:
+            shapes = ", ".join(str(list(part.shape)) for part in parts)
+            raise InvalidError(f"input {name!r}: shapes {shapes} do not go into one batch") from error
+
+    def _infer(self, feed: dict[str, Array], items: int, names: tuple[str, ...]) -> list[Array]:
+        if items < 1:
+            raise InvalidError(f"{self.name}: a batch needs at least one item")
+        if items > self._limit and self._fixed is None:
+            raise InvalidError(f"{self.name} takes at most {self._limit} items, the batch has {items}")
+        if self._fixed is None or self._fixed == items:
+            return self._call(feed, items, names)
+        return self._infer_fixed(feed, items, self._fixed, names)
+
+    def _infer_fixed(self, feed: dict[str, Array], items: int, size: int, names: tuple[str, ...]) -> list[Array]:
+        """A graph that takes exactly `size` items gets them in such portions, the last filled up with its last item."""
+        portions: list[list[Array]] = []
+        for at in range(0, items, size):
+            count = min(size, items - at)
+            part = {name: array[at : at + count] for name, array in feed.items()}
+            if count < size:
+                part = {name: np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for name, a in part.items()}
+            portions.append([array[:count] for array in self._call(part, size, names)])
+        return portions[0] if len(portions) == 1 else [np.concatenate(arrays) for arrays in zip(*portions, strict=True)]
+
+    def _call(self, feed: dict[str, Array], items: int, names: tuple[str, ...]) -> list[Array]:
+        try:
+            arrays = self._session.run(names, feed)
+        except Exception as error:  # ONNX Runtime's errors share no base
+            raise ModelError(f"{self.name} failed: {_first_line(error)}") from error
+        for name, array in zip(names, arrays, strict=True):
+            if not isinstance(array, np.ndarray):
+                raise ModelError(f"output {name!r} of {self.name} is a {type(array).__name__}, not a tensor")
+            if array.ndim == 0 or array.shape[0] != items:
+                raise ModelError(
+                    f"output {name!r} of {self.name} has shape {list(array.shape)} for a batch of {items}: "
+                    "its first dimension is not the batch dimension"
+                )
+        return list(arrays)
+
+    def _requested(self, batch: BatchIn) -> tuple[str, ...]:
+        if not batch.outputs:
+            return self._outputs
+        unknown = [name for name in batch.outputs if name not in self._outputs]
+        if unknown:
+            raise InvalidError(f"{self.name} has no output {unknown[0]!r}; it has {', '.join(self._outputs)}")
+        return batch.outputs
+
+    def _check(self, variant: Variant) -> None:
+        """The graph must be the variant's, or queries that were checked against the task would fail one by one."""
+        problems = [
+            f"input {spec.name!r} is {spec.datatype.value}, {_word(self._inputs.get(spec.name))} in the graph"
+            for spec in variant.inputs
+            if self._inputs.get(spec.name) is not spec.datatype
+        ]
+        wanted = {spec.name for spec in variant.inputs}
+        problems += [
+            f"the graph has an input {name!r}, the variant has not" for name in self._inputs if name not in wanted
+        ]
+        problems += [
+            f"the graph lacks output {spec.name!r}" for spec in variant.outputs if spec.name not in self._outputs
+        ]
+        if problems:
+            raise ModelError(f"the artifact of {variant.name} does not fit it: {'; '.join(problems)}")
+
+
+def _word(datatype: Datatype | None) -> str:
+    return "absent" if datatype is None else datatype.value
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:500]

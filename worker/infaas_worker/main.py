@@ -1,0 +1,200 @@
+"""The worker's composition root: builds the parts, runs them, and stops them in order.
+
+On SIGTERM or SIGINT the worker first says that it is draining, then finishes what it holds within
+`worker.drain_timeout_s`, unloads, withdraws its record, and only then closes the listener (SURFACE rule 17).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from dataclasses import dataclass
+
+import grpc.aio
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+import infaas
+from infaas.aio.every import every
+from infaas.aio.supervise import Supervisor
+from infaas.clock import Clock, SystemClock
+from infaas.domain.cluster import WorkerRecord
+from infaas.domain.lifecycle import WorkerState
+from infaas.errors import SettingsError
+from infaas.observe.log import get_logger
+from infaas.repository.base import open_repository
+from infaas.rpc.v1 import worker_pb2_grpc
+from infaas.settings import Settings
+from infaas.store.redis import RedisStore
+from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
+from infaas_worker.api.publisher import Publisher
+from infaas_worker.decide.serving import Serving
+from infaas_worker.executors.base import Executors
+from infaas_worker.instances import Instances
+from infaas_worker.loading import Loader
+from infaas_worker.machine import (
+    cgroup_quota,
+    default_listen,
+    memory_budget,
+    prepare_socket,
+    remove_socket,
+    usable_cores,
+    worker_id,
+)
+from infaas_worker.monitor import Monitor
+from infaas_worker.registration import Registration
+from infaas_worker.reports import Reporter
+
+_log = get_logger(__name__)
+_LISTENER_GRACE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this worker is, what it has, and what a core of it costs."""
+
+    record: WorkerRecord
+    listen: str
+    core_ids: tuple[int, ...]
+
+
+def main(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
+    uvloop.run(Worker(settings, SystemClock()).run())
+
+
+def find_place(settings: Settings, clock: Clock) -> Place:
+    """Raises SettingsError when more is asked for than there is."""
+    own = settings.worker
+    pool = settings.pools.get(own.pool)
+    if pool is None:
+        known = ", ".join(settings.pools) or "none"
+        raise SettingsError(f"worker.pool {own.pool!r} is not among the pools ({known})")
+    host = socket.gethostname()
+    identity = worker_id(own.id, own.pool, host)
+    core_ids = usable_cores(own.cores or pool.cores, sorted(os.sched_getaffinity(0)), cgroup_quota())
+    listen = own.listen or default_listen(settings.state_dir, identity)
+    record = WorkerRecord(
+        id=identity,
+        address=own.advertise or listen,
+        state=WorkerState.STARTING,
+        pool=own.pool,
+        cores=len(core_ids),
+        memory_bytes=memory_budget(own.memory_bytes or pool.memory_bytes),
+        price_usd_per_hour=pool.price_usd_per_hour,
+        host=host,
+        pid=os.getpid(),
+        started_at=clock.wall(),
+        version=infaas.__version__,
+    )
+    return Place(record, listen, core_ids)
+
+
+class Worker:
+    """One worker's life, from settings to the last report."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    async def run(self) -> None:
+        settings = self._settings
+        place = find_place(settings, self._clock)
+        prepare_socket(place.listen)
+        stop = _stop_signal()
+        monitor = Monitor()
+        reporter = Reporter(place.record, self._clock, monitor)
+        publisher = Publisher()
+        store = RedisStore(settings.redis_url)
+        loader = Loader(open_repository(settings.repository_url), Executors())
+        serving = Serving(place.core_ids, place.record.memory_bytes, settings.worker.probe_interval_s)
+
+        def on_report() -> None:
+            publisher.publish_soon()
+            registration.wake()
+
+        instances = Instances(serving, loader, self._clock, on_report)
+        registration = Registration(
+            store,
+            lambda: reporter.record(instances.serving),
+            lambda: reporter.shape(instances.serving),
+            settings.worker.heartbeat_s,
+        )
+        publisher.attach(lambda: reporter.report(instances.serving))
+        service = WorkerService(instances, publisher, settings.token())
+        probes = health.HealthServicer()
+        server = _server(service, probes, place)
+        monitor.start()
+        await server.start()
+        await probes.set("", health_pb2.HealthCheckResponse.SERVING)
+        supervisor = Supervisor("worker")
+        supervisor.spawn("heartbeat", _heartbeat(instances, publisher, settings.worker.heartbeat_s))
+        supervisor.spawn("registration", registration.run())
+        _log.info(
+            "worker ready",
+            worker=place.record.id,
+            address=place.record.address,
+            cores=place.record.cores,
+            memory_bytes=place.record.memory_bytes,
+        )
+        crash = asyncio.ensure_future(supervisor.wait())
+        try:
+            await asyncio.wait({crash, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            await probes.enter_graceful_shutdown()
+            await self._drain(instances, publisher, service)
+        finally:
+            await registration.withdraw()
+            await supervisor.stop()
+            await server.stop(_LISTENER_GRACE_S)
+            await store.close()
+            monitor.stop()
+            remove_socket(place.listen)
+        _log.info("worker stopped", worker=place.record.id)
+        if crash.done():
+            crash.result()
+
+    async def _drain(self, instances: Instances, publisher: Publisher, service: WorkerService) -> None:
+        """Not-ready first; then what is held is finished, as far as the time allows."""
+        instances.begin_drain("the worker stops")
+        service.begin_stop()
+        try:
+            async with asyncio.timeout(self._settings.worker.drain_timeout_s):
+                await instances.drained()
+                await publisher.flushed()
+                await instances.close()
+        except TimeoutError:
+            _log.warning("drain ran out of time", timeout_s=self._settings.worker.drain_timeout_s)
+            instances.abandon()
+
+
+def _server(service: WorkerService, probes: health.HealthServicer, place: Place) -> grpc.aio.Server:
+    """Raises SettingsError when the address cannot be bound."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(probes, server)
+    try:
+        bound = server.add_insecure_port(place.listen)
+    except RuntimeError as error:
+        raise SettingsError(f"worker.listen {place.listen!r} cannot be bound: {error}") from error
+    if bound == 0:
+        raise SettingsError(f"worker.listen {place.listen!r} cannot be bound")
+    return server
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _heartbeat(instances: Instances, publisher: Publisher, heartbeat_s: float) -> None:
+    async def beat() -> None:
+        instances.tick()
+        publisher.publish()
+
+    await every(heartbeat_s, beat, name="heartbeat")
