@@ -8,7 +8,7 @@ absent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -99,7 +99,7 @@ class MetadataStore(Protocol):
     async def touch(self, kind: Kind, key: str, *, ttl_s: float) -> bool:
         """Renew an expiring record without a change in the stream; False when it is gone."""
 
-    def watch(self, cursor: str, epoch: str) -> AsyncIterator[Sequence[Change]]:
+    def watch(self, cursor: str, epoch: str) -> AsyncGenerator[Sequence[Change], None]:
         """Changes after the cursor, in order, in groups as they come. Raises CursorLostError. Ends when closed.
 
         An empty group says that the store was just asked and had nothing new; one comes at least every second.

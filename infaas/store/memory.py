@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 from infaas.clock import Clock
@@ -102,7 +102,7 @@ class MemoryStore:
         self._expiry[kind, key] = now + ttl_ms
         return True
 
-    async def watch(self, cursor: str, epoch: str) -> AsyncIterator[Sequence[Change]]:
+    async def watch(self, cursor: str, epoch: str) -> AsyncGenerator[Sequence[Change], None]:
         position = int(cursor)
         signal = asyncio.Event()
         self._watchers.add(signal)

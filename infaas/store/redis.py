@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -109,7 +109,7 @@ class RedisStore:
     async def touch(self, kind: Kind, key: str, *, ttl_s: float) -> bool:
         return bool(await self._run(scripts.TOUCH, kind.value, key, milliseconds(ttl_s)))
 
-    async def watch(self, cursor: str, epoch: str) -> AsyncIterator[Sequence[Change]]:
+    async def watch(self, cursor: str, epoch: str) -> AsyncGenerator[Sequence[Change], None]:
         """Waits in XREAD, which only says that there is something; what it is comes from a script that also checks the
         epoch, so that nothing of another epoch is ever taken for a continuation."""
         while not self._is_closed:
