@@ -59,7 +59,7 @@ def local_programs(settings: Settings) -> list[ProgramSpec]:
     if settings.store.redis_url is None:
         from infaas.store.server import find_redis_server, redis_command
 
-        redis_argv = [str(word) for word in redis_command(find_redis_server(), settings.state_dir)]
+        redis_argv = [str(word) for word in redis_command(find_redis_server(os.environ), settings.state_dir)]
     share = plan.Machine(machine.usable_cores(), machine.usable_memory_bytes())
     return plan.programs(settings, share, redis_argv)
 

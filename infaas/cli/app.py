@@ -1,0 +1,68 @@
+"""Puts the commands together, and turns every error of ours into one line and an exit status."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from infaas.cli import config, infer, models, programs, system, tasks, variants, workers
+
+FAILURE = 1
+
+
+class Commands(TyperGroup):
+    """Errors that commands raise on purpose end here; a traceback is always a bug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from infaas.cli.output import print_error
+        from infaas.errors import InfaasError
+
+        try:
+            return super().invoke(ctx)
+        except InfaasError as error:
+            print_error(error)
+            raise typer.Exit(FAILURE) from error
+        except BrokenPipeError as error:
+            # The reader of our output left (`infaas ... | head`).
+            raise typer.Exit(FAILURE) from error
+
+
+app = typer.Typer(
+    name="infaas",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Model-less inference: say how fast, how accurate and how cheap; INFaaS picks the variant.",
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        import infaas
+
+        typer.echo(f"infaas {infaas.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+system.add_to(app)
+app.add_typer(programs.app, name="run")
+app.add_typer(tasks.app, name="task")
+app.add_typer(models.app, name="model")
+app.add_typer(variants.app, name="variant")
+infer.add_to(app)
+app.add_typer(workers.app, name="worker")
+app.add_typer(config.app, name="config")

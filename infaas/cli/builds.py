@@ -1,0 +1,115 @@
+"""Following builds: a progress bar for every variant that is being made and measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from infaas.client import Client
+    from infaas.control import BuildDocument
+
+OVER = frozenset({"READY", "FAILED", "RETIRED"})
+ENDED_STAGES = frozenset({"done", "skipped", "failed"})
+RECONNECT_S = 0.5
+RECONNECTS = 20
+SERVING_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.1
+
+
+def follow(client: Client, model: str, version: int) -> Iterator[BuildDocument]:
+    """Every change of a build until it is over. A stream that breaks off is taken up again.
+
+    Raises UnavailableError when the controller stays away.
+    """
+    from infaas.errors import UnavailableError
+
+    misses = 0
+    while True:
+        try:
+            for document in client.watch_build(model, version):
+                misses = 0
+                yield document
+                if document.state in OVER:
+                    return
+        except UnavailableError:
+            if misses >= RECONNECTS:
+                raise
+        misses += 1
+        time.sleep(RECONNECT_S)
+        document = client.build(model, version)
+        yield document
+        if document.state in OVER:
+            return
+
+
+def wait_until_serving(client: Client, model: str, version: int) -> bool:
+    """A READY version is warmed before queries are switched to it; False when another one got ahead, or it is late."""
+    deadline = time.monotonic() + SERVING_WITHIN_S
+    while time.monotonic() < deadline:
+        current = client.model(model).current
+        if current is not None and current >= version:
+            return current == version
+        time.sleep(LOOK_EVERY_S)
+    return False
+
+
+class Bars:
+    """Progress bars, one per recipe of any number of builds. On a pipe: a line when a recipe ends."""
+
+    def __init__(self, out: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._out = out
+        self._bars: dict[tuple[str, str], TaskID] = {}
+        self._ended: set[tuple[str, str]] = set()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[stage]}"),
+            TimeElapsedColumn(),
+            console=out,
+            disable=not out.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, build: BuildDocument) -> None:
+        for progress in build.progress:
+            key = (build.model, progress.recipe)
+            stage = f"{progress.stage} {progress.detail}".strip()
+            if key not in self._bars:
+                label = f"{build.model} {progress.recipe}"
+                self._bars[key] = self._progress.add_task(label, total=1.0, stage=stage)
+            is_over = progress.stage in ENDED_STAGES
+            self._progress.update(self._bars[key], completed=1.0 if is_over else progress.fraction, stage=stage)
+            if is_over and key not in self._ended:
+                self._ended.add(key)
+                if not self._out.is_terminal:
+                    self._out.print(f"{build.model} {progress.recipe}: {stage}", markup=False)
+
+
+def show_outcomes(client: Client, model: str, version: int) -> None:
+    """What became of each recipe."""
+    from infaas.cli.output import Table, number, show
+
+    document = client.version(model, version)
+    table = Table("RECIPE", "OUTCOME", "VARIANT", ">MAX ERROR", ">SECONDS", "REASON")
+    for outcome in document.outcomes:
+        error = number(outcome.max_abs_error)
+        table.add(
+            outcome.recipe, outcome.outcome, outcome.variant, error, number(outcome.seconds), outcome.reason or "-"
+        )
+    show(table)
