@@ -99,9 +99,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc
         self._instances.begin_drain(request.reason or "asked for")
         return worker_pb2.DrainReply()
 
-    async def Resume(
+    async def Resume(  # noqa: N802  # the protocol's name
         self, request: worker_pb2.ResumeRequest, context: grpc.aio.ServicerContext
-    ) -> worker_pb2.ResumeReply:  # the protocol's name
+    ) -> worker_pb2.ResumeReply:
         await self._admit(context)
         self._instances.end_drain()
         return worker_pb2.ResumeReply()

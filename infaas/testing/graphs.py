@@ -1,0 +1,155 @@
+"""Small real ONNX graphs for tests, each with the variant that describes it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, checker, helper, numpy_helper
+
+from infaas.domain.ids import Digest
+from infaas.domain.tensor import Datatype, TensorSpec
+from infaas.domain.variant import Variant
+from infaas.testing.builders import a_variant
+
+_OPSET = 17
+_IR_VERSION = 9
+_TYPES = {
+    Datatype.BOOL: TensorProto.BOOL,
+    Datatype.INT8: TensorProto.INT8,
+    Datatype.INT32: TensorProto.INT32,
+    Datatype.INT64: TensorProto.INT64,
+    Datatype.UINT8: TensorProto.UINT8,
+    Datatype.FP16: TensorProto.FLOAT16,
+    Datatype.FP32: TensorProto.FLOAT,
+    Datatype.FP64: TensorProto.DOUBLE,
+    Datatype.BYTES: TensorProto.STRING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A serialised model and its interface."""
+
+    data: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(hashlib.sha256(self.data).hexdigest())
+
+    def variant(self, name: str = "v1", **facts: Any) -> Variant:
+        """`facts` go to `a_variant`."""
+        return a_variant(name, inputs=self.inputs, outputs=self.outputs, artifact=self.digest, **facts)
+
+    def write(self, folder: Path) -> Path:
+        path = folder / f"{self.digest}.onnx"
+        path.write_bytes(self.data)
+        return path
+
+
+def double(batch: int = -1) -> Graph:
+    """`y = 2x` and `z = x + 1`, FP32, four columns."""
+    nodes = [helper.make_node("Mul", ["x", "two"], ["y"]), helper.make_node("Add", ["x", "one"], ["z"])]
+    constants = {"two": np.array(2.0, np.float32), "one": np.array(1.0, np.float32)}
+    outputs = (TensorSpec("y", Datatype.FP32, (batch, 4)), TensorSpec("z", Datatype.FP32, (batch, 4)))
+    return _graph(nodes, (TensorSpec("x", Datatype.FP32, (batch, 4)),), outputs, constants)
+
+
+def look_up(rows: int = 10) -> Graph:
+    """`y = table[index]`: an index of `rows` or more makes the model itself fail. Entries are their index times ten."""
+    nodes = [helper.make_node("Gather", ["table", "index"], ["y"])]
+    return _graph(
+        nodes,
+        (TensorSpec("index", Datatype.INT64, (-1, 1)),),
+        (TensorSpec("y", Datatype.FP32, (-1, 1)),),
+        {"table": np.arange(rows, dtype=np.float32) * 10},
+    )
+
+
+def echo(datatype: Datatype, columns: int = 3) -> Graph:
+    """`y = x` in any datatype."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    spec = TensorSpec("x", datatype, (-1, columns))
+    return _graph(nodes, (spec,), (TensorSpec("y", datatype, (-1, columns)),), {})
+
+
+def total() -> Graph:
+    """One number for the whole batch: an output without the batch dimension."""
+    nodes = [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)]
+    return _graph(nodes, (TensorSpec("x", Datatype.FP32, (-1, 4)),), (TensorSpec("y", Datatype.FP32, ()),), {})
+
+
+def open_width(multiple: int = 8) -> Graph:
+    """Takes rows of any width that `multiple` divides; `y` is their mean."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["folded"], allowzero=0),
+        helper.make_node("ReduceMean", ["folded"], ["y"], axes=[1, 2], keepdims=0),
+    ]
+    shape = np.array([0, -1, multiple], np.int64)
+    return _graph(
+        nodes, (TensorSpec("x", Datatype.FP32, (-1, -1)),), (TensorSpec("y", Datatype.FP32, (-1,)),), {"shape": shape}
+    )
+
+
+def slow(rounds: int, width: int = 256) -> Graph:
+    """`y = x`, after `rounds` multiplications of square matrices: about a millisecond each at width 256."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("MatMul", ["state_in", "square"], ["state_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [width, width]),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, [width, width]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Loop", ["rounds", "go", "square"], ["last"], body=body),
+        helper.make_node("ReduceSum", ["last"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    constants = {
+        "rounds": np.array(rounds, np.int64),
+        "go": np.array(True),
+        "square": np.eye(width, dtype=np.float32),
+        "zero": np.array(0.0, np.float32),
+    }
+    spec = (TensorSpec("x", Datatype.FP32, (-1, 4)),)
+    return _graph(nodes, spec, (TensorSpec("y", Datatype.FP32, (-1, 4)),), constants)
+
+
+def _graph(
+    nodes: list[Any], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], constants: dict[str, Any]
+) -> Graph:
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "test",
+            [_info(spec) for spec in inputs],
+            [_info(spec) for spec in outputs],
+            [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    checker.check_model(model)
+    return Graph(model.SerializeToString(), inputs, outputs)
+
+
+def _info(spec: TensorSpec) -> Any:
+    shape = [f"d{index}" if size == -1 else size for index, size in enumerate(spec.shape)]
+    if shape and spec.shape[0] == -1:
+        shape[0] = "batch"
+    return helper.make_tensor_value_info(spec.name, _TYPES[spec.datatype], shape)

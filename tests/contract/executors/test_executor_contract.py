@@ -1,0 +1,313 @@
+"""What every executor must do, on real graphs. A new executor is one more line in EXECUTORS."""
+
+from __future__ import annotations
+
+import gc
+import math
+import struct
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from infaas_worker.executors.base import BatchIn, BatchOut, Executor, Executors, LoadedModel, QueryError, QueryIn, Value
+from infaas_worker.executors.onnxruntime import OnnxRuntimeExecutor
+from infaas_worker.executors.sample import open_sizes, sample, warm_up_sizes
+
+from infaas.domain.query import Code
+from infaas.domain.tensor import Datatype
+from infaas.domain.variant import Hardware, Isolation, Runtime
+from infaas.errors import InvalidError, ModelError, UnavailableError, UnsupportedError
+from infaas.testing import graphs
+
+EXECUTORS: dict[str, Callable[[], Executor]] = {"onnxruntime": OnnxRuntimeExecutor}
+WAIT_S = 60.0
+
+
+@pytest.fixture(params=EXECUTORS, ids=str)
+def executor(request: pytest.FixtureRequest) -> Executor:
+    return EXECUTORS[request.param]()
+
+
+@pytest.fixture
+def load(executor: Executor, tmp_path: Path):
+    """Loads a graph; everything is closed after the test."""
+    models: list[LoadedModel] = []
+
+    def _load(graph: graphs.Graph, **facts) -> LoadedModel:
+        model = executor.load(graph.variant(**facts), graph.write(tmp_path))
+        models.append(model)
+        return model
+
+    yield _load
+    for model in models:
+        model.close()
+
+
+def rows(*values: float, columns: int = 4) -> Value:
+    array = np.repeat(np.array(values, np.float32)[:, None], columns, axis=1)
+    return Value(array.shape, array.tobytes())
+
+
+def fp32_batch(*queries: Value, outputs: tuple[str, ...] = ()) -> BatchIn:
+    return BatchIn(("x",), (Datatype.FP32,), tuple(QueryIn(q.shape[0], (q,)) for q in queries), outputs)
+
+
+def indices(*values: int) -> QueryIn:
+    array = np.array(values, np.int64)[:, None]
+    return QueryIn(len(values), (Value(array.shape, array.tobytes()),))
+
+
+def first_column(out: BatchOut, query: int, output: int = 0) -> list[float]:
+    outcome = out.queries[query]
+    assert not isinstance(outcome, QueryError), outcome
+    value = outcome[output]
+    return np.frombuffer(value.data, np.float32).reshape(value.shape)[:, 0].tolist()
+
+
+def test_an_executor_names_its_runtime_and_its_devices(executor):
+    assert executor.runtime is Runtime.ONNXRUNTIME
+    assert [device.hardware for device in executor.devices] == [Hardware.CPU]
+
+
+def test_a_single_query_of_one_item_is_answered_with_all_outputs(load):
+    out = load(graphs.double()).submit(fp32_batch(rows(3.0))).result(WAIT_S)
+    assert (out.output_names, out.datatypes) == (("y", "z"), (Datatype.FP32, Datatype.FP32))
+    assert (first_column(out, 0, 0), first_column(out, 0, 1)) == ([6.0], [4.0])
+    assert out.run_s > 0
+
+
+def test_many_queries_of_several_sizes_get_each_its_own_rows(load):
+    out = load(graphs.double()).submit(fp32_batch(rows(1), rows(2, 3), rows(4, 5, 6))).result(WAIT_S)
+    assert [first_column(out, i) for i in range(3)] == [[2.0], [4.0, 6.0], [8.0, 10.0, 12.0]]
+    assert [q[0].shape for q in out.queries] == [(1, 4), (2, 4), (3, 4)]
+
+
+def test_only_the_requested_outputs_come_back_in_the_requested_order(load):
+    model = load(graphs.double())
+    assert model.submit(fp32_batch(rows(1), outputs=("z",))).result(WAIT_S).output_names == ("z",)
+    swapped = model.submit(fp32_batch(rows(1), outputs=("z", "y"))).result(WAIT_S)
+    assert (first_column(swapped, 0, 0), first_column(swapped, 0, 1)) == ([2.0], [2.0])
+
+
+def test_outputs_are_views_of_one_result_not_copies(load):
+    out = load(graphs.double()).submit(fp32_batch(rows(1), rows(2))).result(WAIT_S)
+    views = [q[0].data for q in out.queries]
+    assert all(isinstance(view, memoryview) for view in views)
+    arrays = [np.frombuffer(view, np.uint8) for view in views]
+    assert arrays[1].ctypes.data - arrays[0].ctypes.data == 16
+
+
+def test_memoryviews_are_taken_as_inputs_even_when_unaligned(load):
+    raw = b"\x00" + rows(5).data
+    out = load(graphs.double()).submit(fp32_batch(Value((1, 4), memoryview(raw)[1:]))).result(WAIT_S)
+    assert first_column(out, 0) == [10.0]
+
+
+def test_several_batches_may_be_in_flight_and_each_gets_its_own_answer(load):
+    model = load(graphs.slow(5))
+    pending = [model.submit(fp32_batch(rows(float(i)))) for i in range(8)]
+    assert model.max_in_flight >= 1
+    assert [first_column(f.result(WAIT_S), 0) for f in pending] == [[float(i)] for i in range(8)]
+
+
+def test_a_submit_returns_before_the_batch_has_run(load):
+    model = load(graphs.slow(300))
+    future = model.submit(fp32_batch(rows(1)))
+    assert not future.done()
+    assert first_column(future.result(WAIT_S), 0) == [1.0]
+
+
+def test_a_model_that_raises_on_a_single_query_is_a_model_error_and_the_next_batch_runs(load):
+    model = load(graphs.look_up())
+    bad = BatchIn(("index",), (Datatype.INT64,), (indices(99),))
+    with pytest.raises(ModelError, match="v1 failed"):
+        model.submit(bad).result(WAIT_S)
+    good = BatchIn(("index",), (Datatype.INT64,), (indices(3),))
+    assert first_column(model.submit(good).result(WAIT_S), 0) == [30.0]
+
+
+def test_a_poisonous_query_hurts_only_itself(load):
+    batch = BatchIn(("index",), (Datatype.INT64,), (indices(1), indices(99), indices(2, 3)))
+    out = load(graphs.look_up()).submit(batch).result(WAIT_S)
+    assert (first_column(out, 0), first_column(out, 2)) == ([10.0], [20.0, 30.0])
+    assert isinstance(out.queries[1], QueryError)
+    assert out.queries[1].code is Code.MODEL_FAILED
+
+
+def test_a_batch_of_poisonous_queries_only_is_a_model_error(load):
+    batch = BatchIn(("index",), (Datatype.INT64,), (indices(99), indices(98)))
+    with pytest.raises(ModelError):
+        load(graphs.look_up()).submit(batch).result(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fact"),
+    [
+        (BatchIn(("x",), (Datatype.FP32,), (QueryIn(1, (Value((1, 4), bytes(12)),)),)), "takes 16 bytes, got 12"),
+        (BatchIn(("x",), (Datatype.FP64,), (QueryIn(1, (Value((1, 4), bytes(32)),)),)), "takes FP32"),
+        (BatchIn(("w",), (Datatype.FP32,), (QueryIn(1, (Value((1, 4), bytes(16)),)),)), "no input 'w'"),
+        (BatchIn((), (), (QueryIn(1, ()),)), "lacks input 'x'"),
+        (BatchIn(("x",), (Datatype.FP32,), (QueryIn(2, (Value((1, 4), bytes(16)),)),)), "a query of 2 items"),
+        (BatchIn(("x",), (Datatype.FP32,), (QueryIn(0, (Value((0, 4), b""),)),)), "at least one item"),
+        (BatchIn(("x",), (Datatype.FP32,), (QueryIn(40, (Value((40, 4), bytes(640)),)),)), "at most 32 items"),
+        (BatchIn(("x",), (Datatype.FP32,), (QueryIn(1, (Value((1, 4), bytes(16)),)),), ("q",)), "no output 'q'"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_with_the_fact(load, batch, fact):
+    with pytest.raises(InvalidError, match=fact):
+        load(graphs.double()).submit(batch).result(WAIT_S)
+
+
+def test_a_query_of_the_wrong_shape_among_good_ones_hurts_only_itself(load):
+    batch = fp32_batch(rows(1), rows(2, columns=5), rows(3))
+    out = load(graphs.double()).submit(batch).result(WAIT_S)
+    assert (first_column(out, 0), first_column(out, 2)) == ([2.0], [6.0])
+    assert isinstance(out.queries[1], QueryError)
+
+
+def test_an_output_without_the_batch_dimension_is_a_model_error_that_says_so(load):
+    with pytest.raises(ModelError, match="not the batch dimension"):
+        load(graphs.total()).submit(fp32_batch(rows(1, 2))).result(WAIT_S)
+
+
+@pytest.mark.parametrize("items", [1, 3, 4, 7])
+def test_a_graph_with_a_fixed_batch_serves_any_number_of_items(load, items):
+    model = load(graphs.double(batch=3), fixed_batch=3, max_batch=3)
+    values = [float(i) for i in range(items)]
+    out = model.submit(fp32_batch(rows(*values))).result(WAIT_S)
+    assert first_column(out, 0) == [2 * value for value in values]
+
+
+def test_strings_go_in_and_come_out_unchanged(load):
+    words = ["", "grün", "a" * 300]
+    data = b"".join(struct.pack("<I", len(word.encode())) + word.encode() for word in words)
+    batch = BatchIn(("x",), (Datatype.BYTES,), (QueryIn(1, (Value((1, 3), data),)),) * 2)
+    out = load(graphs.echo(Datatype.BYTES)).submit(batch).result(WAIT_S)
+    assert out.datatypes == (Datatype.BYTES,)
+    assert [bytes(q[0].data) for q in out.queries] == [data, data]
+
+
+@pytest.mark.parametrize(
+    ("data", "fact"),
+    [
+        (b"\x01\x00\x00\x00a", "ends after 1"),
+        (b"\x09\x00\x00\x00a", "claims 9 bytes"),
+        (b"\x01\x00\x00\x00\xff" + b"\x00\x00\x00\x00" * 2, "not UTF-8"),
+        (b"\x00\x00\x00\x00" * 4, "follow the last"),
+    ],
+)
+def test_malformed_strings_are_refused_with_the_fact(load, data, fact):
+    batch = BatchIn(("x",), (Datatype.BYTES,), (QueryIn(1, (Value((1, 3), data),)),))
+    with pytest.raises(InvalidError, match=fact):
+        load(graphs.echo(Datatype.BYTES)).submit(batch).result(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "array"),
+    [
+        (Datatype.FP16, np.array([[0.5, -1, 65504]], np.float16)),
+        (Datatype.BOOL, np.array([[True, False, True]])),
+        (Datatype.INT8, np.array([[-128, 0, 127]], np.int8)),
+        (Datatype.UINT8, np.array([[0, 1, 255]], np.uint8)),
+        (Datatype.INT64, np.array([[-(2**62), 0, 2**62]], np.int64)),
+        (Datatype.FP64, np.array([[math.pi, -0.0, 1e300]], np.float64)),
+    ],
+)
+def test_every_datatype_passes_bit_for_bit(load, datatype, array):
+    query = QueryIn(1, (Value(array.shape, array.tobytes()),))
+    out = load(graphs.echo(datatype)).submit(BatchIn(("x",), (datatype,), (query, query))).result(WAIT_S)
+    assert out.datatypes == (datatype,)
+    assert [bytes(q[0].data) for q in out.queries] == [array.tobytes()] * 2
+
+
+def test_models_load_at_the_same_time_and_answer_independently(executor, tmp_path):
+    wanted = [graphs.double(), graphs.slow(1), graphs.look_up(), graphs.echo(Datatype.FP16)] * 2
+    paths = [(graph.variant(f"v{i}"), graph.write(tmp_path)) for i, graph in enumerate(wanted)]
+    with ThreadPoolExecutor(len(paths)) as pool:
+        models = list(pool.map(lambda pair: executor.load(*pair), paths))
+    try:
+        for model, (variant, _) in zip(models, paths, strict=True):
+            assert len(model.submit(sample(variant, 2, 1)).result(WAIT_S).queries) == 1
+    finally:
+        for model in models:
+            model.close()
+
+
+def test_closing_finishes_what_is_pending_then_refuses(executor, tmp_path):
+    graph = graphs.slow(50)
+    model = executor.load(graph.variant(), graph.write(tmp_path))
+    pending = [model.submit(fp32_batch(rows(float(i)))) for i in range(3)]
+    model.close()
+    assert [first_column(future.result(0), 0) for future in pending] == [[0.0], [1.0], [2.0]]
+    with pytest.raises(UnavailableError):
+        model.submit(fp32_batch(rows(1))).result(WAIT_S)
+
+
+def test_closing_ends_the_owned_thread_and_frees_the_model(executor, tmp_path):
+    graph = graphs.double()
+    before = set(threading.enumerate())
+    model = executor.load(graph.variant(), graph.write(tmp_path))
+    model.submit(fp32_batch(rows(1))).result(WAIT_S)
+    assert model.memory_bytes() > 0
+    session = weakref.ref(model._graph)
+    assert session() is not None
+    model.close()
+    gc.collect()
+    assert (model.memory_bytes(), session()) == (0, None)
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_model_that_was_never_used_closes_too(executor, tmp_path):
+    graph = graphs.double()
+    executor.load(graph.variant(), graph.write(tmp_path)).close()
+
+
+def test_what_is_no_model_is_refused_at_loading(executor, tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"this is not ONNX")
+    with pytest.raises(ModelError, match="cannot load v1"):
+        executor.load(graphs.double().variant(), path)
+
+
+def test_an_artifact_that_is_not_the_variants_is_refused_at_loading(executor, tmp_path):
+    with pytest.raises(ModelError, match="input 'x' is FP32, absent"):
+        executor.load(graphs.double().variant(), graphs.look_up().write(tmp_path))
+
+
+@pytest.mark.parametrize("facts", [{"hardware": Hardware.GPU}, {"isolation": Isolation.PROCESS}])
+def test_what_an_executor_cannot_do_it_refuses_instead_of_doing_something_else(load, facts):
+    with pytest.raises(UnsupportedError):
+        load(graphs.double(), **facts)
+
+
+def test_two_threads_give_the_same_answer_as_one(load):
+    one, two = load(graphs.slow(3)), load(graphs.slow(3), threads=2)
+    batch = fp32_batch(rows(1, 2))
+    assert first_column(one.submit(batch).result(WAIT_S), 0) == first_column(two.submit(batch).result(WAIT_S), 0)
+
+
+def test_warm_up_batches_are_one_item_and_the_most_or_the_only_number_a_graph_takes():
+    assert warm_up_sizes(graphs.double().variant(max_batch=32)) == (1, 32)
+    assert warm_up_sizes(graphs.double().variant(max_batch=1)) == (1,)
+    assert warm_up_sizes(graphs.double(batch=3).variant(fixed_batch=3, max_batch=3)) == (3,)
+
+
+def test_sample_batches_fill_open_dimensions_with_the_size_tried(load):
+    graph = graphs.open_width()
+    variant = graph.variant()
+    model = load(graph)
+    assert len(open_sizes(variant)) > 1
+    with pytest.raises(ModelError):
+        model.submit(sample(variant, 1, 1)).result(WAIT_S)
+    assert model.submit(sample(variant, 2, 8)).result(WAIT_S).queries[0][0].shape == (2,)
+
+
+def test_executors_are_found_by_entry_point_and_made_once():
+    executors = Executors()
+    assert executors.get(Runtime.ONNXRUNTIME) is executors.get(Runtime.ONNXRUNTIME)
+    with pytest.raises(UnsupportedError, match="openvino"):
+        executors.get(Runtime.OPENVINO)
