@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,19 +107,24 @@ def read_npz(path: Path) -> Arrays:
         return {name: archive[name] for name in archive.files}
 
 
-def run_rows(session: Any, inputs: Arrays, count: int, batch: int, *, is_fixed: bool) -> Arrays:
-    """Run all rows through a session in batches; a fixed batch's last one is filled up with its first rows."""
+def run_rows(session: Any, inputs: Arrays, count: int, batch: int, *, is_fixed: bool, callers: int = 1) -> Arrays:
+    """Run all rows through a session in batches; a fixed batch's last one is filled up with its first rows.
+
+    `callers` batches run at the same time: that uses all cores even where one run does not.
+    """
     names = [output.name for output in session.get_outputs()]
-    parts: list[list[NDArray[Any]]] = [[] for _ in names]
-    for start in range(0, count, batch):
+
+    def run(start: int) -> list[NDArray[Any]]:
         wanted = min(batch, count - start)
         indices = np.arange(start, start + wanted)
         if is_fixed and wanted < batch:
             indices = np.resize(indices, batch)
         results = session.run(names, {name: as_session_input(array[indices]) for name, array in inputs.items()})
-        for part, result in zip(parts, results, strict=True):
-            part.append(np.asarray(result)[:wanted])
-    return {name: np.concatenate(part) for name, part in zip(names, parts, strict=True)}
+        return [np.asarray(result)[:wanted] for result in results]
+
+    with ThreadPoolExecutor(callers) as pool:
+        parts = list(pool.map(run, range(0, count, batch)))
+    return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
 
 
 def as_session_input(array: NDArray[Any]) -> NDArray[Any]:

@@ -35,12 +35,15 @@ class Loan:
 class CoreBroker:
     """One loan at a time. Channels stay open between slices; `close` ends them."""
 
-    def __init__(self, store: MetadataStore, host: str, own: Sequence[int], clock: Clock, holder: str) -> None:
+    def __init__(
+        self, store: MetadataStore, host: str, own: Sequence[int], clock: Clock, holder: str, token: str | None = None
+    ) -> None:
         self._store = store
         self._host = host
         self._own = tuple(sorted(own))
         self._clock = clock
         self._holder = holder
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._calls: list[Any] = []
         self._channels: dict[str, Any] = {}
         self._workers: tuple[WorkerRecord, ...] = ()
@@ -104,7 +107,7 @@ class CoreBroker:
             self._channels[worker.address] = grpc.aio.insecure_channel(worker.address)
         stub = worker_pb2_grpc.WorkerServiceStub(self._channels[worker.address])
         request = worker_pb2.LeaseCoresRequest(holder=self._holder, cores=min(count, worker.cores), max_s=max_s)
-        call = stub.LeaseCores(request)
+        call = stub.LeaseCores(request, metadata=self._metadata)
         self._calls.append(call)
         try:
             async with asyncio.timeout(LEASE_WAIT_S):

@@ -107,7 +107,7 @@ class Generator:
     async def _build(self, order: BuildOrder, lease: Lease) -> None:
         """Run a build while its lease is kept up; whatever ends it, its lease is released."""
         work_dir = Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-"))
-        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id)
+        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id, self._settings.token())
         publisher = Publisher(self._store, order, lease, self._clock)
         tasks: list[asyncio.Task[object]] = []
         try:

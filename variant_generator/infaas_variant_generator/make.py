@@ -21,7 +21,7 @@ from infaas_variant_generator.transform.base import DoesNotApplyError, load_reci
 from infaas_variant_generator.verify import Comparison, compare_exactly, compare_loosely, why_score_lost
 
 NICENESS = 10
-VERIFY_BATCH = 32
+VERIFY_BATCH = 16
 INPUT_SEED = 7
 _PREFIX = "output:"
 
@@ -82,10 +82,10 @@ def _original_answers(request: MakeRequest, rows: Rows) -> Arrays:
 
 
 def _answers(graph: str, request: MakeRequest, rows: Rows) -> Arrays:
-    session = open_session(graph, request.threads)
+    session = open_session(graph, 1)
     is_fixed = request.fixed_batch is not None
     batch = request.fixed_batch or min(VERIFY_BATCH, request.max_batch_size)
-    answers = run_rows(session, rows.inputs, rows.count, batch, is_fixed=is_fixed)
+    answers = run_rows(session, rows.inputs, rows.count, batch, is_fixed=is_fixed, callers=request.threads)
     return {name: _plain(array) for name, array in answers.items()}
 
 

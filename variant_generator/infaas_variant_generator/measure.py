@@ -31,10 +31,14 @@ from infaas_variant_generator.requests import Measured, MeasureRequest
 from infaas_variant_generator.runner import Runner
 
 SLICE_S = 0.25
+LOAD_SLICE_S = 1.0
+"""Loading cannot be cut into slices; cores are given back as soon as it is done."""
 LOAD_REPEATS = 3
 LOAD_BUDGET_S = 1.0
 COMPARE_S = 0.4
-COMPARE_ROUNDS = 5
+COMPARE_ROUNDS = 6
+COMPARE_RUN_S = 0.1
+"""After a run as long as this, no larger batch is compared."""
 INPUT_SEED = 7
 
 
@@ -62,8 +66,7 @@ class Profiler:
             return Measured(reason, None, request.batches[-1], tuple(self._notes))
         memory = Memory.start()
         cold_s, runner = self._load(feed, is_cold=True)
-        batches = self._allowed_batches(runner, memory)
-        resident, peak = memory.grown_bytes(), memory.peak_bytes()
+        batches, resident, peak = self._allowed_batches(runner, memory)
         loads = self._more_loads(feed)
         samples, tallies = self._rounds(runner, batches)
         self._write_samples(samples)
@@ -88,9 +91,9 @@ class Profiler:
     # cores
 
     @contextlib.contextmanager
-    def _slice(self, cores: int) -> Iterator[None]:
-        """Hold that many cores for the block: ask, pin to them, give them back."""
-        reply = self._channel.ask("cores", count=cores, max_s=SLICE_S)
+    def _slice(self, expected_s: float = SLICE_S) -> Iterator[None]:
+        """Hold as many cores as the variant has threads for the block: ask, pin to them, give them back."""
+        reply = self._channel.ask("cores", count=self._request.threads, max_s=max(SLICE_S, expected_s))
         lent = tuple(int(core) for core in reply["cores"])
         if note := reply.get("note"):
             self._note(str(note))
@@ -122,7 +125,7 @@ class Profiler:
         """Open a session and run the smallest batch once; the seconds that took."""
         if is_cold:
             _drop_from_cache(self._request.graph)
-        with self._slice(self._request.threads):
+        with self._slice(LOAD_SLICE_S):
             begin = time.perf_counter()
             runner = feed.with_session(open_session(self._request.graph, self._request.threads))
             runner.run(self._request.batches[0])
@@ -137,59 +140,60 @@ class Profiler:
             warm.append(self._load(feed, is_cold=False)[0])
         return cold, warm
 
-    def _allowed_batches(self, runner: Runner, memory: Memory) -> tuple[int, ...]:
-        """Run every batch size once, ascending, up to the one that takes too long or too much memory."""
+    def _allowed_batches(self, runner: Runner, memory: Memory) -> tuple[tuple[int, ...], int, int]:
+        """Run every batch size, ascending, up to the one that takes too long or too much memory; the sizes that do
+        not, and the resident and peak memory at the largest of them."""
         allowed: list[int] = []
+        resident = peak = 0
+        best_item_s: float | None = None
         for batch in self._request.batches:
-            with self._slice(self._request.threads):
+            with self._slice(LOAD_SLICE_S):
                 runner.run(batch)
                 run_s = runner.timed(batch)
-            reason = batch_limit_reason(batch, run_s, memory.peak_bytes(), self._request.hardware_memory_bytes)
+            most = memory.peak_bytes()
+            reason = batch_limit_reason(batch, run_s, best_item_s, most, self._request.hardware_memory_bytes)
             if reason is not None and allowed:
                 self._note(f"batch limit {allowed[-1]} instead of {self._request.batches[-1]}: {reason}")
                 break
             allowed.append(batch)
+            resident, peak = memory.grown_bytes(), most
+            best_item_s = min(run_s / batch, best_item_s or run_s / batch)
             if reason is not None:
                 self._note(f"kept although {reason}: there is no smaller batch")
                 break
-        return tuple(allowed)
+        return tuple(allowed), resident, peak
 
     # threads
 
     def _why_threads_do_not_pay(self, feed: Runner) -> str | None:
-        """A quick comparison, alternating, at the smallest, a middle and the largest batch size."""
+        """A quick comparison at ever larger batch sizes, until one gains or takes too long to go on."""
         request = self._request
         fewer = request.compare_threads or 1
-        sizes = sorted({request.batches[0], request.batches[len(request.batches) // 2], request.batches[-1]})
-        with self._slice(request.threads):
+        with self._slice():
             pair = {n: feed.with_session(open_session(request.graph, n)) for n in (fewer, request.threads)}
         typical: dict[int, dict[int, float]] = {threads: {} for threads in pair}
-        for batch in sizes:
-            best = self._best_medians(pair, batch)
-            if best is None:
-                break
-            for threads, value in best.items():
+        reason: str | None = "nothing was compared"
+        for batch in sorted({request.batches[0], request.batches[len(request.batches) // 2], request.batches[-1]}):
+            for threads, value in self._best_medians(pair, batch).items():
                 typical[threads][batch] = value
-        return why_threads_do_not_pay(typical[fewer], typical[request.threads], fewer, request.threads)
+            reason = why_threads_do_not_pay(typical[fewer], typical[request.threads], fewer, request.threads)
+            if reason is None or typical[fewer][batch] > COMPARE_RUN_S:
+                break
+        return reason
 
-    def _best_medians(self, pair: dict[int, Runner], batch: int) -> dict[int, float] | None:
-        """Per thread count the lowest median of several alternating rounds; None when a run alone is too long."""
+    def _best_medians(self, pair: dict[int, Runner], batch: int) -> dict[int, float]:
+        """Per thread count the lowest median of several alternating rounds."""
         medians: dict[int, list[float]] = {threads: [] for threads in pair}
         begin = time.perf_counter()
-        once = 0.0
         for number in range(COMPARE_ROUNDS):
             for threads, runner in pair.items():
-                with self._slice(self._request.threads):
+                with self._slice():
                     if number == 0:
                         runner.run(batch)
-                        once = runner.timed(batch)
-                        medians[threads].append(once)
-                    else:
-                        medians[threads].append(median(runner.timed(batch) for _ in range(rounds.round_runs(once))))
+                    count = 1 if number == 0 else rounds.round_runs(medians[threads][0])
+                    medians[threads].append(median(runner.timed(batch) for _ in range(count)))
             if time.perf_counter() - begin > COMPARE_S and number >= 1:
                 break
-        if once > SLICE_S * 4:
-            return None if batch != self._request.batches[0] else {n: min(m) for n, m in medians.items()}
         return {threads: min(values) for threads, values in medians.items()}
 
     # latency
@@ -200,7 +204,8 @@ class Profiler:
         log: list[tuple[int, int, bool, list[float]]] = []
         with _without_garbage_collection():
             while not rounds.is_enough(tallies, self._request.budget_s):
-                with self._slice(self._request.threads):
+                expected_s = 1.5 * usual[rounds.next_batch(tallies)]
+                with self._slice(expected_s):
                     until = time.perf_counter() + SLICE_S
                     while time.perf_counter() < until and not rounds.is_enough(tallies, self._request.budget_s):
                         batch = rounds.next_batch(tallies)

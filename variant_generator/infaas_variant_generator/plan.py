@@ -16,6 +16,9 @@ MIN_THREAD_GAIN = 1.10
 """More threads must be at least this much faster at some batch size; else they only cost more."""
 MAX_BATCH_RUN_S = 2.0
 """A batch that runs longer than this helps nobody: its first query has waited too long."""
+LONG_BATCH_RUN_S = 0.25
+MIN_BATCH_GAIN = 1.10
+"""A batch that runs long must at least serve each item this much faster than a small one does."""
 MAX_MEMORY_SHARE = 0.25
 """Of the hardware's memory, for one instance at its largest batch."""
 
@@ -111,10 +114,18 @@ def why_threads_do_not_pay(few: Mapping[int, float], many: Mapping[int, float], 
     )
 
 
-def batch_limit_reason(batch: int, run_s: float, memory_bytes: int, hardware_memory: int) -> str | None:
-    """Why a batch of this size is too much; None when it is fine."""
+def batch_limit_reason(
+    batch: int, run_s: float, best_item_s: float | None, memory_bytes: int, hardware_memory: int
+) -> str | None:
+    """Why a batch of this size is too much; None when it is fine. `best_item_s` is the least time per item of the
+    smaller sizes; None: there are none."""
     if run_s > MAX_BATCH_RUN_S:
         return f"one run of {batch} items takes {run_s:.2f} s, over {MAX_BATCH_RUN_S:g} s"
+    if best_item_s is not None and run_s > LONG_BATCH_RUN_S and best_item_s * batch / run_s < MIN_BATCH_GAIN:
+        return (
+            f"one run of {batch} items takes {run_s:.2f} s, {run_s / batch * 1e3:.1f} ms each, "
+            f"where smaller batches take {best_item_s * 1e3:.1f} ms"
+        )
     allowed = int(hardware_memory * MAX_MEMORY_SHARE)
     if memory_bytes > allowed:
         return (

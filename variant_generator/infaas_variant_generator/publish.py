@@ -6,6 +6,8 @@ that exists is never overwritten, and a write under a lost lease is refused by t
 
 from __future__ import annotations
 
+import asyncio
+
 from infaas.clock import Clock
 from infaas.domain.build import BuildOrder, BuildProgress, BuildResult
 from infaas.errors import PreconditionError, UnavailableError
@@ -17,6 +19,7 @@ _log = get_logger(__name__)
 WHOLE = "*"
 """The recipe of the result that ends a build."""
 PROGRESS_PERIOD_S = 0.4
+FIRST_WAIT_S = 0.1
 
 
 class LeaseLostError(Exception):
@@ -67,10 +70,27 @@ class Publisher:
         """Raises LeaseLostError, or UnavailableError while the store is away."""
         key = result_key(self._order.id, result.recipe)
         try:
-            await self._store.put(Kind.RESULT, key, encode(result), expect=0, lease=self._lease)
+            await self._put_once(key, encode(result))
         except PreconditionError as error:
             if not await self._store.renew(self._lease):
                 raise LeaseLostError(error.text) from error
             if await self._store.get(Kind.RESULT, key) is None:
                 raise LeaseLostError(f"the result {key} was refused: {error.text}") from error
             _log.info("result was there already", build=self._order.id, recipe=result.recipe)
+
+    async def _put_once(self, key: str, value: bytes) -> None:
+        """A store that is away is asked again for as long as the lease may still be ours: minutes of measuring are
+        not thrown away for a second's outage. Repeating is harmless, because the key must not exist yet."""
+        until = self._clock.now() + self._lease.ttl_s
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                await self._store.put(Kind.RESULT, key, value, expect=0, lease=self._lease)
+            except UnavailableError as error:
+                if self._clock.now() + wait_s >= until:
+                    raise
+                _log.warning("store away", result=key, reason=error.text, seconds=wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s *= 2
+            else:
+                return

@@ -15,6 +15,8 @@ ROUND_S = 0.02
 ROUND_RUNS = 64
 MIN_SAMPLES = 500
 MIN_ROUND_COUNT = 3
+SMALLEST_SHARE = 3.0
+"""How many times another size's time the smallest one gets: most queries run in it and cost is reckoned from it."""
 SETTLE_S = 1.0
 """Rounds are spread over at least this long: what holds for a moment only is not a profile."""
 REPEAT_SHARE = 0.5
@@ -39,14 +41,14 @@ class Tally:
 
 
 def next_batch(tallies: Mapping[int, Tally]) -> int:
-    """The batch size that has had the least of its share of time; the smallest one's share is double, because most
-    queries run in it and cost is reckoned from it."""
+    """The batch size that has had the least of its share of time, after a few rounds of each."""
     smallest = min(tallies)
 
     def had(batch: int) -> tuple[bool, float, int]:
         tally = tallies[batch]
-        time_s = tally.spent_s + tally.spoiled_s
-        return tally.rounds + tally.spoiled_rounds >= MIN_ROUND_COUNT, time_s / (2 if batch == smallest else 1), batch
+        share = SMALLEST_SHARE if batch == smallest else 1.0
+        has_some = tally.rounds + tally.spoiled_rounds >= MIN_ROUND_COUNT
+        return has_some, (tally.spent_s + tally.spoiled_s) / share, batch
 
     return min(tallies, key=had)
 
