@@ -120,11 +120,11 @@ def _typed(one: Any, datatype: Datatype, shape: tuple[int, ...]) -> Tensor:
         raise InvalidError(f"input {one.name!r} is {datatype.value}, which has no typed contents; send it raw")
     wrong = [field.name for field, _ in one.contents.ListFields() if field.name != right]
     if wrong:
-        raise InvalidError(f"input {one.name!r} is {datatype.value}; its contents must be in {right}, not {wrong[0]}")
+        raise InvalidError(f"input {one.name!r} is {datatype.value}; its contents go in {right}, not {wrong[0]}")
     values = getattr(one.contents, right)
     if len(values) != element_count(shape):
         raise InvalidError(
-            f"input {one.name!r} has {len(values)} elements in {right}; shape {list(shape)} takes {element_count(shape)}"
+            f"input {one.name!r} has {len(values)} {right}; shape {list(shape)} takes {element_count(shape)}"
         )
     if datatype is Datatype.BYTES:
         return Tensor(one.name, datatype, shape, pack_bytes(values))

@@ -1,0 +1,113 @@
+"""What goes with an answer besides its tensors: the same fields as REST headers and as gRPC metadata."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infaas.domain.ids import fresh_id
+from infaas.errors import InfaasError, InvalidError
+from infaas.rpc.edges import edge_of, retry_after_header
+from infaas_controller.ports import Outcome
+
+REQUEST_ID = "x-request-id"
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+DECISION_ID = "x-infaas-decision-id"
+MAX_REQUEST_ID = 128
+MAX_TRACESTATE = 512
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
+
+Fields = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """How a request is known to its caller."""
+
+    request_id: str
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+def fresh_caller() -> Caller:
+    return Caller(fresh_id("r"))
+
+
+def read_caller(headers: Mapping[str, str], body_id: str = "") -> Caller:
+    """The header wins over the request's own `id`; where neither can serve as an id, one is made.
+
+    Raises InvalidError for an `x-request-id` that could not be sent back as it came. An unusable trace context is
+    dropped, as its standard demands.
+    """
+    given = headers.get(REQUEST_ID)
+    if given is not None and not _REQUEST_ID.fullmatch(given):
+        raise InvalidError(
+            f"header {REQUEST_ID!r} must be 1 to {MAX_REQUEST_ID} printable ASCII characters without spaces"
+        )
+    request_id = given or (body_id if _REQUEST_ID.fullmatch(body_id) else fresh_id("r"))
+    traceparent = headers.get(TRACEPARENT)
+    if traceparent is None or not _TRACEPARENT.fullmatch(traceparent) or len(traceparent) > MAX_TRACESTATE:
+        return Caller(request_id)
+    tracestate = headers.get(TRACESTATE)
+    if tracestate is not None and (len(tracestate) > MAX_TRACESTATE or _UNPRINTABLE.search(tracestate)):
+        tracestate = None
+    return Caller(request_id, _UNPRINTABLE.sub("", traceparent), tracestate)
+
+
+def caller_fields(caller: Caller) -> Fields:
+    fields = [(REQUEST_ID, caller.request_id)]
+    if caller.traceparent is not None:
+        fields.append((TRACEPARENT, caller.traceparent))
+        if caller.tracestate:
+            fields.append((TRACESTATE, caller.tracestate))
+    return fields
+
+
+def answer_fields(caller: Caller, outcome: Outcome | None) -> Fields:
+    """For an answer, and for an error of a query that got as far as a decision."""
+    fields = caller_fields(caller)
+    if outcome is None:
+        return fields
+    fields.append((DECISION_ID, outcome.decision_id))
+    if outcome.variant is not None:
+        fields.append(("x-infaas-variant", outcome.variant))
+    if outcome.worker is not None:
+        fields.append(("x-infaas-worker", outcome.worker))
+    if outcome.slo_met is not None:
+        fields.append(("x-infaas-slo-met", "true" if outcome.slo_met else "false"))
+    fields.append(("x-infaas-attempts", str(outcome.attempts)))
+    fields.append(("x-infaas-queue-ms", f"{outcome.queue_s * 1e3:.3f}"))
+    if outcome.cold_start:
+        fields.append(("x-infaas-cold-start", "true"))
+    if outcome.fallback is not None:
+        fields.append(("x-infaas-fallback", printable(outcome.fallback)))
+    fields.append(
+        (
+            "server-timing",
+            f"queue;dur={outcome.queue_s * 1e3:.3f}, run;dur={outcome.run_s * 1e3:.3f}, "
+            f"total;dur={outcome.total_s * 1e3:.3f}",
+        )
+    )
+    return fields
+
+
+def error_fields(error: InfaasError, *, is_query: bool) -> Fields:
+    """What only an error carries. `is_query`: only queries are dropped."""
+    fields: Fields = []
+    dropped = edge_of(error.code).dropped
+    if is_query and dropped is not None:
+        fields.append(("x-infaas-dropped-reason", dropped))
+    wait = retry_after_header(error)
+    if wait is not None:
+        fields.append(("retry-after", wait))
+    return fields
+
+
+def printable(text: str) -> str:
+    """A reason as a header can hold it: one line of ASCII."""
+    return _UNPRINTABLE.sub("?", text.replace("≥", ">=").replace("≤", "<=").replace("×", "x").replace("–", "-"))

@@ -1,0 +1,120 @@
+"""One infer request, whatever protocol it came by: from the decoded request to the answered outputs, counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from infaas.clock import Clock
+from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query
+from infaas.domain.task import Task
+from infaas.domain.tensor import Tensor
+from infaas.errors import InfaasError
+from infaas.observe.metrics import Metrics
+from infaas.rpc.requirements import Scalar
+from infaas.rpc.tensors import InferRequest
+from infaas_controller.api.headers import Caller, fresh_caller
+from infaas_controller.api.intake import (
+    Arrival,
+    answer_parameters,
+    answered_outputs,
+    build_query,
+    cost_usd,
+)
+from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService
+
+ExplainLookup = Callable[[str], Decision | None]
+Submit = Callable[[Query], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an encoder needs of an answer."""
+
+    outcome: Outcome
+    version: str
+    outputs: list[tuple[Tensor, bool]]
+    parameters: dict[str, Scalar]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What is known of a request so far: enough to count it and to answer it, wherever it ends."""
+
+    handle: str
+    arrived_at: float
+    priority: Priority = Priority.STANDARD
+    items: int = 0
+    outcome: Outcome | None = None
+    caller: Caller = field(default_factory=fresh_caller)
+
+
+class Inference:
+    """Shared by the REST and gRPC edges; holds no state of its own besides its collaborators."""
+
+    def __init__(
+        self,
+        service: QueryService,
+        clock: Clock,
+        confidence: AccuracyConfidence,
+        metrics: Metrics | None = None,
+        explain_lookup: ExplainLookup | None = None,
+    ) -> None:
+        self.service = service
+        self.clock = clock
+        self._confidence = confidence
+        self._metrics = metrics
+        self._explain = explain_lookup or service.decision
+
+    def ticket(self, handle: str) -> Ticket:
+        return Ticket(handle, self.clock.now())
+
+    async def run(
+        self,
+        ticket: Ticket,
+        version: int | None,
+        task: Task,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        *,
+        time_remaining_s: float | None = None,
+        submit: Submit | None = None,
+    ) -> Served:
+        """Raises InfaasError; the ticket then holds the outcome, if there was one."""
+        arrival = Arrival(ticket.arrived_at, time_remaining_s)
+        view = self.service.view
+        query = build_query(view, ticket.handle, version, request, headers, ticket.caller, arrival, self._confidence)
+        ticket.priority, ticket.items = query.requirements.priority, query.items
+        try:
+            answer = await (submit or self.service.submit)(query)
+        except QueryFailedError as error:
+            ticket.outcome = error.outcome
+            raise
+        ticket.outcome = outcome = answer.outcome
+        decision = self._explain(outcome.decision_id) if query.requirements.explain else None
+        return Served(
+            outcome,
+            "" if outcome.version is None else str(outcome.version),
+            answered_outputs(answer, request, task),
+            answer_parameters(outcome, decision),
+        )
+
+    def count(self, ticket: Ticket, error: InfaasError | None) -> None:
+        """Call once per request, at its end."""
+        if self._metrics is None:
+            return
+        view, outcome = self.service.view, ticket.outcome
+        code: Code | None = None if error is None else error.code
+        self._metrics.observe_request(
+            model=ticket.handle if view.level_of(ticket.handle) is not None else None,
+            code=code,
+            priority=ticket.priority,
+            total_s=self.clock.now() - ticket.arrived_at,
+            variant=None if outcome is None else outcome.variant,
+            queue_s=None if outcome is None else outcome.queue_s,
+            run_s=None if outcome is None else outcome.run_s,
+            slo_met=None if outcome is None else outcome.slo_met,
+            is_fallback=outcome is not None and outcome.fallback is not None,
+            is_cold_start=outcome is not None and outcome.cold_start,
+            cost_usd=cost_usd(view, outcome, ticket.items) if outcome is not None and code is None else 0.0,
+        )

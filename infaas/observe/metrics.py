@@ -1,0 +1,281 @@
+"""Every Prometheus metric of a controller, declared once, on a registry of its own.
+
+Counters and histograms are observed when a query ends. Gauges are never incremented: a collector derives them from the
+sets of things that live at the moment of the scrape, so that no lost event can leave one wrong (SURFACE rule 11).
+Labels are bounded: names of registered things, closed sets of codes and reasons, and `unknown` for all else.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from infaas import __version__
+from infaas.domain.query import Code, Decision, Priority
+from infaas.errors import InfaasError
+from infaas.rpc.edges import as_error, edge_of, error_body
+
+OK = "ok"
+UNKNOWN = "unknown"
+
+_SECONDS = (
+    0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+)  # fmt: skip
+_DECISION_SECONDS = (0.000005, 0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1)
+_RATIOS = (-0.9, -0.5, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_LOAD_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
+_BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLive:
+    """What is known of one worker now. None is "unknown", never zero."""
+
+    is_up: bool
+    report_age_s: float | None = None
+    cpu_ratio: float | None = None
+    memory_ratio: float | None = None
+    stall_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The sets that gauges are counted from, read at the moment of a scrape."""
+
+    in_flight: int = 0
+    queue_size: Mapping[str, int] = field(default_factory=dict)
+    """Items waiting, by task."""
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    """Instances, by state."""
+    workers: Mapping[str, WorkerLive] = field(default_factory=dict)
+    is_store_up: bool | None = None
+    view_age_s: float | None = None
+    is_leader: bool | None = None
+
+
+class LiveCollector(Collector):
+    """Turns a `Live` into gauges. `read` is called once per scrape, in the scraping thread or task."""
+
+    def __init__(self, read: Callable[[], Live]) -> None:
+        self._read = read
+
+    def describe(self) -> Sequence[Metric]:
+        return list(_families(Live()))
+
+    def collect(self) -> Sequence[Metric]:
+        return list(_families(self._read()))
+
+
+def _families(live: Live) -> Iterator[GaugeMetricFamily]:
+    yield _family("infaas_in_flight", "Queries accepted and not yet answered", [], {(): live.in_flight})
+    yield _family(
+        "infaas_queue_size", "Items that wait for a slot", ["task"], {(k,): v for k, v in live.queue_size.items()}
+    )
+    yield _family("infaas_replicas", "Instances", ["state"], {(k,): v for k, v in live.replicas.items()})
+    workers = live.workers.items()
+    for name, text, values in (
+        ("infaas_worker_up", "1 while this controller has the worker's stream", [(k, w.is_up) for k, w in workers]),
+        ("infaas_worker_report_age_seconds", "Since its last report", [(k, w.report_age_s) for k, w in workers]),
+        ("infaas_worker_cpu_ratio", "Share of its cores that is busy", [(k, w.cpu_ratio) for k, w in workers]),
+        ("infaas_worker_memory_ratio", "Share of its budget that is taken", [(k, w.memory_ratio) for k, w in workers]),
+        ("infaas_stall_ratio", "Share of time that the host took", [(k, w.stall_ratio) for k, w in workers]),
+    ):
+        yield _family(name, text, ["worker"], {(k,): v for k, v in values})
+    yield _family("infaas_store_up", "1 while the live metadata store answers", [], {(): live.is_store_up})
+    yield _family("infaas_view_age_seconds", "Since the view last changed or was confirmed", [], {(): live.view_age_s})
+    yield _family("infaas_leader", "1 on the controller that holds the lease", [], {(): live.is_leader})
+
+
+def _family(
+    name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float | None]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        if value is not None:  # an unknown value is no sample
+            family.add_metric(key, float(value))
+    return family
+
+
+class Metrics:
+    """The controller's metrics. Cheap to observe: the children of the label sets in use are kept at hand."""
+
+    def __init__(self, read_live: Callable[[], Live] | None = None) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter(
+            "infaas_requests_total", "Queries by how they ended", ["model", "variant", "code", "reason", "priority"]
+        )
+        self.request_duration = histogram(
+            "infaas_request_duration_seconds", "From arrival to answer", ["model", "code"], buckets=_SECONDS
+        )
+        self.queue_duration = histogram(
+            "infaas_queue_duration_seconds", "Waiting in the controller", ["model"], buckets=_SECONDS
+        )
+        self.inference_duration = histogram(
+            "infaas_inference_duration_seconds", "The batch's run on the worker", ["variant"], buckets=_SECONDS
+        )
+        self.slo_violations = counter("infaas_slo_violations_total", "Requirements that an answer missed", ["kind"])
+        self.dropped = counter("infaas_dropped_total", "Queries dropped unanswered", ["reason"])
+        self.batch_size = histogram("infaas_batch_size", "Items per batch", ["variant"], buckets=_BATCHES)
+        self.decision_duration = histogram(
+            "infaas_decision_duration_seconds", "Selection of one query", buckets=_DECISION_SECONDS
+        )
+        self.predicted_error = histogram(
+            "infaas_predicted_latency_error_ratio", "(observed - predicted) / predicted", buckets=_RATIOS
+        )
+        self.cold_start = histogram(
+            "infaas_cold_start_seconds", "Latency of queries that waited for a load", ["model"], buckets=_LOAD_SECONDS
+        )
+        self.model_load = histogram(
+            "infaas_model_load_seconds", "From load command to READY", ["variant"], buckets=_LOAD_SECONDS
+        )
+        self.autoscaler_decisions = counter(
+            "infaas_autoscaler_decisions_total", "Scaling steps taken", ["action", "reason"]
+        )
+        self.cost_usd = counter("infaas_cost_usd_total", "Measured cost of what was answered", ["variant"])
+        build = Gauge("infaas_build_info", "1; what runs here", ["version", "python"], registry=self.registry)
+        build.labels(__version__, platform.python_version()).set(1)
+        self._children: dict[tuple[Any, ...], Any] = {}
+        if read_live is not None:
+            self.watch(read_live)
+
+    def watch(self, read: Callable[[], Live]) -> None:
+        """Derive the gauges from `read`; call once."""
+        self.registry.register(LiveCollector(read))
+
+    def observe_request(
+        self,
+        *,
+        model: str | None,
+        code: Code | None,
+        priority: Priority,
+        total_s: float,
+        variant: str | None = None,
+        queue_s: float | None = None,
+        run_s: float | None = None,
+        slo_met: bool | None = None,
+        is_fallback: bool = False,
+        is_cold_start: bool = False,
+        cost_usd: float = 0.0,
+    ) -> None:
+        """One infer request ended, answered (`code` None) or not.
+
+        `model` is the handle if something is registered under it, else None. Called by the edges, for every request
+        that reached them, so that malformed ones count as well.
+        """
+        name, served = model or UNKNOWN, variant or ""
+        slug = OK if code is None else code.value
+        dropped = None if code is None else edge_of(code).dropped
+        self._child(self.requests, name, served, slug, dropped or "", priority.value).inc()
+        self._child(self.request_duration, name, slug).observe(total_s)
+        if dropped is not None:
+            self._child(self.dropped, dropped).inc()
+        if slo_met is False:
+            self._child(self.slo_violations, "latency").inc()
+        if is_fallback:
+            self._child(self.slo_violations, "accuracy").inc()
+        if code is None:
+            self._observe_answer(name, served, queue_s, run_s, cost_usd)
+            if is_cold_start:
+                self._child(self.cold_start, name).observe(total_s)
+
+    def observe_decision(self, decision: Decision, decision_s: float | None = None) -> None:
+        """A query's decision is final: how good its prediction was, how long deciding took, in how large a batch."""
+        if decision_s is not None:
+            self.decision_duration.observe(decision_s)
+        if decision.observed_ms is not None and decision.predicted_ms:
+            self.predicted_error.observe((decision.observed_ms - decision.predicted_ms) / decision.predicted_ms)
+
+    def observe_batch(self, variant: str, items: int) -> None:
+        self._child(self.batch_size, variant).observe(items)
+
+    def observe_load(self, variant: str, load_s: float) -> None:
+        self._child(self.model_load, variant).observe(load_s)
+
+    def observe_scaling(self, action: str, reason: str) -> None:
+        """`reason` must be a word of a closed set, not a sentence."""
+        self._child(self.autoscaler_decisions, action, reason).inc()
+
+    def _observe_answer(
+        self, name: str, variant: str, queue_s: float | None, run_s: float | None, cost_usd: float
+    ) -> None:
+        if queue_s is not None:
+            self._child(self.queue_duration, name).observe(queue_s)
+        if run_s is not None and variant:
+            self._child(self.inference_duration, variant).observe(run_s)
+        if cost_usd > 0 and variant:
+            self._child(self.cost_usd, variant).inc(cost_usd)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+
+def exposition_app(registry: CollectorRegistry, authorize: Callable[[str | None], None] | None = None) -> AsgiApp:
+    """The ASGI application of the metrics port: `GET /metrics`, and nothing else.
+
+    `authorize` gets the `Authorization` header and raises an InfaasError to refuse.
+    """
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live_span(receive, send)
+            return
+        status, headers, body = _answer(registry, authorize, scope)
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    return app
+
+
+def _answer(
+    registry: CollectorRegistry, authorize: Callable[[str | None], None] | None, scope: Scope
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    try:
+        if scope["path"] != "/metrics":
+            lost = InfaasError(f"unknown path {scope['path']!r}; the metrics are at '/metrics'", code=Code.NOT_FOUND)
+            return _refusal(404, lost, [])
+        if scope["method"] not in ("GET", "HEAD"):
+            return _refusal(405, InfaasError("'/metrics' takes GET", code=Code.INVALID), [(b"allow", b"GET, HEAD")])
+        if authorize is not None:
+            authorize(sent.get("authorization"))
+        encode, content_type = choose_encoder(sent.get("accept", ""))
+        return 200, [(b"content-type", content_type.encode())], encode(registry)
+    except Exception as exception:
+        error = as_error(exception)
+        extra = [(b"www-authenticate", b"Bearer")] if error.code is Code.UNAUTHENTICATED else []
+        return _refusal(edge_of(error.code).http, error, extra)
+
+
+def _refusal(
+    status: int, error: InfaasError, extra: list[tuple[bytes, bytes]]
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    return status, [(b"content-type", b"application/json"), *extra], error_body(error, None)
+
+
+async def _live_span(receive: Receive, send: Send) -> None:
+    """Nothing to start or stop, but a server asks."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
