@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from dataclasses import dataclass
 
 import grpc.aio
@@ -63,7 +64,10 @@ class Place:
 
 def main(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
-    uvloop.run(Worker(settings, SystemClock()).run())
+    if not uvloop.run(Worker(settings, SystemClock()).run()):
+        # Native code still runs in threads that nothing can stop; an interpreter that shuts down under them aborts.
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def find_place(settings: Settings, clock: Clock) -> Place:
@@ -100,7 +104,11 @@ class Worker:
         self._settings = settings
         self._clock = clock
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Until told to stop; False when the drain had to be cut and something still runs in a thread.
+
+        Raises TaskCrashedError when a part that should live for ever did not.
+        """
         settings = self._settings
         place = find_place(settings, self._clock)
         prepare_socket(place.listen)
@@ -140,11 +148,13 @@ class Worker:
             cores=place.record.cores,
             memory_bytes=place.record.memory_bytes,
         )
-        crash = asyncio.ensure_future(supervisor.wait())
+        crash = asyncio.create_task(supervisor.wait(), name="crash")
+        asked = asyncio.create_task(stop.wait(), name="stop")
+        is_drained = False
         try:
-            await asyncio.wait({crash, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({crash, asked}, return_when=asyncio.FIRST_COMPLETED)
             await probes.enter_graceful_shutdown()
-            await self._drain(instances, publisher, service)
+            is_drained = await self._drain(instances, publisher, service)
         finally:
             await registration.withdraw()
             await supervisor.stop()
@@ -152,12 +162,13 @@ class Worker:
             await store.close()
             monitor.stop()
             remove_socket(place.listen)
-        _log.info("worker stopped", worker=place.record.id)
-        if crash.done():
-            crash.result()
+            asked.cancel()
+        _log.info("worker stopped", worker=place.record.id, is_drained=is_drained)
+        await crash  # over since the supervisor stopped; raises what crashed, if anything did
+        return is_drained
 
-    async def _drain(self, instances: Instances, publisher: Publisher, service: WorkerService) -> None:
-        """Not-ready first; then what is held is finished, as far as the time allows."""
+    async def _drain(self, instances: Instances, publisher: Publisher, service: WorkerService) -> bool:
+        """Not-ready first; then what is held is finished, as far as the time allows (False: it did not)."""
         instances.begin_drain("the worker stops")
         service.begin_stop()
         try:
@@ -168,6 +179,8 @@ class Worker:
         except TimeoutError:
             _log.warning("drain ran out of time", timeout_s=self._settings.worker.drain_timeout_s)
             instances.abandon()
+            return False
+        return True
 
 
 def _server(service: WorkerService, probes: health.HealthServicer, place: Place) -> grpc.aio.Server:

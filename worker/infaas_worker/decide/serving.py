@@ -223,7 +223,7 @@ class _Machine:
             refusal = Code.UNAVAILABLE, f"no instance {event.instance!r} on this worker"
         elif not event.queries:
             refusal = Code.INVALID, "the batch holds no queries"
-        elif self._held_by(event.owner, event.instance) >= instance.slots:
+        elif instance.state is InstanceState.READY and self._held_by(event.owner, event.instance) >= instance.slots:
             refusal = Code.SATURATED, f"all {instance.slots} slots of instance {event.instance} are taken"
         if refusal is not None or instance is None:
             self._commands.append(Answer(event.key, *(refusal or (Code.INTERNAL, "")), was_running=False))

@@ -1,0 +1,220 @@
+"""A real worker process, and a controller's end of its stream: for tests that drive a worker from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+
+from infaas.domain.cluster import WorkerRecord
+from infaas.domain.tensor import Tensor
+from infaas.domain.variant import Variant
+from infaas.repository.base import Repository, open_repository
+from infaas.rpc.codec import decode, encode
+from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
+
+WAIT_S = 60.0
+"""For anything that must happen: far longer than it takes on a busy machine."""
+_OPTIONS = (("grpc.max_receive_message_length", 256 * 2**20), ("grpc.max_send_message_length", 256 * 2**20))
+
+
+class WorkerProcess:
+    """`python -m infaas.programs worker` with a state folder of its own. Use `start`, and `end` in a finally."""
+
+    def __init__(self, redis_url: str, settings: Mapping[str, Any] | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="infaas-")
+        self.state_dir = Path(self._folder.name)
+        worker: dict[str, Any] = {"id": "w1", "heartbeat_s": 0.2, "drain_timeout_s": 30.0}
+        worker.update((settings or {}).get("worker", {}))
+        self.settings = {
+            **(settings or {}),
+            "state_dir": str(self.state_dir),
+            "store": {"redis_url": redis_url},
+            "worker": worker,
+        }
+        self.address: str = worker.get("listen") or f"unix:{self.state_dir}/run/worker-{worker['id']}.sock"
+        self.repository: Repository = open_repository(str(self.state_dir / "artifacts"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    @property
+    def log(self) -> str:
+        return (self.state_dir / "log").read_text()
+
+    def start(self) -> None:
+        config = self.state_dir / "infaas.json"
+        config.write_text(json.dumps(self.settings))
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("INFAAS_")}
+        with (self.state_dir / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "infaas.programs", "worker"],
+                env={**environ, "INFAAS_CONFIG": str(config)},
+                stderr=log,
+            )
+
+    def signal(self, number: int) -> None:
+        self._running.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for the process to end; its status."""
+        return await asyncio.wait_for(asyncio.to_thread(self._running.wait), WAIT_S)
+
+    def end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._folder.cleanup()
+
+    def crash(self) -> None:
+        self.signal(signal.SIGKILL)
+        self._running.wait()
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the worker was not started")
+        return self._process
+
+
+class ControllerEnd:
+    """One `Attach` stream. Enter it to connect (waits for the worker's listener); leave it to vanish."""
+
+    def __init__(self, address: str, name: str = "c1", token: str | None = None) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.stub: Any = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        self._name = name
+        self.metadata = None if token is None else (("authorization", f"Bearer {token}"),)
+        self._numbers = itertools.count(1)
+        self.reports: list[worker_pb2.WorkerReport] = []
+        self.done: dict[int, worker_pb2.BatchDone] = {}
+        self.outcomes: list[worker_pb2.BatchDone] = []
+        self.started: list[int] = []
+        self._news = asyncio.Condition()
+        self.is_over = False
+        self.error: grpc.aio.AioRpcError | None = None
+
+    async def __aenter__(self) -> Self:
+        self.call = self.stub.Attach(metadata=self.metadata, wait_for_ready=True)
+        await self.send(hello=worker_pb2.Hello(controller=self._name, version="test"))
+        self._reader = asyncio.create_task(self._read(), name=f"read-{self._name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.cancel()
+        await asyncio.wait((self._reader,))
+        await self._channel.close()
+
+    @property
+    def worker(self) -> WorkerRecord:
+        """As the newest report has it."""
+        return decode(self.reports[-1].worker, WorkerRecord)
+
+    def state(self, instance: str) -> str | None:
+        """The instance's newest reported state and its reason, such as `READY` or `FAILED: ...`."""
+        found = {str(key): one for key, one in self.worker.instances.items()}.get(instance) if self.reports else None
+        if found is None:
+            return None
+        return f"{found.state.value}: {found.reason}" if found.reason else found.state.value
+
+    async def send(self, **body: Any) -> None:
+        await self.call.write(worker_pb2.ControllerMessage(**body))
+
+    async def load(self, instance: str, variant: Variant) -> None:
+        await self.send(load=worker_pb2.LoadInstance(instance=instance, variant=encode(variant)))
+
+    async def ready(self, instance: str, variant: Variant) -> None:
+        """Load, and wait until it takes batches."""
+        await self.load(instance, variant)
+        await self.until(lambda: self.state(instance) not in (None, "LOADING"))
+        if self.state(instance) != "READY":
+            raise AssertionError(f"{instance} is {self.state(instance)}")
+
+    async def submit(
+        self,
+        instance: str,
+        *queries: Tensor,
+        remaining_s: float = 60.0,
+        outputs: Sequence[str] = (),
+        own_s: Sequence[float] = (),
+    ) -> int:
+        """Send a batch of one-input queries, numbered from 1; returns its number. `own_s`: their own deadlines."""
+        number = next(self._numbers)
+        own = list(own_s) or [0.0] * len(queries)
+        values = [
+            worker_pb2.QueryInputs(
+                id=index + 1,
+                items=query.items,
+                inputs=[worker_pb2.TensorValue(shape=query.shape, data=bytes(query.data))],
+                remaining_us=int(own[index] * 1e6),
+            )
+            for index, query in enumerate(queries)
+        ]
+        await self.send(
+            batch=worker_pb2.Batch(
+                id=number,
+                instance=instance,
+                input_names=[queries[0].name] if queries else [],
+                input_datatypes=[queries[0].datatype.value] if queries else [],
+                outputs=list(outputs),
+                queries=values,
+                remaining_us=int(remaining_s * 1e6),
+            )
+        )
+        return number
+
+    async def answer(self, number: int) -> worker_pb2.BatchDone:
+        await self.until(lambda: number in self.done)
+        return self.done[number]
+
+    async def infer(self, instance: str, *queries: Tensor, **facts: Any) -> worker_pb2.BatchDone:
+        return await self.answer(await self.submit(instance, *queries, **facts))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until what was received makes it so, or the stream is over."""
+        async with asyncio.timeout(WAIT_S), self._news:
+            await self._news.wait_for(lambda: holds() or self.is_over)
+        if not holds():
+            raise AssertionError(f"the stream ended first: {self.error}")
+
+    async def over(self) -> None:
+        async with asyncio.timeout(WAIT_S), self._news:
+            await self._news.wait_for(lambda: self.is_over)
+
+    async def _read(self) -> None:
+        try:
+            while (message := await self.call.read()) is not grpc.aio.EOF:
+                async with self._news:
+                    self._take(message)
+                    self._news.notify_all()
+        except grpc.aio.AioRpcError as error:
+            self.error = error
+        finally:
+            async with self._news:
+                self.is_over = True
+                self._news.notify_all()
+
+    def _take(self, message: worker_pb2.WorkerMessage) -> None:
+        match message.WhichOneof("body"):
+            case "report":
+                self.reports.append(message.report)
+            case "done":
+                self.done[message.done.id] = message.done
+                self.outcomes.append(message.done)
+            case "started":
+                self.started.append(message.started.id)
