@@ -39,12 +39,15 @@ from infaas.rpc.tensors import (
 _SPACE = frozenset(b" \t\r\n")
 
 
+_NO_DATA = msgspec.Raw()
+
+
 class _Input(msgspec.Struct, frozen=True):
     name: str
     shape: list[int]
     datatype: str
     parameters: dict[str, Scalar] | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _NO_DATA
 
 
 class _Output(msgspec.Struct, frozen=True):
@@ -225,7 +228,7 @@ def _inputs(inputs: Sequence[_Input], tail: memoryview) -> tuple[Tensor, ...]:
             raise InvalidError(
                 f"input {one.name!r}: parameter 'binary_data_size' must be a number of bytes, not {size!r}"
             )
-        if one.data is not None:
+        if _has_data(one):
             raise InvalidError(f"input {one.name!r} has both 'data' and 'binary_data_size'; one of them must go")
         if size > len(tail) - offset:
             raise InvalidError(
@@ -239,8 +242,15 @@ def _inputs(inputs: Sequence[_Input], tail: memoryview) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
+def _has_data(one: _Input) -> bool:
+    """`null` is as good as none."""
+    if isinstance(one.data, msgspec.Raw):
+        return len(memoryview(one.data)) > 0 and bytes(memoryview(one.data)[:4]) != b"null"
+    return one.data is not None
+
+
 def _json_tensor(one: _Input, datatype: Datatype, shape: tuple[int, ...]) -> Tensor:
-    if one.data is None:
+    if not _has_data(one):
         raise InvalidError(f"input {one.name!r} has neither 'data' nor the parameter 'binary_data_size'")
     if datatype is Datatype.FP16:
         raise InvalidError(f"input {one.name!r} is FP16, which has no JSON form; send it as binary data")
