@@ -51,8 +51,10 @@ class RedisStore:
                 url,
                 max_connections=_CONNECTIONS,
                 timeout=command_timeout_s,
-                socket_timeout=command_timeout_s,
-                socket_connect_timeout=command_timeout_s,
+                # Time is limited around whole operations below. The library's own limit on sending goes through
+                # asyncio.wait_for, which loses a cancellation in Python 3.11: a task could then never be stopped.
+                socket_timeout=None,
+                socket_connect_timeout=None,
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
                 decode_responses=False,
@@ -167,8 +169,7 @@ class RedisStore:
         while True:
             attempts -= 1
             try:
-                # The sockets have their own limits; this one bounds their sum, with the wait for a connection.
-                async with asyncio.timeout(2 * self._command_timeout_s):
+                async with asyncio.timeout(self._command_timeout_s):  # connecting included
                     return await script(keys=self._keys, args=args)
             except RedisConnectionError as error:
                 if not attempts or self._is_closed:
