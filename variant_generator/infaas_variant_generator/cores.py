@@ -36,7 +36,13 @@ class CoreBroker:
     """One loan at a time. Channels stay open between slices; `close` ends them."""
 
     def __init__(
-        self, store: MetadataStore, host: str, own: Sequence[int], clock: Clock, holder: str, token: str | None = None
+        self,
+        store: MetadataStore,
+        host: str,
+        own: Sequence[int],
+        clock: Clock,
+        holder: str,
+        token: str | None = None,
     ) -> None:
         self._store = store
         self._host = host

@@ -1,0 +1,112 @@
+"""Which variants are tried, and why others are not."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from infaas_variant_generator.facts import GraphFacts, HardwareFacts
+from infaas_variant_generator.plan import (
+    Transform,
+    batch_limit_reason,
+    batch_sizes,
+    plan_variants,
+    thread_counts,
+    why_threads_do_not_pay,
+)
+from infaas_variant_generator.transform.base import installed_transforms
+
+from infaas.domain.variant import Hardware, Precision, Runtime
+
+GIB = 2**30
+TREES = GraphFacts(file_bytes=1000, opset=17, operators={"ai.onnx.ml::TreeEnsembleClassifier": 1})
+DENSE = GraphFacts(
+    file_bytes=1000, opset=17, operators={"MatMul": 2, "Relu": 1}, constant_weight_operators={"MatMul": 2}
+)
+
+
+def names(facts: GraphFacts, cores: int = 2, fixed_batch: int | None = None) -> dict[str, str | None]:
+    hardware = HardwareFacts(cores=cores, memory_bytes=8 * GIB)
+    planned = plan_variants(facts, hardware, installed_transforms(facts), max_batch_size=32, fixed_batch=fixed_batch)
+    return {variant.name: variant.skip for variant in planned}
+
+
+def test_two_cores_and_constant_weights_give_four_recipes_with_single_threads_first() -> None:
+    assert list(names(DENSE)) == ["ort-fp32-t1", "ort-int8-t1", "ort-fp32-t2", "ort-int8-t2"]
+    assert set(names(DENSE).values()) == {None}
+
+
+def test_int8_is_skipped_with_the_reason_when_it_would_touch_nothing() -> None:
+    planned = names(TREES)
+    assert planned["ort-fp32-t1"] is None
+    assert planned["ort-int8-t1"] is not None
+    assert "TreeEnsembleClassifier" in planned["ort-int8-t1"]
+
+
+def test_int8_is_skipped_when_the_product_of_two_activations_is_all_there_is() -> None:
+    assert names(GraphFacts(1000, 17, {"MatMul": 1}))["ort-int8-t1"] is not None
+
+
+def test_int8_is_skipped_for_an_opset_older_than_its_operators() -> None:
+    old = GraphFacts(1000, 9, {"Gemm": 1}, {"Gemm": 1})
+    assert names(old)["ort-int8-t1"] == "dynamic int8 needs opset 11; the graph has 9"
+
+
+def test_a_recipe_for_other_hardware_is_skipped() -> None:
+    gpu = Transform("x", "ort-gpu", Runtime.ONNXRUNTIME, Hardware.GPU, Precision.FP16)
+    (planned,) = plan_variants(DENSE, HardwareFacts(1, GIB), [gpu], max_batch_size=4, fixed_batch=None)
+    assert planned.skip == "needs gpu; this is cpu"
+
+
+def test_a_graph_too_large_for_the_memory_is_not_tried() -> None:
+    huge = GraphFacts(file_bytes=GIB, opset=17, operators={"Relu": 1})
+    (planned, *_) = plan_variants(
+        huge, HardwareFacts(1, 2 * GIB), installed_transforms(huge), max_batch_size=1, fixed_batch=None
+    )
+    assert planned.skip is not None
+    assert "1024 MiB" in planned.skip
+
+
+def test_a_fixed_batch_is_the_only_one_measured() -> None:
+    hardware = HardwareFacts(2, GIB)
+    planned = plan_variants(DENSE, hardware, installed_transforms(DENSE), max_batch_size=32, fixed_batch=1)
+    assert {variant.batches for variant in planned} == {(1,)}
+
+
+def test_batches_double_and_end_with_the_limit_itself() -> None:
+    assert batch_sizes(32, None) == (1, 2, 4, 8, 16, 32)
+    assert batch_sizes(12, None) == (1, 2, 4, 8, 12)
+    assert batch_sizes(1, None) == (1,)
+    assert batch_sizes(32, 3) == (3,)
+
+
+@given(st.integers(1, 512), st.integers(1, 4096))
+def test_threads_never_exceed_the_cores_and_batches_never_the_limit(cores: int, limit: int) -> None:
+    assert max(thread_counts(cores)) <= cores < 2 * max(thread_counts(cores))
+    sizes = batch_sizes(limit, None)
+    assert sizes[0] == 1
+    assert sizes[-1] == limit
+    assert list(sizes) == sorted(set(sizes))
+
+
+def test_more_threads_are_compared_with_half_of_them() -> None:
+    planned = plan_variants(
+        DENSE, HardwareFacts(4, GIB), installed_transforms(DENSE), max_batch_size=1, fixed_batch=None
+    )
+    assert {(v.threads, v.compare_threads) for v in planned} == {(1, None), (2, 1), (4, 2)}
+
+
+def test_more_threads_pay_when_one_batch_size_gains() -> None:
+    assert why_threads_do_not_pay({1: 1.0, 32: 1.0}, {1: 1.2, 32: 0.6}, 1, 2) is None
+
+
+def test_more_threads_do_not_pay_when_none_does_and_the_reason_has_the_figures() -> None:
+    reason = why_threads_do_not_pay({1: 0.010, 32: 0.100}, {1: 0.010, 32: 0.095}, 1, 2)
+    assert reason == ("2 threads gain too little over 1: at best 1.05x at batch 32 (100 ms to 95 ms); 1.10x would do")
+
+
+def test_a_batch_limit_falls_for_time_for_memory_and_for_no_gain_but_not_for_length_alone() -> None:
+    assert "over 2 s" in (batch_limit_reason(8, 2.5, 1.0, 0, GIB) or "")
+    assert "MiB" in (batch_limit_reason(8, 0.1, 0.1, GIB // 2, GIB) or "")
+    assert "smaller batches take 50.0 ms" in (batch_limit_reason(8, 0.4, 0.05, 0, GIB) or "")
+    assert batch_limit_reason(8, 0.4, 0.1, 0, GIB) is None
+    assert batch_limit_reason(1, 1.9, None, 0, GIB) is None
