@@ -17,13 +17,13 @@ import numpy as np
 from numpy.lib import format as npy
 
 from infaas.domain.tensor import Datatype, TensorSpec
+from infaas.metrics import load_metric, metric_names
 
 LABEL = "label"
 _MAX_MEMBERS = 256
 _CHUNK_BYTES = 4 << 20
 _FEW_ROWS = 30
 _CLASS_METRICS = ("accuracy", "f1")
-_NUMBER_METRICS = ("mae", "rmse")
 _DTYPES = {
     Datatype.BOOL: "bool", Datatype.INT8: "int8", Datatype.INT16: "int16", Datatype.INT32: "int32",
     Datatype.INT64: "int64", Datatype.UINT8: "uint8", Datatype.UINT16: "uint16", Datatype.UINT32: "uint32",
@@ -159,7 +159,9 @@ def _check(
     rows = _rows(used, problems)
     if rows is not None and not problems:
         for name, header in used.items():
-            problems += _value_problems(archive, name, header, _class_count(outputs, metric) if name == LABEL else None)
+            problems += _value_problems(archive, name, header)
+        if is_scored and not problems:
+            problems += _metric_problems(archive, used, outputs, metric)
         if is_scored and rows < _FEW_ROWS:
             warnings.append(f"only {rows} rows: the accuracy's interval will be wide")
     return DataReport(rows, tuple(f"{what} data: {p}" for p in problems), tuple(f"{what} data: {w}" for w in warnings))
@@ -190,13 +192,8 @@ def _label_problems(header: _Header, metric: str) -> list[str]:
     if not header.shape:
         return ["array 'label' is a single value; it must hold one per row"]
     is_column = len(header.shape) == 1 or (len(header.shape) == 2 and header.shape[1] == 1)
-    if metric in _CLASS_METRICS:
-        if header.dtype.kind not in "iubUS":
-            return [f"array 'label' is {header.text}; {metric} needs class indices: save label.astype('int64')"]
-        if not is_column:
-            return [f"array 'label' has the shape {list(header.shape)}; {metric} needs one class index per row: [rows]"]
-    if metric in _NUMBER_METRICS and header.dtype.kind not in "iuf":
-        return [f"array 'label' is {header.text}; {metric} needs numbers"]
+    if metric in _CLASS_METRICS and not is_column:
+        return [f"array 'label' has the shape {list(header.shape)}; {metric} needs one class index per row: [rows]"]
     return []
 
 
@@ -212,18 +209,23 @@ def _rows(used: Mapping[str, _Header], problems: list[str]) -> int | None:
     return rows
 
 
-def _class_count(outputs: Sequence[TensorSpec], metric: str) -> int | None:
-    """How many classes the outputs can tell apart, when that is plain."""
-    if metric not in _CLASS_METRICS or len(outputs) != 1:
-        return None
-    only = outputs[0]
-    is_scores = only.datatype in (Datatype.FP16, Datatype.FP32, Datatype.FP64) and len(only.shape) == 2
-    return only.shape[1] if is_scores and only.shape[1] > 1 else None
+def _metric_problems(
+    archive: zipfile.ZipFile, used: Mapping[str, _Header], outputs: Sequence[TensorSpec], metric: str
+) -> list[str]:
+    """What the metric itself has against the answers it would score with."""
+    if metric not in metric_names():
+        return []  # the registrar says so in its own words
+    names = {LABEL, *(spec.name for spec in outputs)} & set(used)
+    answers = {}
+    for name in names:
+        with archive.open(name + ".npy") as file:
+            answers[name] = npy.read_array(file, allow_pickle=False)
+    return list(load_metric(metric).check(answers, outputs))
 
 
-def _value_problems(archive: zipfile.ZipFile, name: str, header: _Header, classes: int | None) -> list[str]:
+def _value_problems(archive: zipfile.ZipFile, name: str, header: _Header) -> list[str]:
     """Read every byte once (its checksum is verified on the way) and look for values that cannot be meant."""
-    bad = outside = 0
+    bad = 0
     with archive.open(name + ".npy") as file:
         _skip(file, header.offset)
         itemsize = max(1, header.dtype.itemsize)
@@ -233,13 +235,9 @@ def _value_problems(archive: zipfile.ZipFile, name: str, header: _Header, classe
             values = np.frombuffer(piece, header.dtype)
             if header.dtype.kind in "fc":
                 bad += int(values.size - np.count_nonzero(np.isfinite(values)))
-            if classes is not None and header.dtype.kind in "iu":
-                outside += int(np.count_nonzero((values < 0) | (values >= classes)))
     problems = []
     if bad:
         problems.append(f"array {name!r} holds {bad:,} values that are not finite (NaN or infinite)")
-    if outside:
-        problems.append(f"array {name!r} holds {outside:,} values outside 0..{classes - 1 if classes else 0}")
     return problems
 
 

@@ -1,0 +1,393 @@
+"""The model registrar: what control-plane calls do, and the leader's loops that carry their intentions out.
+
+Calls write intentions into the catalogue and wake the loops; only the loops write the store, under the leadership's
+fence. Both loops compare what should be with what is, so a crash anywhere is made good by the next comparison.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NoReturn
+
+from infaas.aio.every import every
+from infaas.catalog.catalog import Catalog
+from infaas.catalog.records import ModelRow, VersionRow
+from infaas.clock import Clock
+from infaas.control import (
+    BuildDocument,
+    ModelDocument,
+    RegistrationDocument,
+    TaskDocument,
+    VariantDocument,
+    VersionDocument,
+)
+from infaas.domain.build import BuildProgress
+from infaas.domain.ids import VariantName
+from infaas.domain.lifecycle import BuildState
+from infaas.domain.task import Task
+from infaas.domain.variant import VariantState
+from infaas.errors import ConflictError, InfaasError, NotFoundError, PreconditionError, UnavailableError
+from infaas.metrics import metric_names
+from infaas.observe.log import get_logger
+from infaas.repository.base import Repository
+from infaas.rpc.codec import decode
+from infaas.settings import Settings
+from infaas.store.base import Kind, Lease, MetadataStore
+from infaas_controller.register.documents import model_document, task_document, variant_document, version_document
+from infaas_controller.register.frontier import dominated_by
+from infaas_controller.register.inspector import Inspector
+from infaas_controller.register.intake import Intake
+from infaas_controller.register.options import (
+    RegistrationOptions,
+    TaskChange,
+    Upload,
+    changed_task,
+    raise_problems,
+    task_problems,
+)
+from infaas_controller.register.publication import (
+    ANSWERS,
+    OPEN,
+    PUBLISHED,
+    desired_records,
+    effective,
+    plan_writes,
+)
+from infaas_controller.register.reading import Reader, Reading
+from infaas_controller.register.results import ResultKeeper
+from infaas_controller.register.signals import follow_builds, wait_or
+from infaas_controller.register.switching import Loader, Switcher
+
+_PERIOD_S = 0.25
+_COMPARE_EVERY_S = 5.0
+"""How often store and catalogue are compared when nothing seems to have changed."""
+_KEEPALIVE_S = 15.0
+_log = get_logger(__name__)
+
+
+class Registrar:
+    """Owned by one event loop. `run_results` and `run_refill` belong to whoever leads; all else any controller may do.
+
+    `lease` says which leadership the loops act under; None: nobody else could be leading.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: MetadataStore,
+        repository: Repository,
+        service: Loader,
+        settings: Settings,
+        clock: Clock,
+        *,
+        lease: Callable[[], Lease | None] | None = None,
+        inspector: Inspector | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._service = service
+        self._settings = settings
+        self._clock = clock
+        self._lease = lease
+        self._intake = Intake(
+            catalog, repository, inspector or Inspector(), settings, clock, before_retry=self._clear_build
+        )  # fmt: skip
+        self._results = ResultKeeper(catalog, clock)
+        self._switcher = Switcher(catalog, service, clock)
+        self._reader = Reader(catalog)
+        self._published: tuple[int, str] | None = None
+        self._compare_at = 0.0
+        self._absorb_at = 0.0
+        self._wake_results = asyncio.Event()
+        self._wake_refill = asyncio.Event()
+        self._has_news = True
+
+    # What callers ask for
+
+    async def create_task(self, task: Task, *, actor: str = "local") -> TaskDocument:
+        """Raises InvalidError with every problem, ConflictError when the name is taken."""
+        raise_problems(task_problems(task, metric_names()))
+        await asyncio.to_thread(self._catalog.create_task, task, at=self._clock.wall(), actor=actor)
+        self._wake()
+        return await self.describe_task(task.name)
+
+    async def list_tasks(self) -> Sequence[TaskDocument]:
+        reading = await self._reader.read()
+        registered = reading.registered
+        return [
+            task_document(effective(task, self._settings), registered.models, registered.variants)
+            for task in registered.tasks
+        ]
+
+    async def describe_task(self, name: str) -> TaskDocument:
+        """Raises NotFoundError."""
+        for document in await self.list_tasks():
+            if document.task.name == name:
+                return document
+        raise NotFoundError(f"there is no task {name!r}")
+
+    async def set_task(self, name: str, change: TaskChange, *, actor: str = "local") -> TaskDocument:
+        """Change defaults, labels or classes. Raises NotFoundError, InvalidError, or ConflictError when the
+        configuration says otherwise, since that would win."""
+        configured = self._settings.tasks.get(name)
+        if configured is not None:
+            fixed = {key for key, value in configured.defaults.model_dump().items() if value is not None}
+            if held := sorted(fixed & set(change.defaults)):
+                raise ConflictError(
+                    f"the configuration sets {', '.join(held)} (tasks.{name}.defaults); change it there"
+                )
+        update = self._catalog.update_task
+        await asyncio.to_thread(update, name, lambda t: changed_task(t, change), at=self._clock.wall(), actor=actor)
+        self._wake()
+        return await self.describe_task(name)
+
+    async def register(
+        self,
+        upload: Upload,
+        options: RegistrationOptions,
+        *,
+        idempotency_key: str | None = None,
+        actor: str = "local",
+    ) -> RegistrationDocument:
+        """Check and take in a model file; its variants are made later. The same file is the same version.
+
+        Raises InvalidError with every problem, ConflictError, TooLargeError, UnavailableError.
+        """
+        document = await self._intake.register(upload, options, idempotency_key, actor)
+        self._wake()
+        return document
+
+    async def list_models(self, task: str | None = None) -> Sequence[ModelDocument]:
+        rows = [row for row in await asyncio.to_thread(self._catalog.models) if task in (None, row.task)]
+        return [await asyncio.to_thread(self._model_document, row) for row in rows]
+
+    async def describe_model(self, name: str) -> ModelDocument:
+        """Unregistered models too: their history is kept. Raises NotFoundError."""
+        return await asyncio.to_thread(lambda: self._model_document(self._known_model(name)))
+
+    async def describe_version(self, model: str, number: int) -> VersionDocument:
+        """Raises NotFoundError."""
+
+        def work() -> VersionDocument:
+            row, version = self._known_model(model), self._known_version(model, number)
+            return version_document(row, version, self._catalog.results(version.id))
+
+        return await asyncio.to_thread(work)
+
+    async def rollback(self, model: str, to: int | None = None, *, actor: str = "local") -> ModelDocument:
+        """Have another version serve: `to`, or the newest READY one before the current.
+
+        It is warmed first; until then the document's reason says so. Raises NotFoundError, PreconditionError.
+        """
+
+        def work() -> None:
+            row = self._known_model(model)
+            number = to if to is not None else self._previous(row)
+            self._catalog.want(model, number, at=self._clock.wall(), actor=actor)
+
+        await asyncio.to_thread(work)
+        self._wake()
+        return await self.describe_model(model)
+
+    async def unregister(self, model: str, *, actor: str = "local") -> ModelDocument:
+        """Take a model out of service for good: it leaves the view, then its instances drain. History stays, and
+        registering the same file again revives it. Raises NotFoundError."""
+        await asyncio.to_thread(self._catalog.retire_model, model, at=self._clock.wall(), actor=actor)
+        self._wake()
+        return await self.describe_model(model)
+
+    async def list_variants(self, *, task: str | None = None, model: str | None = None) -> Sequence[VariantDocument]:
+        """Variants of every version that is READY. Raises NotFoundError for a model that was never registered."""
+        if model is not None:
+            await asyncio.to_thread(self._known_model, model)
+        return [d for d in await self._variant_documents() if task in (None, d.task) and model in (None, d.model)]
+
+    async def describe_variant(self, name: str) -> VariantDocument:
+        """Raises NotFoundError."""
+        for document in await self._variant_documents():
+            if document.name == name:
+                return document
+        variant = await asyncio.to_thread(self._catalog.variant, name)
+        if variant is None:
+            raise NotFoundError(f"there is no variant {name!r}")
+        return variant_document(variant, {}, self._service.view, {})
+
+    async def disable_variant(self, name: str, reason: str = "", *, actor: str = "local") -> VariantDocument:
+        """No query is given it any more, and its instances drain. Raises NotFoundError, PreconditionError."""
+        return await self._set_variant(name, VariantState.DISABLED, reason or f"disabled by {actor}", actor)
+
+    async def enable_variant(self, name: str, *, actor: str = "local") -> VariantDocument:
+        """Raises NotFoundError, PreconditionError."""
+        return await self._set_variant(name, VariantState.READY, "", actor)
+
+    async def build(self, model: str, number: int) -> BuildDocument:
+        """Where a version's build stands. Without the store, its state alone. Raises NotFoundError."""
+        version = await asyncio.to_thread(self._known_version, model, number)
+        progress: tuple[BuildProgress, ...] = ()
+        holder = None
+        try:
+            records = (await self._store.list((Kind.PROGRESS,))).records
+            holder = (await self._store.holders()).get(f"build/{version.id}")
+        except UnavailableError as error:
+            _log.warning("no progress to show", version=version.id, reason=error.text)
+        else:
+            own = [r for r in records if r.key.rpartition("/")[0] == version.id]
+            progress = tuple(sorted((decode(r.value, BuildProgress) for r in own), key=lambda p: p.recipe))
+        return BuildDocument(model, number, version.state, version.reason, holder, progress)
+
+    async def watch_build(self, model: str, number: int) -> AsyncIterator[BuildDocument | None]:
+        """The build's document now and after every change, until it is over; None now and then when nothing happens.
+
+        Raises NotFoundError. While the store is lost, the documents carry no progress.
+        """
+        changed = asyncio.Event()
+        watcher = asyncio.create_task(follow_builds(self._store, changed.set), name=f"watch-build-{model}-{number}")
+        last: BuildDocument | None = None
+        try:
+            while True:
+                changed.clear()
+                document = await self.build(model, number)
+                if document != last:
+                    yield document
+                last = document
+                if BuildState(document.state) not in OPEN:
+                    return
+                if not await wait_or(changed, _KEEPALIVE_S):
+                    yield None
+        finally:
+            await _ended(watcher)
+
+    # What the leader does
+
+    async def run_results(self) -> NoReturn:
+        """Copy results into the catalogue, warm and switch. Eternal; belongs to the leader."""
+        self._has_news = True
+        watcher = asyncio.create_task(follow_builds(self._store, self._note_news), name="registrar-answers")
+        try:
+            await every(
+                _PERIOD_S, self.step_results, wake=self._wake_results, clock=self._clock, name="registrar-results"
+            )  # fmt: skip
+        finally:
+            await _ended(watcher)
+
+    async def run_refill(self) -> NoReturn:
+        """Keep the store saying what the catalogue says, whatever happens to it. Eternal; belongs to the leader."""
+        self._published = None
+        await every(_PERIOD_S, self.step_refill, wake=self._wake_refill, clock=self._clock, name="registrar-refill")
+
+    async def step_results(self) -> None:
+        """One turn of `run_results`. Raises UnavailableError when store or catalogue are lost; the next turn repeats."""
+        if not self._is_leading():
+            return
+        now = self._clock.now()
+        if self._has_news or now >= self._absorb_at:
+            self._has_news = False
+            try:
+                records = (await self._store.list(ANSWERS)).records
+                has_changed = await self._results.absorb(records)
+            except InfaasError:
+                self._has_news = True
+                raise
+            self._absorb_at = now + _COMPARE_EVERY_S
+            if has_changed:
+                self._wake_refill.set()
+        registered = (await self._reader.read()).registered
+        tasks = [effective(task, self._settings) for task in registered.tasks]
+        if await self._switcher.step(tasks, registered.models, registered.variants):
+            self._wake_refill.set()
+
+    async def step_refill(self) -> None:
+        """One turn of `run_refill`. Raises UnavailableError, or PreconditionError when the leadership was lost."""
+        if not self._is_leading():
+            return
+        reading = await self._reader.read()
+        state = (reading.revision, await self._store.epoch())
+        now = self._clock.now()
+        if state != self._published or now >= self._compare_at:
+            self._published = None
+            await self._publish(reading)
+            self._published = state
+            self._compare_at = now + _COMPARE_EVERY_S
+        self._unload(reading.unwanted)
+
+    async def _publish(self, reading: Reading) -> None:
+        desired = desired_records(reading.registered, self._settings)
+        snapshot = await self._store.list((*PUBLISHED, *ANSWERS))
+        lease = self._lease() if self._lease is not None else None
+        for write in plan_writes(desired, snapshot.records):
+            if write.value is None:
+                await self._store.delete(write.kind, write.key, lease=lease)
+            else:
+                await self._store.put(write.kind, write.key, write.value, lease=lease)
+
+    def _unload(self, unwanted: frozenset[VariantName]) -> None:
+        view = self._service.view
+        loaded = {i.variant for worker in view.workers.values() for i in worker.instances.values() if i.state != "GONE"}
+        for variant in sorted(loaded & unwanted):
+            self._service.unload(variant)
+
+    # Helpers
+
+    def _is_leading(self) -> bool:
+        return self._lease is None or self._lease() is not None
+
+    def _wake(self) -> None:
+        self._wake_refill.set()
+        self._wake_results.set()
+
+    def _note_news(self) -> None:
+        self._has_news = True
+        self._wake_results.set()
+
+    async def _clear_build(self, version: VersionRow) -> None:
+        """Remove what an earlier build of a version left: its last words must not end the next one."""
+        for record in (await self._store.list((Kind.BUILD, *ANSWERS))).records:
+            build = record.key if record.kind is Kind.BUILD else record.key.rpartition("/")[0]
+            if build == version.id and version.state not in OPEN:
+                await self._store.delete(record.kind, record.key)
+
+    async def _variant_documents(self) -> Sequence[VariantDocument]:
+        registered = (await self._reader.read()).registered
+        current: dict[str, int | None] = {row.name: row.current for row in registered.models}
+        serving = [v for v in registered.variants if current.get(v.model) == v.version]
+        dominators = dominated_by(serving)
+        return [variant_document(v, current, self._service.view, dominators) for v in registered.variants]
+
+    async def _set_variant(self, name: str, state: VariantState, reason: str, actor: str) -> VariantDocument:
+        change = self._catalog.set_variant_state
+        await asyncio.to_thread(change, name, state, reason, at=self._clock.wall(), actor=actor)
+        self._wake()
+        return await self.describe_variant(name)
+
+    def _model_document(self, row: ModelRow) -> ModelDocument:
+        versions = self._catalog.versions(row.name)
+        return model_document(row, versions, {v.id: self._catalog.results(v.id) for v in versions})
+
+    def _known_model(self, name: str) -> ModelRow:
+        row = self._catalog.model(name)
+        if row is None:
+            raise NotFoundError(f"there is no model {name!r}")
+        return row
+
+    def _known_version(self, model: str, number: int) -> VersionRow:
+        version = self._catalog.version(model, number)
+        if version is None:
+            self._known_model(model)
+            raise NotFoundError(f"model {model!r} has no version {number}")
+        return version
+
+    def _previous(self, row: ModelRow) -> int:
+        ready = [v.number for v in self._catalog.versions(row.name) if v.state is BuildState.READY]
+        before = [number for number in ready if row.current is not None and number < row.current]
+        if not before:
+            raise PreconditionError(
+                f"model {row.name!r} has no READY version before {row.current}; name one of {ready}"
+            )
+        return max(before)
+
+
+async def _ended(task: asyncio.Task[NoReturn]) -> None:
+    """Cancel a helper task and wait until it is gone, whatever it ends with."""
+    task.cancel()
+    await asyncio.wait([task])

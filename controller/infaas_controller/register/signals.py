@@ -1,0 +1,45 @@
+"""Wakes loops and watchers when a generator leaves something in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import NoReturn
+
+from infaas.errors import UnavailableError
+from infaas.store.base import CursorLostError, Kind, MetadataStore
+
+_KINDS = (Kind.BUILD, Kind.PROGRESS, Kind.RESULT)
+_LONGEST_PAUSE_S = 2.0
+
+
+async def follow_builds(store: MetadataStore, notify: Callable[[], None]) -> NoReturn:
+    """Call `notify` at once, and whenever a build, its progress or a result changed. Eternal.
+
+    A store that cannot be reached is tried again with growing, jittered pauses, and `notify` is called when it is back.
+    """
+    failures = 0
+    while True:
+        try:
+            snapshot = await store.list((Kind.BUILD,))
+            notify()
+            failures = 0
+            async for changes in store.watch(snapshot.cursor, snapshot.epoch):
+                if any(change.kind in _KINDS for change in changes):
+                    notify()
+        except CursorLostError:
+            continue
+        except UnavailableError:
+            failures += 1
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, 0.1 * 2 ** min(failures, 8)) * random.uniform(0.5, 1.0))
+
+
+async def wait_or(event: asyncio.Event, timeout_s: float) -> bool:
+    """Whether the event came in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
