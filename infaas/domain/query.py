@@ -136,6 +136,10 @@ class Choice:
     fallback: str | None = None
     """Why the answer is below what was asked for, when the caller allowed that."""
     candidates: tuple[Candidate, ...] = ()
+    is_bound: bool = False
+    """Whether the query stays with this instance (bind on arrival) or may be chosen again while it waits."""
+    load: tuple[VariantName, WorkerId] | None = None
+    """What to load besides, so that the next query needs no fallback."""
 
 
 @dataclass(frozen=True, slots=True)

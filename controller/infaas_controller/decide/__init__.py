@@ -1,0 +1,1 @@
+"""Rules of the controller: pure functions over frozen values. Time, randomness and memory are arguments."""

@@ -1,0 +1,40 @@
+"""What selection and batching need of a profile, laid out for the query path: latency by batch size as plain lists.
+
+A curve also says how large a batch pays: where throughput stops growing, a larger batch only makes its first query wait
+for its last.
+"""
+
+from __future__ import annotations
+
+from infaas.domain.variant import Variant
+
+PAYS = 0.95
+"""The preferred batch is the smallest with at least this share of the best throughput (items per second)."""
+
+
+class Curve:
+    """Latency of one variant's batches in seconds, index = items. Made once per published variant."""
+
+    __slots__ = ("hard_limit", "is_fixed", "mean_s", "p95_s", "preferred", "variant")
+
+    def __init__(self, variant: Variant, overhead_s: float) -> None:
+        profile = variant.profile
+        if profile is None:
+            raise ValueError(f"variant {variant.name} has no profile, nothing can be predicted for it")
+        self.variant = variant
+        self.is_fixed = variant.fixed_batch is not None
+        self.hard_limit = variant.fixed_batch or variant.max_batch_size
+        """The most items one run may hold; for a fixed batch also the fewest."""
+        self.p95_s = [profile.latency_s(n) for n in range(self.hard_limit + 1)]
+        self.mean_s = [profile.latency_s(n, "mean_s") for n in range(self.hard_limit + 1)]
+        self.preferred = self.hard_limit if self.is_fixed else preferred_batch(self.mean_s, overhead_s)
+
+
+def preferred_batch(mean_s: list[float], overhead_s: float) -> int:
+    """The smallest batch that nearly reaches the best throughput, with the cost of one hop counted in.
+
+    `mean_s[n]` is the mean latency of n items; index 0 is not used.
+    """
+    sizes = range(1, len(mean_s))
+    best = max(n / (mean_s[n] + overhead_s) for n in sizes)
+    return next(n for n in sizes if n / (mean_s[n] + overhead_s) >= PAYS * best)

@@ -1,0 +1,128 @@
+"""Which waiting queries run together when a slot frees, and whose turn it is.
+
+There is no timer: an idle executor never waits, a busy one lets queries gather, and the batch that leaves is bounded by
+what pays (the profile's curve) and by the tightest deadline in it. Sizes count items, not requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from infaas_controller.decide.curve import Curve
+
+AGEING_S = 2.0
+"""After each such time in the queue a class counts as one priority higher, so that nothing starves."""
+
+
+class Waiting(Protocol):
+    """What forming looks at in a query."""
+
+    @property
+    def deadline(self) -> float: ...
+
+    @property
+    def items(self) -> int: ...
+
+
+class Head(Protocol):
+    """What decides whose turn it is: a class, as its first query shows it."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def head_deadline(self) -> float: ...
+
+    @property
+    def waiting_since(self) -> float: ...
+
+
+E = TypeVar("E", bound=Waiting)
+H = TypeVar("H", bound=Head)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How the next batch of an instance would fare. `start_s`: until it would start."""
+
+    start_s: float
+    overhead_s: float
+    correction: Callable[[int], float]
+    """What is being observed over what the profile says, by batch size."""
+    max_queries: int | None = None
+    """1 for a query that runs alone because it may have killed its instance."""
+    drops_late: bool = True
+    """Whether queries that would be late are set aside; a policy that binds keeps them until their deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Formed(Generic[E]):
+    batch: list[E]
+    items: int
+    expired: list[E]
+    """Their deadline has passed."""
+    late: list[E]
+    """More likely than not this instance would answer them too late."""
+    left: E | None
+    """Taken from the queue but not fitting: to be put back."""
+
+
+def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed[E]:
+    """Take from a queue in deadline order. Stops at the first query that does not fit, so that none is overtaken.
+
+    A query that has the batch to itself goes unless its answer would, on average, be late; others join only while the
+    p95 of the grown batch keeps the tightest deadline.
+    """
+    batch: list[E] = []
+    expired: list[E] = []
+    late: list[E] = []
+    left: E | None = None
+    items = 0
+    tightest = float("inf")
+    begin = now + limits.start_s + limits.overhead_s
+    for entry in queue:
+        if entry.deadline <= now:
+            expired.append(entry)
+            continue
+        if not batch:
+            finish = begin + curve.mean_s[entry.items] * limits.correction(entry.items)
+            if limits.drops_late and finish > entry.deadline:
+                late.append(entry)
+                continue
+        else:
+            grown = items + entry.items
+            if (
+                grown > curve.preferred
+                or len(batch) == limits.max_queries
+                or begin + curve.p95_s[grown] * limits.correction(grown) > min(tightest, entry.deadline)
+            ):
+                left = entry
+                break
+        batch.append(entry)
+        items += entry.items
+        tightest = min(tightest, entry.deadline)
+        if items >= curve.preferred or len(batch) == limits.max_queries:
+            break
+    return Formed(batch, items, expired, late, left)
+
+
+def turn(heads: Sequence[H], now: float) -> H:
+    """Whose turn it is: the highest priority, each waiting class ageing upwards; among equals the earliest deadline."""
+    if len(heads) == 1:
+        return heads[0]
+    return min(heads, key=lambda head: (aged_rank(head.rank, now - head.waiting_since), head.head_deadline))
+
+
+def aged_rank(rank: int, waited_s: float) -> int:
+    return max(0, rank - int(waited_s / AGEING_S))
+
+
+def until(queue: Iterator[E], count: int) -> Iterator[E]:
+    """At most `count` of a queue, without taking one more from it."""
+    for _ in range(count):
+        entry = next(queue, None)
+        if entry is None:
+            return
+        yield entry

@@ -1,0 +1,105 @@
+"""What a policy sees when a query arrives: the admitted variants, and for each the best way to run it now.
+
+An option is a variant on a place: an instance that is there or loading, or a worker that would load it first. Options
+carry the ledger's predicted completion; policies compare them, they do not compute them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from infaas.domain.ids import InstanceId
+from infaas.domain.query import Query
+from infaas.domain.variant import Variant
+from infaas_controller.decide.candidates import Admission
+from infaas_controller.lanes import Deck, Lane
+from infaas_controller.ledger import Ledger
+
+SAMPLE_ABOVE = 64
+"""With more instances of one variant than this, a sample of half as many is compared instead of all."""
+
+
+class Option(NamedTuple):
+    """Run `variant` on `lane`; when that is None, load it on `deck` first. `at` is the predicted completion."""
+
+    variant: Variant
+    lane: Lane | None
+    deck: Deck
+    at: float
+
+
+class Looked(NamedTuple):
+    """A trace of one comparison; `explain` makes candidates of it when somebody asks. `option` None: no place."""
+
+    variant: Variant
+    option: Option | None
+
+
+class Situation:
+    """One query at one moment. `looked` grows with what policies compare."""
+
+    __slots__ = ("admission", "draw", "excluded", "ledger", "looked", "now", "query", "rank")
+
+    def __init__(
+        self,
+        query: Query,
+        admission: Admission,
+        ledger: Ledger,
+        now: float,
+        draw: float,
+        excluded: frozenset[InstanceId] = frozenset(),
+    ) -> None:
+        self.query = query
+        self.admission = admission
+        self.ledger = ledger
+        self.now = now
+        self.draw = draw
+        """A random number in [0, 1) for policies that sample."""
+        self.excluded = excluded
+        """Instances that have just failed this query."""
+        self.rank = query.requirements.priority.rank
+        self.looked: list[Looked] = []
+
+    def best(self, variant: Variant) -> Option | None:
+        """The place where this variant would answer first. Loading another instance of it is an option only when no
+        instance that is there, or loading already, would meet the deadline."""
+        option = self.best_live(variant)
+        if option is None or option.at > self.query.deadline:
+            cold = self.best_cold(variant)
+            if cold is not None and (option is None or cold.at <= self.query.deadline):
+                option = cold
+        self.looked.append(Looked(variant, option))
+        return option
+
+    def best_live(self, variant: Variant) -> Option | None:
+        """Least predicted completion among its instances, READY or LOADING; equal ones by id."""
+        found: Lane | None = None
+        at = float("inf")
+        predict, rank, items, now = self.ledger.predict, self.rank, self.query.items, self.now
+        for lane in self._sample(self.ledger.lanes_of(variant.name)):
+            if not lane.is_usable or lane.id in self.excluded:
+                continue
+            this = predict(lane, rank, items, now)
+            if this < at or (this == at and found is not None and lane.id < found.id):
+                found, at = lane, this
+        return Option(variant, found, found.worker, at) if found is not None else None
+
+    def best_cold(self, variant: Variant) -> Option | None:
+        """On the least utilised READY worker that has no instance of it and whose memory could hold it; None also when
+        even a warm load would miss the deadline everywhere."""
+        profile = variant.profile
+        if profile is None or self.now + profile.warm_load_s > self.query.deadline:
+            return None
+        deck = self.ledger.place_for(variant, self.now)
+        if deck is None:
+            return None
+        return Option(variant, None, deck, self.ledger.predict_cold(variant, deck, self.query.items, self.now))
+
+    def _sample(self, lanes: Sequence[Lane]) -> Iterable[Lane]:
+        count = len(lanes)
+        if count <= SAMPLE_ABOVE:
+            return lanes
+        step = count / (SAMPLE_ABOVE // 2)
+        start = self.draw * count
+        return [lanes[int(start + step * i) % count] for i in range(SAMPLE_ABOVE // 2)]

@@ -1,0 +1,87 @@
+"""Why no admitted variant can serve a query now: which bound holds it, which variant comes nearest, what would help.
+
+The order is SURFACE §3's: what could never be met is 422; no worker is 503; a variant that is up but too busy is 429
+with the time to come back; one that is not loaded is 503 and names what to load.
+"""
+
+from __future__ import annotations
+
+from infaas.domain.query import Code, Refusal
+from infaas.domain.variant import Variant
+from infaas_controller.decide.candidates import best_latency_s
+from infaas_controller.decide.options import Situation
+from infaas_controller.lanes import Lane
+
+RETRY_BOUNDS_S = (0.05, 30.0)
+NO_WORKER_RETRY_S = 1.0
+
+
+def refuse(situation: Situation) -> Refusal:
+    """For a query whose admission is not empty and whose deadline no option meets."""
+    admission, ledger, query = situation.admission, situation.ledger, situation.query
+    budget_s = query.deadline - query.arrived_at
+    overhead_s = ledger.least_overhead_s
+    able = [v for v in admission.variants if best_latency_s(v, query.items) + overhead_s <= budget_s]
+    if not able:
+        nearest = min(admission.variants, key=lambda v: (best_latency_s(v, query.items), v.name))
+        need_ms = (best_latency_s(nearest, query.items) + overhead_s) * 1e3
+        return Refusal(
+            Code.SLO_UNSATISFIABLE,
+            f"latency: {budget_s * 1e3:.3g} ms is less than any variant within floor and cap can do; "
+            f"the nearest is {nearest.name} with {need_ms:.3g} ms (p95 of {query.items} item(s) and overhead)",
+        )
+    if not any(True for _ in ledger.ready_decks()):
+        return Refusal(Code.NO_WORKER, f"none of {len(ledger.decks)} known worker(s) is READY", NO_WORKER_RETRY_S)
+    ready = [lane for v in able for lane in ledger.lanes_of(v.name) if lane.is_usable and lane.is_ready]
+    if ready:
+        return _overloaded(situation, ready)
+    return _not_loaded(situation, able)
+
+
+def _overloaded(situation: Situation, ready: list[Lane]) -> Refusal:
+    ledger, query, now = situation.ledger, situation.query, situation.now
+    at, name = min((ledger.predict(lane, situation.rank, query.items, now), lane.variant) for lane in ready)
+    late_s = at - query.deadline
+    return Refusal(
+        Code.DEADLINE_UNREACHABLE,
+        f"at the present load the earliest answer ({name}) is predicted in {(at - now) * 1e3:.4g} ms; "
+        f"{(query.deadline - now) * 1e3:.4g} ms are left",
+        _bounded(late_s),
+    )
+
+
+def _not_loaded(situation: Situation, able: list[Variant]) -> Refusal:
+    """The most preferred variant that is loading or could be loaded; `load` is empty if it is on its way already."""
+    ledger, now = situation.ledger, situation.now
+    for variant in able:
+        loading = [lane for lane in ledger.lanes_of(variant.name) if lane.is_usable]
+        if loading:
+            wait_s = min(lane.free_at(now) for lane in loading) - now
+            return Refusal(
+                Code.LOADING, f"{variant.name} is loading, about {wait_s * 1e3:.4g} ms more", _bounded(wait_s)
+            )
+        deck = ledger.place_for(variant, now)
+        if deck is not None and variant.profile is not None:
+            is_warm = variant.name in deck.loaded
+            wait_s = variant.profile.warm_load_s if is_warm else variant.profile.cold_load_s
+            return Refusal(
+                Code.LOADING,
+                f"{variant.name} is not loaded and loading takes about {wait_s * 1e3:.4g} ms; "
+                f"it is being loaded on {deck.id}",
+                _bounded(wait_s),
+                load=(variant.name, deck.id),
+            )
+    failed = [
+        f"{variant.name} on {deck.id}: {reason}"
+        for variant in able
+        for deck in ledger.ready_decks()
+        if (reason := ledger.failed_load(variant.name, deck.id, now)) is not None
+    ]
+    why = f"loads failed lately ({'; '.join(failed[:3])})" if failed else "none has the memory or cores for it"
+    names = ", ".join(v.name for v in able[:3])
+    return Refusal(Code.NO_WORKER, f"no READY worker can load {names}: {why}", NO_WORKER_RETRY_S)
+
+
+def _bounded(seconds: float) -> float:
+    low, high = RETRY_BOUNDS_S
+    return min(high, max(low, seconds))

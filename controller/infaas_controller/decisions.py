@@ -1,0 +1,147 @@
+"""What was decided for each query and why: the memory behind `explain`.
+
+Every query leaves one decision, answered or not. The last ones are kept in a ring and all refusals in another, bounded
+one, so that a burst of answers does not push out why somebody was refused. Lists of candidates are made only when a
+decision is read, from the immutable trace of its selection.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from infaas.clock import Clock, iso
+from infaas.domain.ids import DecisionId
+from infaas.domain.query import Candidate, Decision, Requirements
+from infaas_controller.decide.select import Selected, candidates
+from infaas_controller.ports import Outcome
+from infaas_controller.queues import Ticket
+
+DecisionHook = Callable[[Decision], None]
+
+
+class Trace(NamedTuple):
+    """What candidates are made of. It does not hold the query: thousands of inputs would stay in memory."""
+
+    selected: Selected
+    deadline: float
+    now: float
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        return candidates(self.selected, self.deadline, self.now)
+
+
+class _Kept(NamedTuple):
+    decision: Decision
+    trace: Trace | None
+
+
+class Decisions:
+    """Ids name controller and process: `d-<controller>-<pid>-<n>`, so that any controller knows whom to ask."""
+
+    def __init__(self, controller: str, clock: Clock, memory: int) -> None:
+        self._clock = clock
+        self._memory = memory
+        self._prefix = f"d-{controller}-{os.getpid():x}-"
+        self._numbers = itertools.count(1)
+        self._answered: OrderedDict[str, _Kept] = OrderedDict()
+        self._refused: OrderedDict[str, _Kept] = OrderedDict()
+        self._by_request: dict[str, str] = {}
+        self._hooks: list[DecisionHook] = []
+        self._shown: OrderedDict[Requirements, Mapping[str, object]] = OrderedDict()
+
+    def on_decision(self, hook: DecisionHook) -> None:
+        """`hook` sees every decision as it is made, without candidates. It must be quick and must not raise."""
+        self._hooks.append(hook)
+
+    def next_id(self) -> DecisionId:
+        return DecisionId(f"{self._prefix}{next(self._numbers)}")
+
+    def record(
+        self, ticket: Ticket, outcome: Outcome, code: str, reason: str, policy: str, trace: Trace | None
+    ) -> Decision:
+        """Keep what became of a query; `code` is `answered` or an error's slug."""
+        query, choice, admission = ticket.query, ticket.choice, ticket.admission
+        is_answer = code == "answered"
+        decision = Decision(
+            id=outcome.decision_id,
+            request_id=query.id,
+            at=iso(self._clock.wall()),
+            handle=query.handle,
+            level=admission.level if admission else None,
+            task=admission.task if admission else None,
+            policy=policy,
+            requirements=self._plain(query.requirements),
+            outcome=code,
+            reason=reason,
+            variant=outcome.variant,
+            worker=outcome.worker,
+            instance=outcome.instance,
+            floor=admission.floor if admission else None,
+            predicted_ms=choice.predicted_s * 1e3 if choice else None,
+            observed_ms=outcome.total_s * 1e3 if is_answer else None,
+            queue_ms=outcome.queue_s * 1e3 if ticket.attempts else None,
+            batch=ticket.batch_items or None,
+            slo_met=outcome.slo_met,
+            attempts=outcome.attempts,
+            cold_start=outcome.cold_start,
+            fallback=outcome.fallback,
+        )
+        self._keep(self._answered if is_answer else self._refused, _Kept(decision, trace))
+        for hook in self._hooks:
+            hook(decision)
+        return decision
+
+    def get(self, key: str) -> Decision | None:
+        """By decision id or request id (the latest of that request)."""
+        key = self._by_request.get(key, key)
+        kept = self._answered.get(key) or self._refused.get(key)
+        return _whole(kept) if kept is not None else None
+
+    def recent(self, limit: int) -> Sequence[Decision]:
+        """The newest first, answers and refusals together."""
+        newest = [
+            *itertools.islice(reversed(self._answered.values()), limit),
+            *itertools.islice(reversed(self._refused.values()), limit),
+        ]
+        newest.sort(key=lambda kept: int(kept.decision.id.rsplit("-", 1)[1]), reverse=True)
+        return [_whole(kept) for kept in newest[:limit]]
+
+    def _keep(self, ring: OrderedDict[str, _Kept], kept: _Kept) -> None:
+        ring[kept.decision.id] = kept
+        self._by_request[kept.decision.request_id] = kept.decision.id
+        if len(ring) > self._memory:
+            old_id, old = ring.popitem(last=False)
+            if self._by_request.get(old.decision.request_id) == old_id:
+                del self._by_request[old.decision.request_id]
+
+    def _plain(self, wanted: Requirements) -> Mapping[str, object]:
+        """Requirements in the words of SURFACE; those that are not stated are left out. Equal ones share a mapping."""
+        found = self._shown.get(wanted)
+        if found is None:
+            if len(self._shown) >= 1_000:
+                self._shown.popitem(last=False)
+            found = self._shown[wanted] = plain_requirements(wanted)
+        return found
+
+
+def plain_requirements(wanted: Requirements) -> dict[str, object]:
+    shown: dict[str, object] = {
+        "slo_latency_ms": wanted.latency_s * 1e3 if wanted.latency_s is not None else None,
+        "slo_accuracy_min": wanted.accuracy_min,
+        "max_cost": wanted.max_cost,
+        "objective": wanted.objective.value,
+        "priority": wanted.priority.value,
+        "fallback": "allow" if wanted.fallback else "deny",
+        "accuracy_confidence": wanted.accuracy_confidence.value,
+        "policy": wanted.policy,
+    }
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def _whole(kept: _Kept) -> Decision:
+    return replace(kept.decision, candidates=kept.trace.candidates()) if kept.trace is not None else kept.decision

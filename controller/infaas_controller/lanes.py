@@ -1,0 +1,162 @@
+"""Lanes and decks: what one instance, and one worker, has been promised by this controller.
+
+The ledger owns them and is the only one to change them; selection and batching read them.
+"""
+
+from __future__ import annotations
+
+from infaas.domain.cluster import WorkerRecord
+from infaas.domain.ids import InstanceId, VariantName
+from infaas.domain.lifecycle import InstanceState, WorkerState
+from infaas_controller.decide.curve import Curve
+
+DEFAULT_HOP_S = 0.0004
+"""Overhead of the way to a worker and back, until it has been observed."""
+RANKS = 3
+
+
+class Flight:
+    """A batch on its way to an instance or running there."""
+
+    __slots__ = ("expected_s", "items", "number", "sent_at", "started_at")
+
+    def __init__(self, number: int, items: int, expected_s: float, sent_at: float) -> None:
+        self.number = number
+        self.items = items
+        self.expected_s = expected_s
+        self.sent_at = sent_at
+        self.started_at: float | None = None
+
+
+class Lane:
+    """What one instance has been promised. `ready_at` lies ahead while it loads."""
+
+    __slots__ = (
+        "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_cold", "ready_at", "reserved",
+        "slots", "variant", "worker",
+    )  # fmt: skip
+
+    def __init__(self, id: InstanceId, variant: VariantName, worker: Deck, curve: Curve | None) -> None:
+        self.id = id
+        self.variant = variant
+        self.worker = worker
+        self.curve = curve
+        """None while the variant's profile is not known here; such a lane is never chosen."""
+        self.instance_state = InstanceState.LOADING
+        self.slots = 2
+        self.ready_at = 0.0
+        self.is_cold = False
+        """Whether this controller asked for it to be loaded and it has answered nothing since."""
+        self.reserved = [0] * RANKS
+        """Items promised to it that still wait here, by priority rank."""
+        self.flights: dict[int, Flight] = {}
+        self.foreign = 0
+        self.foreign_until = 0.0
+
+    @property
+    def is_usable(self) -> bool:
+        return (
+            self.curve is not None
+            and (self.instance_state is InstanceState.READY or self.instance_state is InstanceState.LOADING)
+            and self.worker.is_ready
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        return self.instance_state is InstanceState.READY and self.worker.is_ready
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.flights and not any(self.reserved)
+
+    @property
+    def free_slots(self) -> int:
+        return self.slots - len(self.flights)
+
+    def free_at(self, now: float) -> float:
+        """When what was sent to it will be done. A batch that is overdue by x is taken to need another x."""
+        at = self.ready_at
+        if at < now and self.instance_state is InstanceState.LOADING:
+            at = 2 * now - at
+        for flight in self.flights.values():
+            begun = flight.started_at
+            if begun is None:
+                begun = flight.sent_at if flight.sent_at > at else at
+            at = begun + flight.expected_s
+            if at < now:
+                at = 2 * now - at
+        at = max(at, now)
+        if self.foreign and self.foreign_until > now and self.curve is not None:
+            at += self.foreign * self.curve.mean_s[self.curve.preferred]
+        return at
+
+    def waiting_s(self) -> float:
+        """Seconds of work that is promised but not sent."""
+        curve, items = self.curve, sum(self.reserved)
+        if curve is None or not items:
+            return 0.0
+        full, rest = divmod(items, curve.preferred)
+        return full * curve.mean_s[curve.preferred] + (curve.mean_s[rest] if rest else 0.0)
+
+
+class Deck:
+    """One worker's lanes and what it has been observed to add to a query's way."""
+
+    __slots__ = ("busy", "hop_s", "id", "is_reachable", "lanes", "loaded", "record")
+
+    def __init__(self, record: WorkerRecord) -> None:
+        self.id = record.id
+        self.record = record
+        self.is_reachable = True
+        """Whether there is a stream to it."""
+        self.lanes: dict[InstanceId, Lane] = {}
+        self.busy: dict[InstanceId, Lane] = {}
+        """Those of its lanes that have been promised something."""
+        self.hop_s = DEFAULT_HOP_S
+        self.loaded: set[VariantName] = set()
+        """Variants that have been loaded here before: their files are in the page cache."""
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_reachable and self.record.state is WorkerState.READY
+
+    def cores_free_at(self, lane: Lane | None, threads: int, now: float) -> float:
+        """When `threads` cores are free beside the work promised to its other lanes.
+
+        Lanes are chains of work that run side by side. When together they want more cores than there are, each
+        takes longer in that proportion.
+        """
+        chains: list[tuple[float, int]] = []
+        wanted = 0
+        for other in self.busy.values():
+            curve = other.curve
+            if other is lane or curve is None or other.instance_state is InstanceState.LOADING:
+                continue
+            chains.append((other.free_at(now) - now + other.waiting_s(), curve.variant.threads))
+            wanted += curve.variant.threads
+        cores = self.record.cores
+        if wanted + threads <= cores:
+            return now
+        stretch = max(1.0, wanted / cores)
+        chains.sort()
+        for seconds, freed in chains:
+            wanted -= freed
+            if wanted + threads <= cores:
+                return now + seconds * stretch
+        return now + (chains[-1][0] * stretch if chains else 0.0)
+
+    def utilisation(self, now: float) -> float:
+        """Core-seconds promised, per core: the load that this controller has put on the worker."""
+        total = 0.0
+        for lane in self.busy.values():
+            if lane.curve is not None:
+                total += (max(0.0, lane.free_at(now) - now) + lane.waiting_s()) * lane.curve.variant.threads
+        return total / max(1, self.record.cores)
+
+    def held_bytes(self) -> int:
+        """Memory that could not be freed now: of instances that load or have work."""
+        return sum(
+            lane.curve.variant.memory_bytes
+            for lane in self.lanes.values()
+            if lane.curve is not None and (lane.instance_state is not InstanceState.READY or not lane.is_idle)
+        )
