@@ -1,0 +1,20 @@
+"""Makes this folder's helpers importable, and a server for the tests of the edges."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from computing_service import ComputingService  # noqa: E402
+from serving import Serving, serving  # noqa: E402
+
+
+@pytest.fixture
+async def edges() -> AsyncIterator[Serving]:
+    async with serving(ComputingService()) as running:
+        yield running

@@ -1,0 +1,66 @@
+"""Both edges on free ports of this process, over uvicorn and grpc.aio, as the controller runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from infaas.observe.metrics import Metrics, exposition_app
+from infaas.settings import Settings
+from infaas_controller.api.auth import Authenticator
+from infaas_controller.api.grpc import GrpcServer
+from infaas_controller.api.http import create_app
+
+
+@dataclass(frozen=True)
+class Serving:
+    service: Any
+    http: str
+    grpc: str
+    metrics: str
+    grpc_server: GrpcServer
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to pytest."""
+
+    def install_signal_handlers(self) -> None:  # pragma: no cover
+        return
+
+
+@asynccontextmanager
+async def serving(service: Any, settings: Settings | None = None, routers: tuple[Any, ...] = ()) -> AsyncIterator[Serving]:
+    settings = settings or Settings()
+    metrics = Metrics()
+    app = create_app(service, settings, routers, metrics)
+    grpc_server = GrpcServer(service, settings, metrics)
+    grpc_port = await grpc_server.start("127.0.0.1", 0)
+    authorize = Authenticator(settings.token()).check
+    async with _http(app) as http, _http(exposition_app(metrics.registry, authorize)) as exposed:
+        try:
+            yield Serving(service, http, f"127.0.0.1:{grpc_port}", exposed, grpc_server)
+        finally:
+            await grpc_server.stop(0.5)
+
+
+@asynccontextmanager
+async def _http(app: Any) -> AsyncIterator[str]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http="httptools", loop="none")
+    server = _Server(config)
+    task = asyncio.create_task(server.serve([listener]), name="uvicorn")
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
