@@ -1,0 +1,149 @@
+"""What the machine gives, read from settings, affinity and cgroups."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from infaas_worker.api.auth import is_allowed
+from infaas_worker.machine import (
+    cgroup_memory_limit,
+    cgroup_memory_ratio,
+    cgroup_quota,
+    default_listen,
+    prepare_socket,
+    usable_cores,
+    worker_id,
+)
+from infaas_worker.main import find_place
+from infaas_worker.monitor import stall_ratio
+from infaas_worker.registration import retry_wait_s
+
+from infaas.clock import SystemClock
+from infaas.domain.ids import WorkerId
+from infaas.errors import SettingsError
+from infaas.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("wanted", "quota", "got"),
+    [
+        (None, None, (2, 3, 5)),
+        (2, None, (2, 3)),
+        (None, 1.5, (2,)),
+        (None, 0.2, (2,)),
+        (None, 2.0, (2, 3)),
+        (None, 64.0, (2, 3, 5)),
+        (3, 1.0, (2, 3, 5)),
+    ],
+)
+def test_cores_are_those_wanted_else_those_that_affinity_and_quota_leave(wanted, quota, got):
+    assert usable_cores(wanted, [5, 3, 2], quota) == got
+
+
+def test_more_cores_than_the_process_may_run_on_are_refused():
+    with pytest.raises(SettingsError, match="4 cores are wanted, this process may run on 3"):
+        usable_cores(4, [2, 3, 5], None)
+
+
+def test_quotas_are_read_from_both_versions_of_cgroups(tmp_path: Path):
+    assert cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("250000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_quota(tmp_path) == 2.5
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("2000 10000\n")
+    assert cgroup_quota(tmp_path) == 0.2
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cgroup_quota(tmp_path) is None
+
+
+def test_memory_limits_are_read_from_both_versions_of_cgroups(tmp_path: Path):
+    assert (cgroup_memory_limit(tmp_path), cgroup_memory_ratio(tmp_path)) == (None, None)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert cgroup_memory_limit(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("250\n")
+    assert (cgroup_memory_limit(tmp_path), cgroup_memory_ratio(tmp_path)) == (1000, 0.25)
+
+
+def test_a_workers_name_is_given_or_made_of_pool_and_host():
+    assert worker_id("w7", "local", "h") == "w7"
+    assert worker_id(None, "local", "my host!") == "local-my-host"
+
+
+def test_a_socket_path_too_long_for_the_kernel_moves_to_a_temporary_folder(tmp_path: Path):
+    short = default_listen(Path("/tmp/s"), WorkerId("w1"))
+    assert short == "unix:/tmp/s/run/worker-w1.sock"
+    deep = tmp_path / ("d" * 120)
+    long = default_listen(deep, WorkerId("w1"))
+    assert len(long) <= 107
+    assert long == default_listen(deep, WorkerId("w1"))
+    assert long != default_listen(deep, WorkerId("w2"))
+
+
+def test_a_stale_socket_is_removed_and_anything_else_is_not(tmp_path: Path):
+    path = tmp_path / "run" / "w.sock"
+    prepare_socket(f"unix:{path}")
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    with pytest.raises(SettingsError, match="another process listens"):
+        prepare_socket(f"unix:{path}")
+    listener.close()
+    prepare_socket(f"unix:{path}")
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(SettingsError, match="no socket"):
+        prepare_socket(f"unix:{path}")
+    assert path.read_text() == "precious"
+
+
+def test_the_place_comes_from_settings_and_pool(tmp_path: Path):
+    settings = Settings.model_validate(
+        {
+            "state_dir": str(tmp_path),
+            "worker": {"pool": "big", "advertise": "host:9"},
+            "pools": {"big": {"cores": 1, "memory_bytes": 2**21, "price_usd_per_hour": 0.5}},
+        }
+    )
+    place = find_place(settings, SystemClock())
+    record = place.record
+    assert (record.pool, record.cores, record.memory_bytes, record.price_usd_per_hour) == ("big", 1, 2**21, 0.5)
+    assert (record.address, record.pid, len(place.core_ids)) == ("host:9", os.getpid(), 1)
+    with pytest.raises(SettingsError, match="'nope' is not among the pools"):
+        find_place(Settings.model_validate({"worker": {"pool": "nope"}}), SystemClock())
+
+
+def test_stall_is_the_share_of_time_that_was_late():
+    assert stall_ratio([]) == 0.0
+    assert stall_ratio([(0.02, 0.021)] * 5, tolerated_s=0.002) == 0.0
+    assert stall_ratio([(0.02, 0.042), (0.02, 0.02)], tolerated_s=0.002) == pytest.approx(0.02 / 0.062)
+
+
+def test_waiting_for_the_store_grows_to_a_limit_and_is_jittered():
+    assert retry_wait_s(1, 1.0, 0.0) == 1.0
+    assert retry_wait_s(2, 1.0, 0.5) == 1.5
+    assert retry_wait_s(99, 1.0, 0.0) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "token", "allowed"),
+    [
+        (None, None, True),
+        ((("authorization", "Bearer t"),), None, True),
+        ((("authorization", "Bearer t"),), "t", True),
+        ((("Authorization", b"Bearer t"),), "t", True),
+        ((("authorization", "Bearer x"),), "t", False),
+        ((("authorization", "t"),), "t", False),
+        (None, "t", False),
+    ],
+)
+def test_only_the_right_bearer_token_is_let_in(metadata, token, allowed):
+    assert is_allowed(metadata, token) is allowed
