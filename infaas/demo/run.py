@@ -96,9 +96,8 @@ def _system(running: Client | None, is_kept: bool) -> Iterator[Client]:
             yield client
         is_good = True
     finally:
-        if not (is_kept and is_good):
-            if is_up(read_up(state_dir)):
-                stop(state_dir)
+        if not (is_kept and is_good) and is_up(read_up(state_dir)):
+            stop(state_dir)
         if is_good and not is_kept:
             shutil.rmtree(state_dir)
         elif not is_good:
