@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from infaas_controller.register.options import (
     RegistrationOptions,
     Upload,
     clash,
+    fingerprint,
     joined,
     model_name,
     option_problems,
@@ -90,9 +90,9 @@ class Intake:
         digests = await asyncio.to_thread(_digests, upload)
         if idempotency_key is None:
             return await self._register(upload, options, digests, actor)
-        fingerprint = _fingerprint(upload, options, digests)
+        said = fingerprint(to_plain(options), to_plain(digests), model_name(upload, options))
         now = self._clock.wall()
-        kept = await asyncio.to_thread(self._catalog.claim_key, idempotency_key, fingerprint, at=now)
+        kept = await asyncio.to_thread(self._catalog.claim_key, idempotency_key, said, at=now)
         if kept is not None:
             return decode(kept, RegistrationDocument)
         document = await self._register(upload, options, digests, actor)
@@ -277,8 +277,3 @@ def _digests(upload: Upload) -> _Digests:
 def _digest(path: Path) -> Digest:
     with path.open("rb") as file:
         return Digest(hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _fingerprint(upload: Upload, options: RegistrationOptions, digests: _Digests) -> str:
-    said = [to_plain(options), to_plain(digests), model_name(upload, options)]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -191,3 +193,8 @@ def overlaid(task: Task, configured: TaskDefaultsSettings | None) -> TaskDefault
         return task.defaults
     over = {key: value for key, value in configured.model_dump().items() if value is not None}
     return from_plain(to_plain(task.defaults) | over, TaskDefaults)
+
+
+def fingerprint(*said: object) -> str:
+    """What tells two requests under one idempotency key apart."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

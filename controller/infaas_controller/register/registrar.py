@@ -31,7 +31,7 @@ from infaas.errors import ConflictError, InfaasError, NotFoundError, Preconditio
 from infaas.metrics import metric_names
 from infaas.observe.log import get_logger
 from infaas.repository.base import Repository
-from infaas.rpc.codec import decode
+from infaas.rpc.codec import decode, to_plain
 from infaas.settings import Settings
 from infaas.store.base import Kind, Lease, MetadataStore
 from infaas_controller.register.documents import model_document, task_document, variant_document, version_document
@@ -43,6 +43,7 @@ from infaas_controller.register.options import (
     TaskChange,
     Upload,
     changed_task,
+    fingerprint,
     raise_problems,
     task_problems,
 )
@@ -103,12 +104,21 @@ class Registrar:
         self._wake_refill = asyncio.Event()
         self._has_news = True
 
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
     # What callers ask for
 
-    async def create_task(self, task: Task, *, actor: str = "local") -> TaskDocument:
+    async def create_task(
+        self, task: Task, *, idempotency_key: str | None = None, actor: str = "local"
+    ) -> TaskDocument:
         """Raises InvalidError with every problem, ConflictError when the name is taken."""
         raise_problems(task_problems(task, metric_names()))
-        await asyncio.to_thread(self._catalog.create_task, task, at=self._clock.wall(), actor=actor)
+        said = fingerprint("task.create", to_plain(task))
+        if not await self._is_repeated(idempotency_key, said):
+            await asyncio.to_thread(self._catalog.create_task, task, at=self._clock.wall(), actor=actor)
+            await self._keep(idempotency_key)
         self._wake()
         return await self.describe_task(task.name)
 
@@ -175,7 +185,9 @@ class Registrar:
 
         return await asyncio.to_thread(work)
 
-    async def rollback(self, model: str, to: int | None = None, *, actor: str = "local") -> ModelDocument:
+    async def rollback(
+        self, model: str, to: int | None = None, *, idempotency_key: str | None = None, actor: str = "local"
+    ) -> ModelDocument:
         """Have another version serve: `to`, or the newest READY one before the current.
 
         It is warmed first; until then the document's reason says so. Raises NotFoundError, PreconditionError.
@@ -186,7 +198,9 @@ class Registrar:
             number = to if to is not None else self._previous(row)
             self._catalog.want(model, number, at=self._clock.wall(), actor=actor)
 
-        await asyncio.to_thread(work)
+        if not await self._is_repeated(idempotency_key, fingerprint("model.rollback", [model, to])):
+            await asyncio.to_thread(work)
+            await self._keep(idempotency_key)
         self._wake()
         return await self.describe_model(model)
 
@@ -277,7 +291,7 @@ class Registrar:
         await every(_PERIOD_S, self.step_refill, wake=self._wake_refill, clock=self._clock, name="registrar-refill")
 
     async def step_results(self) -> None:
-        """One turn of `run_results`. Raises UnavailableError when store or catalogue are lost; the next turn repeats."""
+        """One turn of `run_results`. Raises UnavailableError when store or catalogue are lost."""
         if not self._is_leading():
             return
         now = self._clock.now()
@@ -335,6 +349,16 @@ class Registrar:
     def _wake(self) -> None:
         self._wake_refill.set()
         self._wake_results.set()
+
+    async def _is_repeated(self, key: str | None, said: str) -> bool:
+        """Whether this request was carried out before. Raises ConflictError when its key stands for another."""
+        if key is None:
+            return False
+        return await asyncio.to_thread(self._catalog.claim_key, key, said, at=self._clock.wall()) is not None
+
+    async def _keep(self, key: str | None) -> None:
+        if key is not None:
+            await asyncio.to_thread(self._catalog.keep_answer, key, "done")
 
     def _note_news(self) -> None:
         self._has_news = True

@@ -1,0 +1,181 @@
+"""`/v1/models`: registration, versions, builds, rollback, unregistration."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from infaas.control import (
+    BuildDocument,
+    ModelDocument,
+    RegistrationDocument,
+    VariantDocument,
+    VersionDocument,
+)
+from infaas.errors import InvalidError
+from infaas.rpc.codec import encode
+from infaas.settings import Settings
+from infaas_controller.api.admin.bodies import RollbackBody, errors
+from infaas_controller.api.admin.paths import Name, Number, actor_of
+from infaas_controller.api.admin.upload import Form, received_form
+from infaas_controller.register.options import RegistrationOptions, Upload
+from infaas_controller.register.registrar import Registrar
+
+_FILE = {"type": "string", "format": "binary"}
+_REGISTRATION_FORM = {
+    "type": "object",
+    "required": ["file", "task"],
+    "properties": {
+        "file": {**_FILE, "description": "The ONNX model"},
+        "eval": {**_FILE, "description": "npz: one array per input, and `label` or the outputs' names"},
+        "calibration": {**_FILE, "description": "npz: one array per input; never scored"},
+        "task": {"type": "string", "description": "Created by its first model"},
+        "name": {"type": "string", "description": "The model's name; empty: from the file's"},
+        "metric": {"type": "string", "description": "accuracy, f1, mae, rmse, or an installed one"},
+        "map": {"type": "array", "items": {"type": "string"}, "description": "`theirs=ours`, repeatable"},
+        "label": {"type": "array", "items": {"type": "string"}, "description": "`key=value`, repeatable"},
+        "accuracy": {"type": "number", "minimum": 0, "maximum": 1, "description": "Declared, instead of `eval`"},
+    },
+}
+_MULTIPART: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _REGISTRATION_FORM}}}
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "With `Accept: text/event-stream`, an event `build` per change", "model": BuildDocument}
+}
+
+
+def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
+    """The routes of one controller."""
+    router = APIRouter(prefix="/models", tags=["models"])
+    folder = Path(settings.state_dir) / "run"
+    limit = settings.controller.max_upload_bytes
+
+    @router.get("", summary="List models", responses=errors())
+    async def list_models(task: Annotated[str | None, Query()] = None) -> Sequence[ModelDocument]:
+        return await registrar.list_models(task)
+
+    @router.post(
+        "",
+        summary="Register a model",
+        status_code=202,
+        responses=errors(400, 409, 413),
+        openapi_extra=_MULTIPART,
+        response_description="Taken in; `Location` is its version, whose build makes the variants",
+    )
+    async def register(
+        request: Request,
+        response: Response,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    ) -> RegistrationDocument:
+        async with received_form(request, folder, limit) as form:
+            upload, options = _registration(form)
+            document = await registrar.register(
+                upload, options, idempotency_key=idempotency_key, actor=actor_of(request)
+            )  # fmt: skip
+        response.headers["Location"] = document.location
+        return document
+
+    @router.get("/{model}", summary="Describe a model", responses=errors(404))
+    async def describe(model: Name) -> ModelDocument:
+        return await registrar.describe_model(model)
+
+    @router.delete("/{model}", summary="Unregister a model", status_code=202, responses=errors(404))
+    async def unregister(model: Name, request: Request) -> ModelDocument:
+        return await registrar.unregister(model, actor=actor_of(request))
+
+    @router.get("/{model}/versions", summary="List a model's versions", responses=errors(404))
+    async def versions(model: Name) -> Sequence[VersionDocument]:
+        return (await registrar.describe_model(model)).versions
+
+    @router.get("/{model}/versions/{version}", summary="Describe a version", responses=errors(404))
+    async def version(model: Name, version: Number) -> VersionDocument:
+        return await registrar.describe_version(model, version)
+
+    @router.get(
+        "/{model}/versions/{version}/build",
+        summary="Follow a build",
+        response_model=BuildDocument,
+        responses=errors(404) | _EVENTS,
+    )
+    async def build(model: Name, version: Number, request: Request) -> Any:
+        document = await registrar.build(model, version)
+        if "text/event-stream" not in request.headers.get("accept", ""):
+            return document
+        events = _events(registrar, model, version)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    @router.post(
+        "/{model}/rollback",
+        summary="Have another version serve",
+        status_code=202,
+        responses=errors(404, 409, 412),
+        response_description="Wanted; it serves once it is warm",
+    )
+    async def rollback(
+        model: Name,
+        request: Request,
+        body: RollbackBody | None = None,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    ) -> ModelDocument:
+        to = body.to if body else None
+        return await registrar.rollback(model, to, idempotency_key=idempotency_key, actor=actor_of(request))
+
+    @router.get("/{model}/variants", summary="List a model's variants", responses=errors(404))
+    async def variants(model: Name) -> Sequence[VariantDocument]:
+        return await registrar.list_variants(model=model)
+
+    return router
+
+
+async def _events(registrar: Registrar, model: str, version: int) -> AsyncIterator[bytes]:
+    """Server-sent events: one per change, comments in between so that proxies keep the connection."""
+    async for document in registrar.watch_build(model, version):
+        yield b": still there\n\n" if document is None else b"event: build\ndata: " + encode(document) + b"\n\n"
+
+
+def _registration(form: Form) -> tuple[Upload, RegistrationOptions]:
+    """Raises InvalidError with everything that keeps the form from being a registration at all."""
+    problems = []
+    if "file" not in form.files:
+        problems.append("file 'file' is missing: the ONNX model")
+    if not form.one("task"):
+        problems.append("field 'task' is missing: the task that the model solves")
+    mapping = _pairs("map", "theirs=ours", form.fields.get("map", ()), problems)
+    labels = _pairs("label", "key=value", form.fields.get("label", ()), problems)
+    accuracy = None
+    if text := form.one("accuracy"):
+        try:
+            accuracy = float(text)
+        except ValueError:
+            problems.append(f"accuracy {text!r} is not a number")
+    if problems:
+        raise InvalidError("; ".join(problems), problems=problems)
+    model, filename = form.files["file"]
+    evaluation, calibration = (form.files[name][0] if name in form.files else None for name in ("eval", "calibration"))
+    options = RegistrationOptions(
+        task=form.one("task") or "",
+        name=form.one("name") or None,
+        metric=form.one("metric") or None,
+        mapping=mapping,
+        labels=labels,
+        accuracy=accuracy,
+    )
+    return Upload(model, filename, evaluation, calibration), options
+
+
+def _pairs(name: str, shape: str, values: Sequence[str], problems: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in values:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            problems.append(f"{name} {text!r} is not of the form {shape}")
+        elif key in pairs:
+            problems.append(f"{name} {key!r} was given twice")
+        else:
+            pairs[key] = value
+    return pairs

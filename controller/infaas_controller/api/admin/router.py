@@ -1,0 +1,98 @@
+"""All of `/v1`, and what it asks of the rest of the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Protocol
+
+from fastapi import APIRouter, Query
+
+from infaas.control import Decision, WorkerDocument
+from infaas.errors import NotFoundError
+from infaas_controller.api.admin.bodies import errors
+from infaas_controller.api.admin.models import models_router
+from infaas_controller.api.admin.paths import Name
+from infaas_controller.api.admin.tasks import tasks_router
+from infaas_controller.api.admin.variants import variants_router
+from infaas_controller.journal import Journal
+from infaas_controller.ports import QueryService
+from infaas_controller.register.registrar import Registrar
+
+
+class Workers(Protocol):
+    """What the control plane asks of the links to workers."""
+
+    def documents(self) -> Sequence[WorkerDocument]: ...
+
+    async def drain(self, id: str) -> None:
+        """Let a worker finish what it has and give it nothing new. Raises NotFoundError, UnavailableError."""
+
+    async def resume(self, id: str) -> None:
+        """Raises NotFoundError, UnavailableError."""
+
+
+def admin_router(registrar: Registrar, service: QueryService, workers: Workers, journal: Journal) -> APIRouter:
+    """Every route under `/v1`. Errors leave as `infaas.errors`; the HTTP edge turns them into answers."""
+    router = APIRouter(prefix="/v1")
+    router.include_router(tasks_router(registrar))
+    router.include_router(models_router(registrar, registrar.settings))
+    router.include_router(variants_router(registrar))
+    router.include_router(_workers_router(workers))
+    router.include_router(_decisions_router(service, journal))
+    return router
+
+
+def _workers_router(workers: Workers) -> APIRouter:
+    router = APIRouter(prefix="/workers", tags=["workers"])
+
+    def known(id: str) -> WorkerDocument:
+        for document in workers.documents():
+            if document.id == id:
+                return document
+        raise NotFoundError(f"there is no worker {id!r}")
+
+    @router.get("", summary="List workers", responses=errors())
+    async def list_workers() -> Sequence[WorkerDocument]:
+        return workers.documents()
+
+    @router.get("/{worker}", summary="Describe a worker", responses=errors(404))
+    async def describe(worker: Name) -> WorkerDocument:
+        return known(worker)
+
+    @router.post("/{worker}/drain", summary="Finish what it has, give it nothing new", responses=errors(404))
+    async def drain(worker: Name) -> WorkerDocument:
+        await workers.drain(worker)
+        return known(worker)
+
+    @router.post("/{worker}/resume", summary="Put a drained worker back to work", responses=errors(404))
+    async def resume(worker: Name) -> WorkerDocument:
+        await workers.resume(worker)
+        return known(worker)
+
+    return router
+
+
+def _decisions_router(service: QueryService, journal: Journal) -> APIRouter:
+    router = APIRouter(prefix="/decisions", tags=["decisions"])
+
+    @router.get("", summary="The newest decisions", responses=errors())
+    async def recent(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> Sequence[Decision]:
+        """Those in memory; when there are fewer than asked for, the journal's older ones too."""
+        found = list(service.recent(limit))
+        if len(found) < limit:
+            known = {decision.id for decision in found}
+            older = await journal.recent(limit + len(found))
+            found += [decision for decision in older if decision.id not in known]
+        return sorted(found, key=lambda decision: decision.at, reverse=True)[:limit]
+
+    @router.get("/{key}", summary="Explain a query", responses=errors(404))
+    async def explain(key: str) -> Decision:
+        """By decision id or request id: from memory, or from the journal once memory has forgotten."""
+        decision = service.decision(key) or await journal.find(key)
+        if decision is None:
+            raise NotFoundError(
+                f"no decision {key!r} is kept: refusals and a sample of answers are journaled, others are forgotten"
+            )
+        return decision
+
+    return router

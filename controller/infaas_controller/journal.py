@@ -1,0 +1,113 @@
+"""Writes decisions into the catalogue behind the query path's back: every refusal, and a sample of the rest.
+
+A query never waits for the journal. What it cannot take (its queue is bounded) is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from infaas.catalog.catalog import Catalog
+from infaas.domain.query import Decision
+from infaas.errors import UnavailableError
+from infaas.observe.log import get_logger
+
+ANSWERED = "answered"
+_PRUNE_EVERY = 50
+"""Batches between two looks at how much the journal holds."""
+_RETRY_S = 1.0
+_log = get_logger(__name__)
+
+
+def is_journaled(decision: Decision, sample: float, draw: float) -> bool:
+    """All refusals and failures, and a `sample` share of the answered; `draw` is uniform in [0, 1)."""
+    return decision.outcome != ANSWERED or draw < sample
+
+
+class Journal:
+    """`record` belongs to the event loop and never blocks; `run` is its eternal task, `drain` writes what is left.
+
+    The catalogue being lost costs decisions only once the queue is full.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        sample: float,
+        capacity: int = 20_000,
+        batch: int = 500,
+        linger_s: float = 0.2,
+        keep: int = 500_000,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._catalog = catalog
+        self._sample = sample
+        self._capacity = capacity
+        self._batch = batch
+        self._linger_s = linger_s
+        self._keep = keep
+        self._draw = draw
+        self._queue: deque[Decision] = deque()
+        self._waiting = asyncio.Event()
+        self._batches = 0
+        self.dropped = 0
+        """Decisions that were to be journaled and were not."""
+        self.written = 0
+
+    def record(self, decision: Decision) -> None:
+        """Queue a decision, if it is one to keep."""
+        if not is_journaled(decision, self._sample, self._draw()):
+            return
+        if len(self._queue) >= self._capacity:
+            self.dropped += 1
+            return
+        self._queue.append(decision)
+        self._waiting.set()
+
+    def __len__(self) -> int:
+        """Decisions that wait to be written."""
+        return len(self._queue)
+
+    async def run(self) -> NoReturn:
+        """Write in batches, for ever. A failure is logged and tried again later."""
+        while True:
+            await self._waiting.wait()
+            await asyncio.sleep(self._linger_s)  # not a nap but the batch's window: what comes within shares a write
+            try:
+                await self._flush()
+            except UnavailableError as error:
+                _log.warning("decisions wait to be journaled", waiting=len(self._queue), reason=error.text)
+                await asyncio.sleep(_RETRY_S)
+
+    async def drain(self) -> None:
+        """Write everything that waits. Raises UnavailableError when the catalogue cannot take it."""
+        await self._flush()
+
+    async def find(self, key: str) -> Decision | None:
+        """By decision id or request id, among those written and those waiting. Raises UnavailableError."""
+        for decision in reversed(self._queue):
+            if key in (decision.id, decision.request_id):
+                return decision
+        return await asyncio.to_thread(self._catalog.decision, key)
+
+    async def recent(self, limit: int) -> Sequence[Decision]:
+        """Newest first, of those written. Raises UnavailableError."""
+        return await asyncio.to_thread(self._catalog.recent_decisions, limit)
+
+    async def _flush(self) -> None:
+        while self._queue:
+            batch = [self._queue[place] for place in range(min(self._batch, len(self._queue)))]
+            await asyncio.to_thread(self._catalog.write_decisions, batch)
+            for decision in batch:
+                if self._queue and self._queue[0] is decision:
+                    self._queue.popleft()
+            self.written += len(batch)
+            self._batches += 1
+            if self._batches % _PRUNE_EVERY == 0:
+                await asyncio.to_thread(self._catalog.prune_decisions, self._keep)
+        self._waiting.clear()
