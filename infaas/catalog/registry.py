@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Row
 
 from infaas.catalog.base import CatalogBase, note, take_name
 from infaas.catalog.records import ModelRow, Registered, Registration, TaskAppearedError, VersionRow
-from infaas.catalog.tables import models, tasks, variants, versions
+from infaas.catalog.tables import models, recipe_results, tasks, variants, versions
 from infaas.domain.ids import Digest, ModelName, TaskName, VersionId, version_id
 from infaas.domain.lifecycle import BuildState, is_allowed
 from infaas.domain.query import Level
@@ -191,6 +191,9 @@ def _ensure_task(connection: Connection, new: Registration, at: float, actor: st
 
 def _revive(connection: Connection, known: VersionRow, new: Registration, at: float, actor: str) -> VersionRow:
     """A failed version is tried again with the new data; a retired one comes back, built again if it was never done."""
+    if known.state in (BuildState.RETIRED, BuildState.FAILED):
+        undone = sa.and_(recipe_results.c.version_id == known.id, recipe_results.c.variant.is_(None))
+        connection.execute(sa.delete(recipe_results).where(undone))
     if known.state is BuildState.RETIRED:
         has_variants = connection.scalar(sa.select(variants.c.name).where(variants.c.version_id == known.id).limit(1))
         after = BuildState.READY if has_variants is not None else BuildState.RECEIVED
