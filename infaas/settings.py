@@ -6,6 +6,7 @@ A nested key becomes a variable with two underscores: `store.redis_url` is `INFA
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ ENV_NOT_SETTINGS = frozenset(
     {"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN", "INFAAS_SUPERVISOR_PID"}
 )
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
+_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
 
 
 class _Section(BaseModel):
@@ -191,11 +193,13 @@ def json_schema() -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"configuration {str(path)!r} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"configuration {str(path)!r} is not UTF-8 text: {error.reason}") from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"configuration {str(path)!r} is not YAML: {error}") from error
+        raise SettingsError(f"configuration {str(path)!r} is not YAML: {_yaml_problem(error)}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -203,17 +207,44 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What and where, without the line itself: it may hold a secret."""
+    problem = getattr(error, "problem", None) or type(error).__name__
+    mark = getattr(error, "problem_mark", None)
+    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}" if mark else str(problem)
+
+
 def _from_environ(env: dict[str, str]) -> dict[str, Any]:
+    """Raises SettingsError naming every variable that cannot be understood."""
     nested: dict[str, Any] = {}
-    for name, text in env.items():
+    problems: list[str] = []
+    for name, text in sorted(env.items()):
         if not name.startswith(ENV_PREFIX) or name in ENV_NOT_SETTINGS or name.startswith("INFAAS_TEST_"):
             continue
-        parts = name[len(ENV_PREFIX) :].lower().split("__")
+        *sections, last = name[len(ENV_PREFIX) :].lower().split("__")
         here = nested
-        for part in parts[:-1]:
-            here = here.setdefault(part, {})
-        here[parts[-1]] = yaml.safe_load(text) if text else None
+        for section in sections:
+            here = here.setdefault(section, {}) if isinstance(here, dict) else here
+        if not isinstance(here, dict) or last in here:
+            problems.append(f"{name} sets a section that another INFAAS_* variable sets as well; keep one of them")
+            continue
+        try:
+            here[last] = _variable_value(text, is_secret=sections[:1] == ["auth"])
+        except yaml.YAMLError as error:
+            problems.append(f"{name} is not a value: {_yaml_problem(error)}")
+    if problems:
+        raise SettingsError("; ".join(problems), problems=problems)
     return nested
+
+
+def _variable_value(text: str, *, is_secret: bool) -> Any:
+    """Text stays text (the setting's own type reads it), so that an id or a token of digits is none the worse; lists
+    and mappings are YAML; nothing at all unsets."""
+    if not text:
+        return None
+    if not is_secret and text.lstrip()[:1] in ("{", "["):
+        return yaml.safe_load(text)
+    return None if text in ("null", "~") and not is_secret else text
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
@@ -228,6 +259,7 @@ def _describe(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting {where!r} (`infaas config show` lists the known ones)"
-    if where.startswith("auth."):  # never echo a secret
+    if where.split(".")[0] == "auth":  # never echo a secret
         return f"setting {where!r}: {error['msg']}"
-    return f"setting {where!r}: {error['msg']} (got {error.get('input')!r})"
+    shown = _URL_PASSWORD.sub(r"\1[hidden]@", repr(error.get("input")))
+    return f"setting {where!r}: {error['msg']} (got {shown})"
