@@ -46,6 +46,8 @@ class BuildSettings:
     host: str
     price_usd_per_core_hour: float
     accuracy_tolerance: float
+    child_memory_bytes: int
+    """Of address space; a bound against runaways, not what variants are planned for."""
     work_dir: Path
     """Empty, for this build alone."""
 
@@ -85,7 +87,7 @@ class Build:
         self._broker = broker
         self._clock = clock
         self._artifacts: dict[str, _Artifact] = {}
-        self._limits = ChildLimits(cpu_s=CHILD_CPU_S, memory_bytes=settings.hardware.memory_bytes)
+        self._limits = ChildLimits(cpu_s=CHILD_CPU_S, memory_bytes=settings.child_memory_bytes)
 
     async def run(self) -> BuildResult:
         """Do what is left to do and write the result that ends the build.

@@ -22,7 +22,7 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], Awaitable[Event | None]]
 """Called for each event; what it returns is sent back, None sends nothing."""
 
-SILENCE_LIMIT_S = 900.0
+SILENCE_LIMIT_S = 3600.0
 """A child that has said nothing for so long hangs. Its processor time is bounded too."""
 _ERROR_TAIL = 2000
 _LINE_LIMIT = 16 * 2**20

@@ -36,6 +36,8 @@ RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 30.0
 RELEASE_TIMEOUT_S = 2.0
 RENEWALS_PER_LEASE = 4
+MIN_ADDRESS_SPACE = 8 * 2**30
+"""Mapped libraries and thread stacks take address space without taking memory."""
 _WORK_PREFIX = "infaas-generator-"
 
 
@@ -162,6 +164,7 @@ class Generator:
             host=self._host,
             price_usd_per_core_hour=price_usd_per_core_hour(self._settings),
             accuracy_tolerance=self._settings.generator.accuracy_tolerance,
+            child_memory_bytes=max(memory_bytes(), MIN_ADDRESS_SPACE),
             work_dir=work_dir,
         )
 

@@ -22,6 +22,7 @@ from infaas_variant_generator.verify import Comparison, compare_exactly, compare
 
 NICENESS = 10
 VERIFY_BATCH = 16
+"""Dynamic int8 scales by what a batch holds, so its score depends a little on this."""
 INPUT_SEED = 7
 _PREFIX = "output:"
 

@@ -19,7 +19,7 @@ MAX_BATCH_RUN_S = 2.0
 LONG_BATCH_RUN_S = 0.25
 MIN_BATCH_GAIN = 1.10
 """A batch that runs long must at least serve each item this much faster than a small one does."""
-MAX_MEMORY_SHARE = 0.25
+MAX_MEMORY_SHARE = 0.5
 """Of the hardware's memory, for one instance at its largest batch."""
 
 

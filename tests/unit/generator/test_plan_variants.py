@@ -58,12 +58,12 @@ def test_a_recipe_for_other_hardware_is_skipped() -> None:
 
 
 def test_a_graph_too_large_for_the_memory_is_not_tried() -> None:
-    huge = GraphFacts(file_bytes=GIB, opset=17, operators={"Relu": 1})
+    huge = GraphFacts(file_bytes=2 * GIB, opset=17, operators={"Relu": 1})
     (planned, *_) = plan_variants(
         huge, HardwareFacts(1, 2 * GIB), installed_transforms(huge), max_batch_size=1, fixed_batch=None
     )
     assert planned.skip is not None
-    assert "1024 MiB" in planned.skip
+    assert "2048 MiB" in planned.skip
 
 
 def test_a_fixed_batch_is_the_only_one_measured() -> None:
@@ -106,7 +106,7 @@ def test_more_threads_do_not_pay_when_none_does_and_the_reason_has_the_figures()
 
 def test_a_batch_limit_falls_for_time_for_memory_and_for_no_gain_but_not_for_length_alone() -> None:
     assert "over 2 s" in (batch_limit_reason(8, 2.5, 1.0, 0, GIB) or "")
-    assert "MiB" in (batch_limit_reason(8, 0.1, 0.1, GIB // 2, GIB) or "")
+    assert "MiB" in (batch_limit_reason(8, 0.1, 0.1, GIB // 2 + 1, GIB) or "")
     assert "smaller batches take 50.0 ms" in (batch_limit_reason(8, 0.4, 0.05, 0, GIB) or "")
     assert batch_limit_reason(8, 0.4, 0.1, 0, GIB) is None
     assert batch_limit_reason(1, 1.9, None, 0, GIB) is None
