@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 
-from infaas.errors import NotFoundError, SettingsError
+from infaas.errors import InfaasError, NotFoundError, SettingsError
 from infaas.settings import Settings, load_settings
 from infaas.up.restart import SETTINGS_EXIT
 from infaas.up.tether import SUPERVISOR_PID, die_with
 
 GROUP = "infaas.programs"
+FAILURE_EXIT = 1
 THREAD_POOLS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(name: str, environ: Mapping[str, str] | None = None) -> int:
-    """Run a program until it is told to stop; returns its exit status (2: its settings are wrong)."""
+    """Run a program until it is told to stop; returns its exit status: 2 when its settings are wrong, 1 when something
+    that it needs is not there."""
     env = dict(os.environ) if environ is None else dict(environ)
     for variable in THREAD_POOLS:
         os.environ[variable] = "1"
@@ -52,9 +54,10 @@ def run(name: str, environ: Mapping[str, str] | None = None) -> int:
     except SettingsError as error:
         print(f"infaas {name}: {error.text}", file=sys.stderr)
         return SETTINGS_EXIT
-    except NotFoundError as error:
-        print(f"infaas: {error.text}", file=sys.stderr)
-        return SETTINGS_EXIT
+    except InfaasError as error:
+        # Something it needs is not there; the supervisor tries again.
+        print(f"infaas {name}: {error.text}", file=sys.stderr)
+        return FAILURE_EXIT
     except KeyboardInterrupt:
         return 0
     return 0

@@ -27,7 +27,8 @@ def supervisor_argv(*, is_verbose: bool = False) -> list[str]:
 def start_detached(state_dir: Path, environ: Mapping[str, str], *, timeout_s: float = READY_WITHIN_S) -> UpRecord:
     """Start a supervisor in a session of its own and wait until its system is ready.
 
-    Raises UnavailableError with what it said when it ends before that, or is not ready in time (it goes on then).
+    Raises UnavailableError with what it said when it ends before that, or when a program is in a crash loop or the
+    system is not ready in time (it goes on trying then).
     """
     preflight.prepare_folder(state_dir)
     log = preflight.log_path(state_dir, "up")
@@ -50,8 +51,10 @@ def start_detached(state_dir: Path, environ: Mapping[str, str], *, timeout_s: fl
         if status is not None:
             raise UnavailableError(_said(log, begin) or f"the supervisor ended with {status}; see {log}")
         record = read_up(state_dir)
-        if record is not None and record.pid == process.pid and record.state == "ready":
-            return record
+        if record is not None and record.pid == process.pid:
+            if record.state == "ready":
+                return record
+            _raise_if_looping(record)
         time.sleep(LOOK_EVERY_S)
     raise UnavailableError(f"not ready after {timeout_s:.0f} s; it goes on in the background:\n{tail(str(log))}")
 
@@ -78,6 +81,15 @@ def stop(state_dir: Path, *, timeout_s: float = STOP_WITHIN_S, is_forced: bool =
         if is_forced and current is not None and current.state == "stopping" and is_up(record):
             os.kill(record.pid, signal.SIGTERM)
     return record
+
+
+def _raise_if_looping(record: UpRecord) -> None:
+    for program in record.programs:
+        if program.state == "crash-loop":
+            raise UnavailableError(
+                f"{program.name} does not stay up ({program.last_exit}); its log ends with\n{tail(program.log)}\n"
+                "It is tried again in the background; `infaas down` ends that."
+            )
 
 
 def _said(log: Path, begin: int) -> str:
