@@ -8,6 +8,7 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Query
 
 from infaas.control import Decision, WorkerDocument
+from infaas.domain.ids import WorkerId
 from infaas.errors import NotFoundError
 from infaas_controller.api.admin.bodies import errors
 from infaas_controller.api.admin.models import models_router
@@ -24,10 +25,10 @@ class Workers(Protocol):
 
     def documents(self) -> Sequence[WorkerDocument]: ...
 
-    async def drain(self, id: str) -> None:
+    async def drain(self, worker: WorkerId, /) -> None:
         """Let a worker finish what it has and give it nothing new. Raises NotFoundError, UnavailableError."""
 
-    async def resume(self, id: str) -> None:
+    async def resume(self, worker: WorkerId, /) -> None:
         """Raises NotFoundError, UnavailableError."""
 
 
@@ -61,12 +62,12 @@ def _workers_router(workers: Workers) -> APIRouter:
 
     @router.post("/{worker}/drain", summary="Finish what it has, give it nothing new", responses=errors(404))
     async def drain(worker: Name) -> WorkerDocument:
-        await workers.drain(worker)
+        await workers.drain(WorkerId(worker))
         return known(worker)
 
     @router.post("/{worker}/resume", summary="Put a drained worker back to work", responses=errors(404))
     async def resume(worker: Name) -> WorkerDocument:
-        await workers.resume(worker)
+        await workers.resume(WorkerId(worker))
         return known(worker)
 
     return router

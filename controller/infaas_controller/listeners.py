@@ -1,0 +1,76 @@
+"""The controller's two HTTP listeners: REST with the control plane, and metrics. Each is uvicorn on a socket of ours.
+
+The socket is bound before anything is served, so that a taken port is a clear error at the start, and port 0 is known.
+Signals stay with the composition root: it decides when a listener stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from infaas.errors import SettingsError
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+
+
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """A listening socket. Raises SettingsError naming the port, the setting and what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({setting}): {error.strerror or error}; "
+            f"free the port, set {setting} to another one, or to 0 for any free port"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+class _Quiet(uvicorn.Server):
+    """Leaves the process's signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpListener:
+    """`run` serves until `stop`; the caller owns the task that runs it."""
+
+    def __init__(self, app: Any, listener: socket.socket, *, drain_timeout_s: float) -> None:
+        self._listener = listener
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, int(drain_timeout_s)),
+        )
+        self._server = _Quiet(config)
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    async def run(self) -> None:
+        await self._server.serve(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """Take no more connections, finish what runs; `run` then returns."""
+        self._server.should_exit = True

@@ -1,0 +1,209 @@
+"""The controller's composition root: builds the parts, runs them, and stops them in order.
+
+On SIGTERM or SIGINT the controller first reports not-ready, then finishes the queries it has within
+`controller.drain_timeout_s`, gives its lease back and only then closes its listeners (SURFACE rule 17).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+import uvloop
+
+from infaas.aio.supervise import Supervisor
+from infaas.catalog.catalog import Catalog
+from infaas.clock import Clock, SystemClock
+from infaas.domain.ids import ControllerId, fresh_id
+from infaas.domain.lifecycle import InstanceState
+from infaas.errors import UnavailableError
+from infaas.observe.log import get_logger
+from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
+from infaas.repository.base import open_repository
+from infaas.settings import Settings
+from infaas.store.leader import Leadership
+from infaas.store.redis import RedisStore
+from infaas.store.view import ViewKeeper
+from infaas_controller.api.admin import admin_router
+from infaas_controller.api.auth import Authenticator, require_safe_binding
+from infaas_controller.api.grpc import GrpcServer
+from infaas_controller.api.http import create_app
+from infaas_controller.dispatch import Dispatcher
+from infaas_controller.journal import Journal
+from infaas_controller.listeners import HttpListener, bind
+from infaas_controller.policies import installed_policies
+from infaas_controller.register.registrar import Registrar
+from infaas_controller.workers import WorkerLinks
+
+_log = get_logger(__name__)
+_LEADERSHIP = "controller"
+_LEASE_TTL_S = 6.0
+_LISTENER_GRACE_S = 0.5
+_STORE_FRESH_S = 5.0
+"""The store counts as up while the view was confirmed this recently."""
+
+
+def main(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
+    require_safe_binding(settings.controller.host, settings.token())
+    uvloop.run(Controller(settings, SystemClock()).run())
+
+
+class Controller:
+    """One controller's life, from settings to the closed listener."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._id = ControllerId(fresh_id("c"))
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until told to stop. Raises TaskCrashedError when a part that should live for ever did not."""
+        settings, clock = self._settings, self._clock
+        own = settings.controller
+        _on_stop_signal(self._stop)
+        rest_socket = bind(own.host, own.http_port, "controller.http_port")
+        metrics_socket = bind(own.host, own.metrics_port, "controller.metrics_port")
+        store = RedisStore(settings.redis_url)
+        catalog = await asyncio.to_thread(Catalog.open, settings.database_url)
+        keeper = ViewKeeper(store, clock)
+        links = WorkerLinks(
+            keeper,
+            clock,
+            controller=self._id,
+            draw=random.random,
+            lost_after_s=own.worker_lost_after_s,
+            token=settings.token(),
+        )
+        dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=self._id)
+        leadership = Leadership(store, _LEADERSHIP, self._id, _LEASE_TTL_S, clock)
+        registrar = Registrar(
+            catalog,
+            store,
+            open_repository(settings.repository_url),
+            dispatcher,
+            settings,
+            clock,
+            lease=lambda: leadership.lease,
+        )
+        journal = Journal(catalog, sample=own.journal_sample)
+        metrics = Metrics(lambda: live_figures(dispatcher, links, keeper, leadership))
+        dispatcher.on_decision(metrics.observe_decision)
+        dispatcher.on_decision(journal.record)
+        app = create_app(
+            dispatcher,
+            settings,
+            [admin_router(registrar, dispatcher, links, journal)],
+            metrics,
+            dispatcher.decision,
+            clock=clock,
+        )
+        rest = HttpListener(app, rest_socket, drain_timeout_s=own.drain_timeout_s)
+        exposition = exposition_app(metrics.registry, Authenticator(settings.token()).check)
+        scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0)
+        grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock)
+
+        supervisor = Supervisor("controller")
+        supervisor.spawn("view", keeper.run(), stage=1)
+        supervisor.spawn("leadership", leadership.run(), stage=1)
+        dispatcher.start()
+        supervisor.spawn("registrar-results", registrar.run_results())
+        supervisor.spawn("registrar-refill", registrar.run_refill())
+        supervisor.spawn("journal", journal.run())
+        grpc_port = await grpc_server.start()
+        supervisor.spawn("rest", rest.run(), stage=1, is_eternal=False)
+        supervisor.spawn("metrics", scrape.run(), stage=1, is_eternal=False)
+        announcement = announce(settings.state_dir, own.host, rest.port, grpc_port, scrape.port)
+        _log.info("controller listens", controller=self._id, http=rest.port, grpc=grpc_port, metrics=scrape.port)
+
+        crash = asyncio.create_task(supervisor.wait(), name="crash")
+        asked = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait({crash, asked}, return_when=asyncio.FIRST_COMPLETED)
+            announcement.unlink(missing_ok=True)
+            await self._drain(dispatcher, grpc_server)
+        finally:
+            rest.stop()
+            scrape.stop()
+            await grpc_server.stop(_LISTENER_GRACE_S)
+            await self._write_rest_of(journal)
+            await leadership.stop()
+            await supervisor.stop()
+            await dispatcher.close()
+            await store.close()
+            await asyncio.to_thread(catalog.close)
+            asked.cancel()
+        _log.info("controller stopped", controller=self._id)
+        await crash  # over since the supervisor stopped; raises what crashed, if anything did
+
+    async def _drain(self, dispatcher: Dispatcher, grpc_server: GrpcServer) -> None:
+        dispatcher.begin_drain()
+        grpc_server.drain()
+        try:
+            async with asyncio.timeout(self._settings.controller.drain_timeout_s):
+                await dispatcher.drained()
+        except TimeoutError:
+            _log.warning("drain ran out of time", queries=dispatcher.in_flight())
+
+    async def _write_rest_of(self, journal: Journal) -> None:
+        try:
+            await journal.drain()
+        except UnavailableError as error:
+            _log.warning("decisions were not journaled", waiting=len(journal), reason=error.text)
+
+
+def announce(state_dir: Path, host: str, http_port: int, grpc_port: int, metrics_port: int) -> Path:
+    """Say where this controller listens, for the programs of this machine. The file appears whole or not at all."""
+    target = state_dir / "run" / "controller.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    scratch.write_text(
+        json.dumps(
+            {
+                "pid": os.getpid(),
+                "host": host,
+                "http_port": http_port,
+                "grpc_port": grpc_port,
+                "metrics_port": metrics_port,
+            }
+        )
+    )
+    os.replace(scratch, target)
+    return target
+
+
+def live_figures(dispatcher: Dispatcher, links: WorkerLinks, keeper: ViewKeeper, leadership: Leadership) -> Live:
+    """What gauges show, counted from what lives now (SURFACE rule 11)."""
+    documents = links.documents()
+    states = Counter(instance.state for worker in documents for instance in worker.instances)
+    age_s = keeper.age_s()
+    return Live(
+        in_flight=dispatcher.in_flight(),
+        queue_size=dispatcher.queue_sizes(),
+        replicas={state.value: states.get(state.value, 0) for state in InstanceState if state != InstanceState.GONE},
+        workers={
+            worker.id: WorkerLive(
+                is_up=worker.is_connected,
+                report_age_s=worker.report_age_s,
+                cpu_ratio=worker.cpu_ratio,
+                memory_ratio=worker.memory_ratio,
+                stall_ratio=worker.stall_ratio,
+            )
+            for worker in documents
+        },
+        is_store_up=age_s < _STORE_FRESH_S,
+        view_age_s=age_s if age_s != float("inf") else None,
+        is_leader=leadership.lease is not None,
+    )
+
+
+def _on_stop_signal(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
