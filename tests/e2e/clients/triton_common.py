@@ -1,7 +1,7 @@
 """What every tritonclient must find, written once; each client's own script says how it is made and called.
 
 Run a client's script in a process of its own: `python triton_http.py --url 127.0.0.1:8000`. It needs the model `simple`
-(INT32 `INPUT0`, `INPUT1` [-1,16] to their sum and difference) and prints one line per check; it ends with 1 if one failed.
+(INT32 `INPUT0`, `INPUT1` [-1,16] to their sum and difference), prints a line per check and ends with 1 if one failed.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ class Probe:
         try:
             await self.call(name, *args, **options)
         except InferenceServerException as error:
-            assert error.status() in statuses, (error.status(), error.message())
-            assert needle in error.message(), error.message()
-            return
-        raise AssertionError(f"{name} should have failed with {statuses}")
+            found = error
+        else:
+            raise AssertionError(f"{name} should have failed with {statuses}")
+        assert found.status() in statuses, (found.status(), found.message())
+        assert needle in found.message(), found.message()
 
 
 def _sums(result: Any, arrays: list[np.ndarray]) -> None:
@@ -180,9 +181,7 @@ async def repository(probe: Probe) -> None:
     document = await probe.ask("get_model_repository_index")
     rows = document["models"] if probe.is_grpc else document
     assert {"READY"} == {row["state"] for row in rows if row["name"] == probe.model}, rows
-    await probe.expect_error(
-        "failed to load", ("404", "StatusCode.NOT_FOUND"), "load_model", "no-such-model"
-    )
+    await probe.expect_error("failed to load", ("404", "StatusCode.NOT_FOUND"), "load_model", "no-such-model")
     await probe.expect_error(
         "failed to load", ("501", "StatusCode.UNIMPLEMENTED"), "load_model", probe.model, config='{"backend": "x"}'
     )
@@ -214,7 +213,9 @@ async def errors(probe: Probe) -> None:
     await probe.expect_error(
         "shared memory", ("501", "StatusCode.UNIMPLEMENTED"), "register_system_shared_memory", "region", "/region", 64
     )
-    await probe.expect_error("sequence", ("501", "StatusCode.UNIMPLEMENTED"), "infer", probe.model, inputs, sequence_id=7)
+    await probe.expect_error(
+        "sequence", ("501", "StatusCode.UNIMPLEMENTED"), "infer", probe.model, inputs, sequence_id=7
+    )
 
 
 CHECKS: tuple[Check, ...] = (

@@ -10,7 +10,9 @@ from triton_common import Probe, _sums, main
 
 async def many_in_flight(probe: Probe) -> None:
     made = [probe.inputs(1, seed=seed) for seed in range(16)]
-    client = module.InferenceServerClient(probe.client._parsed_url.host + f":{probe.client._parsed_url.port}", concurrency=8)
+    client = module.InferenceServerClient(
+        probe.client._parsed_url.host + f":{probe.client._parsed_url.port}", concurrency=8
+    )
     calls = [client.async_infer(probe.model, inputs, headers=probe.headers) for inputs, _ in made]
     for call, (_, arrays) in zip(calls, made, strict=True):
         _sums(call.get_result(), arrays)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import DecisionId, InstanceId, TaskName, VariantName, WorkerId
@@ -22,7 +23,6 @@ from infaas.domain.variant import Variant
 from infaas.errors import InfaasError, ModelError, NotFoundError, RefusedError, UnavailableError
 from infaas.rpc.tensors import as_array
 from infaas.testing.builders import a_task, a_variant, a_view, a_worker, an_instance
-from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
 
 SIMPLE_INPUTS = (TensorSpec("INPUT0", Datatype.INT32, (-1, 16)), TensorSpec("INPUT1", Datatype.INT32, (-1, 16)))
 SIMPLE_OUTPUTS = (TensorSpec("OUTPUT0", Datatype.INT32, (-1, 16)), TensorSpec("OUTPUT1", Datatype.INT32, (-1, 16)))

@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from computing_service import ComputingService  # noqa: E402
-from serving import Serving, serving  # noqa: E402
+from computing_service import ComputingService
+from serving import Serving, serving
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
-
-from infaas.observe.metrics import Metrics, exposition_app
-from infaas.settings import Settings
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
+
+from infaas.observe.metrics import Metrics, exposition_app
+from infaas.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,21 @@ class Serving:
 
 
 class _Server(uvicorn.Server):
-    """Signals belong to pytest."""
+    """Says when it listens."""
 
-    def install_signal_handlers(self) -> None:  # pragma: no cover
-        return
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
 
 
 @asynccontextmanager
-async def serving(service: Any, settings: Settings | None = None, routers: tuple[Any, ...] = ()) -> AsyncIterator[Serving]:
+async def serving(
+    service: Any, settings: Settings | None = None, routers: tuple[Any, ...] = ()
+) -> AsyncIterator[Serving]:
     settings = settings or Settings()
     metrics = Metrics()
     app = create_app(service, settings, routers, metrics)
@@ -56,8 +63,7 @@ async def _http(app: Any) -> AsyncIterator[str]:
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http="httptools", loop="none")
     server = _Server(config)
     task = asyncio.create_task(server.serve([listener]), name="uvicorn")
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await server.listening.wait()
     try:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
     finally:
