@@ -16,14 +16,20 @@ from infaas.domain.variant import Accuracy, LatencyPoint
 __all__ = [
     "BuildDocument",
     "Decision",
+    "DecisionList",
     "ModelDocument",
+    "ModelList",
     "OutcomeDocument",
     "RegistrationDocument",
     "TaskDocument",
+    "TaskList",
     "VariantDocument",
+    "VariantList",
     "VersionDocument",
+    "VersionList",
     "WorkerDocument",
     "WorkerInstanceDocument",
+    "WorkerList",
 ]
 
 
@@ -168,3 +174,33 @@ class WorkerDocument:
     memory_ratio: float | None = None
     stall_ratio: float | None = None
     instances: tuple[WorkerInstanceDocument, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskList:
+    tasks: tuple[TaskDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    models: tuple[ModelDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionList:
+    versions: tuple[VersionDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantList:
+    variants: tuple[VariantDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerList:
+    workers: tuple[WorkerDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionList:
+    decisions: tuple[Decision, ...]

@@ -12,9 +12,11 @@ from fastapi.responses import StreamingResponse
 from infaas.control import (
     BuildDocument,
     ModelDocument,
+    ModelList,
     RegistrationDocument,
-    VariantDocument,
+    VariantList,
     VersionDocument,
+    VersionList,
 )
 from infaas.errors import InvalidError
 from infaas.rpc.codec import encode
@@ -56,8 +58,8 @@ def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
     limit = settings.controller.max_upload_bytes
 
     @router.get("", summary="List models", responses=errors())
-    async def list_models(task: Annotated[str | None, Query()] = None) -> Sequence[ModelDocument]:
-        return await registrar.list_models(task)
+    async def list_models(task: Annotated[str | None, Query()] = None) -> ModelList:
+        return ModelList(tuple(await registrar.list_models(task)))
 
     @router.post(
         "",
@@ -89,8 +91,8 @@ def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
         return await registrar.unregister(model, actor=actor_of(request))
 
     @router.get("/{model}/versions", summary="List a model's versions", responses=errors(404))
-    async def versions(model: Name) -> Sequence[VersionDocument]:
-        return (await registrar.describe_model(model)).versions
+    async def versions(model: Name) -> VersionList:
+        return VersionList((await registrar.describe_model(model)).versions)
 
     @router.get("/{model}/versions/{version}", summary="Describe a version", responses=errors(404))
     async def version(model: Name, version: Number) -> VersionDocument:
@@ -126,8 +128,8 @@ def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
         return await registrar.rollback(model, to, idempotency_key=idempotency_key, actor=actor_of(request))
 
     @router.get("/{model}/variants", summary="List a model's variants", responses=errors(404))
-    async def variants(model: Name) -> Sequence[VariantDocument]:
-        return await registrar.list_variants(model=model)
+    async def variants(model: Name) -> VariantList:
+        return VariantList(tuple(await registrar.list_variants(model=model)))
 
     return router
 

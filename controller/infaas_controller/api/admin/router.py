@@ -7,7 +7,7 @@ from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Query
 
-from infaas.control import Decision, WorkerDocument
+from infaas.control import Decision, DecisionList, WorkerDocument, WorkerList
 from infaas.domain.ids import WorkerId
 from infaas.errors import NotFoundError
 from infaas_controller.api.admin.bodies import errors
@@ -53,8 +53,8 @@ def _workers_router(workers: Workers) -> APIRouter:
         raise NotFoundError(f"there is no worker {id!r}")
 
     @router.get("", summary="List workers", responses=errors())
-    async def list_workers() -> Sequence[WorkerDocument]:
-        return workers.documents()
+    async def list_workers() -> WorkerList:
+        return WorkerList(tuple(workers.documents()))
 
     @router.get("/{worker}", summary="Describe a worker", responses=errors(404))
     async def describe(worker: Name) -> WorkerDocument:
@@ -77,14 +77,15 @@ def _decisions_router(service: QueryService, journal: Journal) -> APIRouter:
     router = APIRouter(prefix="/decisions", tags=["decisions"])
 
     @router.get("", summary="The newest decisions", responses=errors())
-    async def recent(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> Sequence[Decision]:
+    async def recent(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> DecisionList:
         """Those in memory; when there are fewer than asked for, the journal's older ones too."""
         found = list(service.recent(limit))
         if len(found) < limit:
             known = {decision.id for decision in found}
             older = await journal.recent(limit + len(found))
             found += [decision for decision in older if decision.id not in known]
-        return sorted(found, key=lambda decision: decision.at, reverse=True)[:limit]
+        newest = sorted(found, key=lambda decision: decision.at, reverse=True)
+        return DecisionList(tuple(newest[:limit]))
 
     @router.get("/{key}", summary="Explain a query", responses=errors(404))
     async def explain(key: str) -> Decision:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from infaas.control import TaskDocument
+from infaas.control import TaskDocument, TaskList
 from infaas_controller.api.admin.bodies import TaskBody, TaskChangeBody, errors
 from infaas_controller.api.admin.paths import Name, actor_of
 from infaas_controller.register.registrar import Registrar
@@ -18,8 +17,8 @@ def tasks_router(registrar: Registrar) -> APIRouter:
     router = APIRouter(prefix="/tasks", tags=["tasks"])
 
     @router.get("", summary="List tasks", responses=errors())
-    async def list_tasks() -> Sequence[TaskDocument]:
-        return await registrar.list_tasks()
+    async def list_tasks() -> TaskList:
+        return TaskList(tuple(await registrar.list_tasks()))
 
     @router.post("", summary="Create a task", status_code=201, responses=errors(400, 409))
     async def create(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from infaas.control import VariantDocument
+from infaas.control import VariantDocument, VariantList
 from infaas_controller.api.admin.bodies import VariantBody, errors
 from infaas_controller.api.admin.paths import Name, actor_of
 from infaas_controller.register.registrar import Registrar
@@ -20,8 +19,8 @@ def variants_router(registrar: Registrar) -> APIRouter:
     @router.get("", summary="List variants", responses=errors(404))
     async def list_variants(
         task: Annotated[str | None, Query()] = None, model: Annotated[str | None, Query()] = None
-    ) -> Sequence[VariantDocument]:
-        return await registrar.list_variants(task=task, model=model)
+    ) -> VariantList:
+        return VariantList(tuple(await registrar.list_variants(task=task, model=model)))
 
     @router.get("/{variant}", summary="Describe a variant", responses=errors(404))
     async def describe(variant: Name) -> VariantDocument:
