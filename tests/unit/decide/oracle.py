@@ -1,7 +1,7 @@
-"""What selection must answer, worked out again in numpy from the written rules alone (SURFACE sections 2 and 3).
-
 """What selection must answer, worked out again in numpy from the written rules alone (SURFACE §2 and §3).
-who is eligible, what the objective prefers, how ties fall and which refusal applies is decided here.
+
+Nothing of `infaas_controller.decide` is imported. Predicted completions, utilisations and free memory are given; who is
+eligible, what the objective prefers, how ties fall and which refusal applies is decided here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,271 @@
+"""Random lives of queries, batches, instances and workers: what the engine promises holds after every step."""
+
+from __future__ import annotations
+
+import random
+from itertools import count
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from infaas_controller.engine import BatchResult, CancelStaged, Engine, Finish, LoadOn, SendBatch
+from infaas_controller.policies import installed_policies
+from infaas_controller.queues import Ticket, TicketState
+
+from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.lifecycle import InstanceState
+from infaas.domain.query import Code, Objective, Priority
+from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
+
+VARIANTS = [
+    a_variant("poor", cost=0.01, accuracy=0.70, p95_ms=1, per_item_ms=0.05),
+    a_variant("fair", cost=0.10, accuracy=0.90, p95_ms=4, per_item_ms=0.5, max_batch=8),
+    a_variant("good", cost=0.50, accuracy=0.97, p95_ms=20, per_item_ms=20, threads=2, max_batch=4),
+    a_variant("rigid", cost=0.02, accuracy=0.90, p95_ms=2, fixed_batch=1, max_batch=1),
+]
+LIMITS = {variant.name: variant.fixed_batch or variant.max_batch_size for variant in VARIANTS}
+ACCURACY = {variant.name: variant.profile.accuracy.value for variant in VARIANTS if variant.profile}
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Plays the dispatcher's shell and the workers by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1_000.0
+        self.names = count(1)
+        rng = random.Random(3)
+        self.engine = Engine(
+            installed_policies(),
+            "slo",
+            max_queue_items=40,
+            draw=rng.random,
+            fresh_instance=lambda: InstanceId(f"made-{next(self.names)}"),
+        )
+        self.tickets: list[Ticket] = []
+        self.ended: dict[int, Code | None] = {}
+        self.batches: dict[int, SendBatch] = {}
+
+    @initialize()
+    def begin(self) -> None:
+        workers = [
+            a_worker("w1", instances=[an_instance("a", variant="poor"), an_instance("b", variant="fair")]),
+            a_worker("w2", instances=[an_instance("c", variant="good", worker="w2")]),
+        ]
+        self.view = a_view(variants=VARIANTS, workers=workers)
+        self.engine.view_changed(self.view, self.now)
+        self.perform()
+
+    # -- what happens
+
+    @rule(
+        latency_ms=st.sampled_from([None, 3.0, 30.0, 200.0, 2_000.0]),
+        floor=st.sampled_from([None, 0.0, 0.8, 0.95]),
+        cap=st.sampled_from([None, None, 0.2]),
+        objective=st.sampled_from(list(Objective)),
+        priority=st.sampled_from(list(Priority)),
+        items=st.sampled_from([1, 1, 1, 2, 4]),
+        fallback=st.booleans(),
+        policy=st.sampled_from([None, None, "infaas", "static:fair"]),
+        how_many=st.integers(1, 12),
+    )
+    def arrive(
+        self,
+        how_many: int,
+        latency_ms: float | None,
+        items: int,
+        floor: float | None,
+        cap: float | None,
+        **given: object,
+    ) -> None:
+        for _ in range(how_many):
+            query = a_query(
+                id=f"q{len(self.tickets)}", at=self.now, latency_ms=latency_ms, items=items, accuracy_min=floor,
+                max_cost=cap, **given,  # type: ignore[arg-type]
+            )  # fmt: skip
+            self.tickets.append(self.engine.arrive(query, None, self.now))
+        self.perform()
+
+    @rule()
+    def flush(self) -> None:
+        self.engine.flush(self.now)
+        self.perform()
+
+    @rule(seconds=st.sampled_from([0.0005, 0.004, 0.05, 0.5, 3.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.engine.expire(self.now)
+        self.perform()
+        for ticket in self.tickets:
+            assert ticket.state is TicketState.FINISHED or ticket.deadline > self.now
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def start_batch(self, data: st.DataObject) -> None:
+        self.engine.started(data.draw(st.sampled_from(sorted(self.batches))), self.now)
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data(), leaves_out=st.booleans())
+    def finish_batch(self, data: st.DataObject, leaves_out: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.batches)))
+        batch = self.batches.pop(number)
+        answered = batch.tickets[1:] if leaves_out else batch.tickets
+        outputs = {ticket.number: "out" for ticket in answered}
+        self.engine.done(number, BatchResult(run_s=0.002, outputs=outputs), self.now)
+        self.perform()
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data(), was_running=st.booleans())
+    def fail_batch(self, data: st.DataObject, was_running: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.batches)))
+        del self.batches[number]
+        code = Code.MODEL_FAILED if was_running else Code.DRAINING
+        self.engine.done(number, BatchResult(code.value, "said the test", was_running), self.now)
+        self.perform()
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def batch_cannot_be_sent(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.batches)))
+        del self.batches[number]
+        self.engine.batch_unsent(number, self.now)
+        self.perform()
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.engine.cancel(data.draw(st.sampled_from(self.tickets)), self.now)
+        self.perform()
+
+    @rule(data=st.data(), state=st.sampled_from(list(InstanceState)))
+    def instance_changes(self, data: st.DataObject, state: InstanceState) -> None:
+        """Any state, forwards or backwards: the engine believes what it is told."""
+        worker = data.draw(st.sampled_from(sorted(self.view.workers)))
+        record = self.view.workers[WorkerId(worker)]
+        ids = sorted(record.instances)
+        pending = sorted(lane.id for lane in self.engine.ledger.pending() if lane.worker.id == worker)
+        id = data.draw(st.sampled_from([*ids, *pending, "fresh"]))
+        if id == "fresh":
+            id = f"new-{next(self.names)}"
+        lane = self.engine.ledger.lanes.get(InstanceId(id))
+        known = record.instances.get(InstanceId(id))
+        variant = known.variant if known else lane.variant if lane else data.draw(st.sampled_from(sorted(LIMITS)))
+        changed = an_instance(id, variant=variant, worker=worker, state=state)
+        instances = [*(each for key, each in record.instances.items() if key != id), changed]
+        self.view = self.view.with_worker(a_worker(worker, instances=instances))
+        self.follow_view()
+
+    @rule(worker=st.sampled_from(["w1", "w2", "w3"]))
+    def worker_comes(self, worker: str) -> None:
+        if worker not in self.view.workers:
+            instances = [an_instance(f"{worker}-{next(self.names)}", variant="fair", worker=worker)]
+            self.view = self.view.with_worker(a_worker(worker, instances=instances))
+            self.engine.worker_reported(self.view.workers[WorkerId(worker)], self.now)
+            self.follow_view()
+
+    @precondition(lambda self: len(self.view.workers) > 1)
+    @rule(data=st.data())
+    def worker_dies(self, data: st.DataObject) -> None:
+        worker = WorkerId(data.draw(st.sampled_from(sorted(self.view.workers))))
+        self.engine.worker_lost(worker, self.now)
+        self.view = self.view.without_worker(worker)
+        self.follow_view()
+
+    def follow_view(self) -> None:
+        self.engine.view_changed(self.view, self.now)
+        self.perform()
+        known = {number for lane in self.engine.ledger.lanes.values() for number in lane.flights}
+        self.batches = {number: batch for number, batch in self.batches.items() if number in known}
+
+    # -- performing
+
+    def perform(self) -> None:
+        while self.engine.commands:
+            commands, self.engine.commands = self.engine.commands, []
+            for command in commands:
+                if isinstance(command, Finish):
+                    number = command.ticket.number
+                    assert number not in self.ended, "a query ended twice"
+                    self.ended[number] = command.error.code if command.error else None
+                elif isinstance(command, SendBatch):
+                    self.check_batch(command)
+                    self.batches[command.number] = command
+                else:
+                    assert isinstance(command, CancelStaged | LoadOn)
+
+    def check_batch(self, batch: SendBatch) -> None:
+        variant, tickets = batch.lane.variant, batch.tickets
+        assert tickets
+        items = sum(ticket.items for ticket in tickets)
+        assert items <= LIMITS[variant], "more items than the variant takes"
+        if variant == "rigid":
+            assert items == 1
+        deadlines = [ticket.deadline for ticket in tickets]
+        assert deadlines == sorted(deadlines), "not in deadline order"
+        assert batch.lane.is_ready
+        assert len(batch.lane.flights) <= batch.lane.slots
+        for ticket in tickets:
+            wanted = ticket.query.requirements
+            is_fallback = ticket.choice is not None and ticket.choice.fallback is not None
+            floor = wanted.accuracy_min if wanted.accuracy_min is not None else 0.95
+            assert is_fallback or floor == 0 or ACCURACY[variant] >= floor, "below the floor"
+            assert wanted.max_cost is None or variant != "good", "above the cap"
+            if ticket.deaths:
+                assert len(tickets) == 1, "what may have killed its instance runs alone"
+            assert ticket.deadline > self.now
+
+    # -- what always holds
+
+    @invariant()
+    def every_query_is_in_exactly_one_place(self) -> None:
+        waiting = [t for t in self.tickets if t.state is TicketState.WAITING]
+        sent = [t for t in self.tickets if t.state is TicketState.SENT]
+        finished = [t for t in self.tickets if t.state is TicketState.FINISHED]
+        assert len(finished) == len(self.ended)
+        assert self.engine.live == len(waiting) + len(sent)
+        assert self.engine.queues.waiting == len(waiting)
+        for ticket in sent:
+            assert ticket.batch in self.batches
+            assert ticket in self.batches[ticket.batch].tickets
+        for ticket in waiting:
+            assert ticket.lane is not None
+            assert ticket.lane.id in self.engine.ledger.lanes
+
+    @invariant()
+    def reservations_are_exactly_what_waits(self) -> None:
+        promised: dict[tuple[str, int], int] = {}
+        for ticket in self.tickets:
+            if ticket.state is TicketState.WAITING and ticket.lane is not None:
+                key = (ticket.lane.id, ticket.rank)
+                promised[key] = promised.get(key, 0) + ticket.items
+        for lane in self.engine.ledger.lanes.values():
+            for rank, items in enumerate(lane.reserved):
+                assert items == promised.get((lane.id, rank), 0)
+            assert (lane.id in lane.worker.busy) == (not lane.is_idle)
+
+    @invariant()
+    def the_queue_keeps_its_bound(self) -> None:
+        assert self.engine.queues.items("digits") <= 40 + 12 * 4
+
+    def teardown(self) -> None:
+        """Whatever happened: time alone ends every query, and then nothing is promised to anyone."""
+        if not hasattr(self, "view"):
+            return
+        self.engine.flush(self.now)
+        self.perform()
+        self.now += 100.0
+        self.engine.expire(self.now)
+        self.perform()
+        assert len(self.ended) == len(self.tickets), "a query was lost"
+        for number in list(self.batches):
+            self.engine.done(number, BatchResult(outputs={}), self.now)
+        self.perform()
+        assert self.engine.ledger.is_settled()
+        assert self.engine.queues.waiting == 0
+        assert self.engine.live == 0
+
+
+TestEngineMachine = EngineMachine.TestCase
+TestEngineMachine.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
