@@ -43,6 +43,8 @@ def run(name: str, environ: Mapping[str, str] | None = None) -> int:
     env = dict(os.environ) if environ is None else dict(environ)
     for variable in THREAD_POOLS:
         os.environ[variable] = "1"
+    # Programs start children that replace themselves at once; gRPC's handlers for a plain fork break the pipes to them.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     # From here until the component sets its own handlers, a stop during the imports is a clean end.
     signal.signal(signal.SIGTERM, _stop_early)
     if env.get(SUPERVISOR_PID):
