@@ -1,9 +1,10 @@
 """From raw samples to a profile: robust figures per batch size, and a line through them. Pure.
 
-Outliers. Spoiled rounds (see `rounds`) count only if nearly all were spoiled. The typical figures, median and mean,
+Outliers. Spoiled rounds (see `rounds`) count only where there are no others. The typical figures, median and mean,
 come from the half of the rounds with the lowest medians: noise of a shared host only ever adds time, so this half is
 what repeated profiling agrees on. The tail, 95 and 99 %, comes from all rounds that count, because a promise must
-hold for them too. Rounds of a single long run are grouped first, and where too few are left to choose from, all count.
+hold for them too. Rounds of few runs are joined with their neighbours first, and where too few are left to choose
+from, all count.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from infaas.domain.variant import LatencyPoint, Profile
 
 GROUP_SAMPLES = 8
+GROUP_S = 0.02
+"""A group is full with so many samples or so much time: a long run is hit by noise about once, whoever its
+neighbours are."""
 MIN_GROUPS = 4
-MIN_CLEAN_SHARE = 0.25
+MIN_CLEAN_SAMPLES = 3
 HUBER = 1.345
 FIT_STEPS = 25
 
@@ -133,20 +137,24 @@ def _line(batch: Floats, typical: Floats, weight: Floats) -> tuple[float, float]
 
 
 def _groups(samples: Samples, mask: NDArray[np.bool_]) -> list[Floats]:
-    """The rounds of one batch size that count, neighbours joined until each holds a median's worth of samples."""
+    """The rounds of one batch size that count, neighbours joined until each group is full."""
     clean = mask & ~samples.is_spoiled
-    chosen = clean if clean.sum() >= max(1, MIN_CLEAN_SHARE * mask.sum()) else mask
+    chosen = clean if clean.sum() >= MIN_CLEAN_SAMPLES else mask
     seconds, rounds = samples.seconds[chosen], samples.round[chosen]
     groups: list[list[float]] = [[]]
     last = rounds[0]
     for value, number in zip(seconds.tolist(), rounds.tolist(), strict=True):
-        if number != last and len(groups[-1]) >= GROUP_SAMPLES:
+        if number != last and _is_full(groups[-1]):
             groups.append([])
         last = number
         groups[-1].append(value)
-    if len(groups) > 1 and len(groups[-1]) < GROUP_SAMPLES:
+    if len(groups) > 1 and not _is_full(groups[-1]):
         groups[-2].extend(groups.pop())
     return [np.array(group) for group in groups]
+
+
+def _is_full(group: Sequence[float]) -> bool:
+    return len(group) >= GROUP_SAMPLES or sum(group) >= GROUP_S
 
 
 def _point(batch: int, groups: list[Floats]) -> LatencyPoint:

@@ -21,7 +21,7 @@ SETTLE_S = 1.0
 """Rounds are spread over at least this long: what holds for a moment only is not a profile."""
 REPEAT_SHARE = 0.5
 """Of the budget, for repeating spoiled rounds; on a host that stalls all the time, repeating must end."""
-STALL_S = 0.0025
+STALL_S = 0.001
 STALL_RATIO = 0.25
 """A run is a stall when it is longer than its round's median by this time and by this share of it."""
 ABSENT_S = 0.001
