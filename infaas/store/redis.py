@@ -16,8 +16,8 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
 from infaas.errors import SettingsError, UnavailableError
 from infaas.store import keys, scripts
@@ -29,6 +29,10 @@ _POLL_MS = 400
 _GROUP = 500
 _CONNECTIONS = 16
 _ATTEMPTS = 3
+_FINAL_WORDS = (
+    "WRONGTYPE", "wrong kind of value", "WRONGPASS", "invalid username-password", "invalid password", "NOAUTH",
+    "Authentication required", "unauthenticated", "NOPERM", "no permissions", "unknown command",
+)  # fmt: skip
 
 
 class RedisStore:
@@ -183,9 +187,8 @@ class RedisStore:
             reason = f"no answer within {self._command_timeout_s:g} s"
         else:
             reason = str(error) or type(error).__name__
-        # An engine that refuses for good (a wrong password, a foreign key type) is not mended by trying again.
-        is_retryable = not isinstance(error, ResponseError) or _is_passing(str(error))
-        return UnavailableError(f"the store at {self._where} is not available: {reason}", is_retryable=is_retryable)
+        text = f"the store at {self._where} is not available: {reason}"
+        return UnavailableError(text, is_retryable=not _is_final(error))
 
 
 def _accepted(answer: Sequence[Any], kind: Kind, key: str, expect: int | None, lease: Lease | None) -> int:
@@ -214,9 +217,12 @@ def _change(entry: Sequence[Any]) -> Change:
     )
 
 
-def _is_passing(text: str) -> bool:
-    words = ("READONLY", "MISCONF", "LOADING", "OOM", "MASTERDOWN", "NOREPLICAS", "BUSY", "TRYAGAIN", "CLUSTERDOWN")
-    return any(word in text for word in words) or "read only replica" in text
+def _is_final(error: BaseException) -> bool:
+    """Whether the engine refuses for good: no trying again mends a password, a right or somebody else's key."""
+    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+        return True
+    # The library may hand on such an answer as a mere connection error, without its code.
+    return any(words in str(error) for words in _FINAL_WORDS)
 
 
 def _shown(connection: Mapping[str, Any]) -> str:

@@ -245,6 +245,22 @@ async def test_a_foreign_key_under_our_name_is_an_error_that_no_retry_mends(stor
     assert not error.value.is_retryable
 
 
+async def test_a_wrong_password_is_an_error_that_no_retry_mends(
+    own_redis_server: RedisServer, store: RedisStore
+) -> None:
+    await store._redis.config_set("requirepass", "right")
+    for url in (own_redis_server.url, own_redis_server.url.replace("unix://", "unix://:wrong@")):
+        stranger = RedisStore(url)
+        with pytest.raises(UnavailableError) as error:
+            await stranger.epoch()
+        assert not error.value.is_retryable
+        assert "wrong@" not in error.value.text
+        await stranger.close()
+    friend = RedisStore(own_redis_server.url.replace("unix://", "unix://:right@"))
+    assert await friend.epoch()
+    await friend.close()
+
+
 async def test_a_missing_socket_is_unavailable_and_its_path_is_named() -> None:
     store = RedisStore("unix:///nowhere/at/all.sock")
     with pytest.raises(UnavailableError, match=r"/nowhere/at/all\.sock"):
