@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
-from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
 
-from infaas.observe.metrics import Metrics, exposition_app
+from infaas.observe.metrics import Metrics
 from infaas.settings import Settings
 
 
@@ -23,7 +22,7 @@ class Serving:
     service: Any
     http: str
     grpc: str
-    metrics: str
+    metrics: Metrics
     grpc_server: GrpcServer
 
 
@@ -48,10 +47,9 @@ async def serving(
     app = create_app(service, settings, routers, metrics)
     grpc_server = GrpcServer(service, settings, metrics)
     grpc_port = await grpc_server.start("127.0.0.1", 0)
-    authorize = Authenticator(settings.token()).check
-    async with _http(app) as http, _http(exposition_app(metrics.registry, authorize)) as exposed:
+    async with _http(app) as http:
         try:
-            yield Serving(service, http, f"127.0.0.1:{grpc_port}", exposed, grpc_server)
+            yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server)
         finally:
             await grpc_server.stop(0.5)
 
