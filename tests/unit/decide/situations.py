@@ -152,12 +152,27 @@ def random_ask(rng: random.Random, view: ClusterView) -> object:
     )
 
 
+class _Cold(dict[tuple[str, str], float]):
+    """Predictions with loading, made when the oracle asks for one: there are variants times workers of them."""
+
+    def __init__(self, view: ClusterView, ledger: Ledger, items: int, now: float) -> None:
+        super().__init__()
+        self._given = (view, ledger, items, now)
+
+    def __missing__(self, key: tuple[str, str]) -> float:
+        view, ledger, items, now = self._given
+        variant, deck = view.variants[VariantName(key[0])], ledger.decks[WorkerId(key[1])]
+        self[key] = ledger.predict_cold(variant, deck, items, now) - now
+        return self[key]
+
+
 def tables(view: ClusterView, ledger: Ledger, items: int, rank: int, now: float) -> object:
     """The ledger's numbers, as the oracle's data."""
     world = oracle.World(
         tasks=set(view.tasks),
         models={m.name: (m.task, m.current) for m in view.models.values()},
         variants=list(view.variants.values()),
+        cold=_Cold(view, ledger, items, now),
         overhead_s=min((d.hop_s for d in ledger.decks.values() if d.record.state is WorkerState.READY), default=0.0004),
     )
     for worker in view.workers.values():
@@ -167,9 +182,6 @@ def tables(view: ClusterView, ledger: Ledger, items: int, rank: int, now: float)
         world.utilisation[worker.id] = deck.utilisation(now)
         world.free_bytes[worker.id] = worker.memory_bytes - deck.held_bytes()
         world.cores[worker.id] = worker.cores
-        for variant in view.variants.values():
-            if variant.profile is not None and items <= (variant.fixed_batch or variant.max_batch_size):
-                world.cold[variant.name, worker.id] = ledger.predict_cold(variant, deck, items, now) - now
         for instance in worker.instances.values():
             if instance.state not in (InstanceState.READY, InstanceState.LOADING):
                 continue

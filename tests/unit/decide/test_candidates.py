@@ -1,0 +1,129 @@
+"""Admission and input checks on small catalogues."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from infaas_controller.decide.candidates import Admissions, admit, check_inputs, default_floor
+
+from infaas.domain.query import AccuracyConfidence, Code
+from infaas.domain.task import ModelState
+from infaas.domain.tensor import Datatype, Tensor, TensorSpec
+from infaas.domain.variant import AccuracySource
+from infaas.testing.builders import a_model, a_query, a_variant, a_view, an_accuracy
+
+SPECS = (TensorSpec("image", Datatype.FP32, (-1, 4)), TensorSpec("text", Datatype.BYTES, (-1,)))
+OUTPUTS = (TensorSpec("label", Datatype.INT64, (-1,)),)
+
+
+def image(shape: tuple[int, ...] = (1, 4), datatype: Datatype = Datatype.FP32, size: int = 16) -> Tensor:
+    return Tensor("image", datatype, shape, bytes(size))
+
+
+def text(*parts: bytes) -> Tensor:
+    return Tensor("text", Datatype.BYTES, (len(parts),), b"".join(len(p).to_bytes(4, "little") + p for p in parts))
+
+
+def test_fitting_inputs_have_no_problems() -> None:
+    assert check_inputs([text(b"a"), image()], SPECS, ["label"], OUTPUTS) == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ([image()], "missing input 'text'"),
+        ([image(), text(b"a"), image()], "given twice"),
+        ([image(), text(b"a"), Tensor("x", Datatype.FP32, (1,), bytes(4))], "unknown input 'x'"),
+        ([image(datatype=Datatype.INT32), text(b"a")], "must be FP32"),
+        ([image(shape=(1, 5)), text(b"a")], "must be [-1, 4]"),
+        ([image(shape=(0, 4), size=0), text(b"a")], "at least 1"),
+        ([image(size=15), text(b"a")], "needs 16"),
+        ([image(), text(b"a", b"b")], "disagree"),
+        ([image(), Tensor("text", Datatype.BYTES, (2,), text(b"a").data)], "exactly 2 BYTES"),
+        ([image(), Tensor("text", Datatype.BYTES, (1,), b"\x09\0\0\0ab")], "exactly 1 BYTES"),
+        ([image(), Tensor("text", Datatype.BYTES, (1,), b"\x09\0")], "cut off"),
+    ],
+)
+def test_each_bad_input_is_named_with_what_would_be_right(inputs: list[Tensor], problem: str) -> None:
+    found = check_inputs(inputs, SPECS)
+    assert len(found) == 1
+    assert problem in found[0]
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    found = check_inputs([image(size=3)], SPECS, ["nope", "label", "label"], OUTPUTS)
+    assert [words in line for words, line in zip(["needs 16", "missing", "'nope'", "twice"], found, strict=True)] == [
+        True
+    ] * 4
+
+
+def test_the_current_version_serves_unless_another_is_asked_for() -> None:
+    variants = [a_variant("old", version=1), a_variant("new", version=2)]
+    view = a_view(variants=variants, models=[a_model("m1", current=1)])
+
+    def names(handle: str, version: int | None = None) -> list[str]:
+        query = a_query(handle, version=version)
+        return [v.name for v in admit(handle, version, 1, query.requirements, view).variants]
+
+    assert names("digits") == ["old"]
+    assert names("m1") == ["old"]
+    assert names("m1", 2) == ["new"]
+    assert names("new") == ["new"]
+    assert names("new", 1) == []
+    assert names("m1", 3) == []
+
+
+def test_a_model_that_is_still_built_is_503_and_one_without_variants_says_why() -> None:
+    building = a_view(models=[a_model("m1", current=None, state=ModelState.LOADING)])
+    broken = a_view(models=[a_model("m1", current=None, reason="not ONNX")])
+    wanted = a_query().requirements
+    refusal = admit("m1", None, 1, wanted, building).refusal
+    assert refusal is not None
+    assert refusal.code is Code.LOADING
+    refusal = admit("m1", None, 1, wanted, broken).refusal
+    assert refusal is not None
+    assert (refusal.code, "not ONNX" in refusal.reason) == (Code.UNAVAILABLE, True)
+
+
+def test_the_default_floor_comes_from_measured_accuracy_only() -> None:
+    declared = an_accuracy(0.99, source=AccuracySource.DECLARED)
+    variants = [a_variant("a", accuracy=0.9), a_variant("b", accuracy=declared), a_variant("c", accuracy=None)]
+    assert default_floor(variants) == pytest.approx(0.88)
+    assert default_floor(variants, AccuracyConfidence.LOWER95) == pytest.approx(0.86)
+    assert default_floor(variants[1:]) == 0.0
+    admitted = admit("digits", None, 1, a_query().requirements, a_view(variants=variants)).variants
+    assert {v.name for v in admitted} == {"a", "b"}
+
+
+def test_lower95_holds_the_lower_end_against_an_explicit_floor() -> None:
+    view = a_view(variants=[a_variant("a", accuracy=0.9)])
+    wanted = replace(a_query(accuracy_min=0.89).requirements, accuracy_confidence=AccuracyConfidence.LOWER95)
+    assert admit("digits", None, 1, a_query(accuracy_min=0.89).requirements, view).variants
+    refused = admit("digits", None, 1, wanted, view)
+    assert not refused.variants
+    assert "lower end" in refused.rulings[0].reason
+
+
+def test_items_are_held_against_batch_limits_and_a_fixed_batch() -> None:
+    view = a_view(variants=[a_variant("fixed", fixed_batch=1), a_variant("small", max_batch=4)])
+    wanted = a_query(accuracy_min=0.0).requirements
+    assert {v.name for v in admit("digits", None, 1, wanted, view).variants} == {"fixed", "small"}
+    assert {v.name for v in admit("digits", None, 4, wanted, view).variants} == {"small"}
+    refusal = admit("digits", None, 5, wanted, view).refusal
+    assert refusal is not None
+    assert (refusal.code, "at most 4" in refusal.reason) == (Code.INVALID, True)
+
+
+def test_admissions_are_kept_over_worker_changes_and_forgotten_with_the_catalogue() -> None:
+    from infaas.testing.builders import a_worker
+
+    view = a_view(variants=[a_variant("a"), a_variant("b", accuracy=0.5)])
+    admissions = Admissions()
+    first = admissions.of(a_query(), view)
+    assert admissions.of(a_query(), view.with_worker(a_worker())) is first
+    assert admissions.of(a_query(accuracy_min=0.88), view).key == first.key, "the same variants: interchangeable"
+    assert admissions.of(a_query(accuracy_min=0.0), view).key != first.key
+    renewed = replace(view, variants=dict(view.variants))
+    assert admissions.of(a_query(), renewed) is not first
+    assert admissions.of(a_query(), renewed).key != first.key
