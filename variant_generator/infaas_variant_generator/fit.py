@@ -1,10 +1,11 @@
 """From raw samples to a profile: robust figures per batch size, and a line through them. Pure.
 
-Outliers. Spoiled rounds (see `rounds`) count only where there are no others. The typical figures, median and mean,
-come from the half of the rounds with the lowest medians: noise of a shared host only ever adds time, so this half is
-what repeated profiling agrees on. The tail, 95 and 99 %, comes from all rounds that count, because a promise must
-hold for them too. Rounds of few runs are joined with their neighbours first, and where too few are left to choose
-from, all count.
+Outliers. Spoiled rounds (see `rounds`) count only where there are no others, and then by the processor time of the
+measuring thread where that is known: on a machine that never leaves it alone, this is what it would have taken. The
+typical figures, median and mean, come from the half of the rounds with the lowest medians: noise of a shared host only
+ever adds time, so this half is what repeated profiling agrees on. The tail, 95 and 99 %, comes from all rounds that
+count, because a promise must hold for them too. Rounds of few runs are joined with their neighbours first, and where
+too few are left to choose from, all count.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Samples:
     round: NDArray[np.int64]
     seconds: Floats
     is_spoiled: NDArray[np.bool_]
+    own_seconds: Floats
+    """Processor time of the measuring thread; infinite where it waits for other threads, so that it says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,11 @@ def _line(batch: Floats, typical: Floats, weight: Floats) -> tuple[float, float]
 def _groups(samples: Samples, mask: NDArray[np.bool_]) -> list[Floats]:
     """The rounds of one batch size that count, neighbours joined until each group is full."""
     clean = mask & ~samples.is_spoiled
-    chosen = clean if clean.sum() >= MIN_CLEAN_SAMPLES else mask
-    seconds, rounds = samples.seconds[chosen], samples.round[chosen]
+    is_quiet = bool(clean.sum() >= MIN_CLEAN_SAMPLES)
+    chosen = clean if is_quiet else mask
+    rounds, seconds = samples.round[chosen], samples.seconds[chosen]
+    if not is_quiet:
+        seconds = np.minimum(seconds, samples.own_seconds[chosen])
     groups: list[list[float]] = [[]]
     last = rounds[0]
     for value, number in zip(seconds.tolist(), rounds.tolist(), strict=True):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -203,7 +205,7 @@ class Profiler:
     def _rounds(self, runner: Runner, batches: tuple[int, ...]) -> tuple[Samples, dict[int, rounds.Tally]]:
         tallies = {batch: rounds.Tally() for batch in batches}
         usual = dict.fromkeys(batches, 0.0)
-        log: list[tuple[int, int, bool, list[float]]] = []
+        log: list[_Round] = []
         with _without_garbage_collection():
             while not rounds.is_enough(tallies, self._request.budget_s):
                 expected_s = 1.5 * usual[rounds.next_batch(tallies)]
@@ -213,21 +215,25 @@ class Profiler:
                         batch = rounds.next_batch(tallies)
                         if log and usual[batch] > until - time.perf_counter() and usual[batch] < SLICE_S:
                             break
-                        runs_s, absent_s = self._round(runner, batch, usual[batch])
+                        runs_s, own_s = self._round(runner, batch, usual[batch])
+                        absent_s = sum(runs_s) - sum(own_s) if self._request.threads == 1 else None
                         spoiled = rounds.why_spoiled(runs_s, usual[batch], absent_s) is not None
                         tallies[batch] = rounds.with_round(tallies[batch], runs_s, is_spoiled=spoiled)
                         usual[batch] = min(median(runs_s), usual[batch] or median(runs_s))
-                        log.append((len(log), batch, spoiled, runs_s))
+                        log.append(_Round(batch, spoiled, runs_s, own_s))
                 self._channel.send("progress", fraction=rounds.progress(tallies, self._request.budget_s))
         return _as_samples(log), tallies
 
-    def _round(self, runner: Runner, batch: int, usual_s: float) -> tuple[list[float], float | None]:
-        """One burst; for how long the measuring thread was not running, where it never waits for others."""
+    def _round(self, runner: Runner, batch: int, usual_s: float) -> tuple[list[float], list[float]]:
+        """One burst: each run's time, and for how much of it the measuring thread was running (infinite where it
+        waits for others of its pool, so that this says nothing)."""
         count = rounds.round_runs(usual_s) if usual_s > 0 else 1
-        begin_cpu, begin = time.thread_time(), time.perf_counter()
-        runs_s = [runner.timed(batch) for _ in range(count)]
-        wall_s, cpu_s = time.perf_counter() - begin, time.thread_time() - begin_cpu
-        return runs_s, max(0.0, wall_s - cpu_s) if self._request.threads == 1 else None
+        runs_s, own_s = [], []
+        for _ in range(count):
+            begin = time.thread_time()
+            runs_s.append(runner.timed(batch))
+            own_s.append(time.thread_time() - begin)
+        return runs_s, own_s if self._request.threads == 1 else [math.inf] * count
 
     def _write_samples(self, samples: Samples) -> None:
         with open(self._request.samples, "wb") as file:
@@ -237,18 +243,28 @@ class Profiler:
                 round=samples.round,
                 seconds=samples.seconds,
                 is_spoiled=samples.is_spoiled,
+                own_seconds=samples.own_seconds,
             )
 
 
-def _as_samples(log: list[tuple[int, int, bool, list[float]]]) -> Samples:
+@dataclass(frozen=True, slots=True)
+class _Round:
+    batch: int
+    is_spoiled: bool
+    runs_s: list[float]
+    own_s: list[float]
+
+
+def _as_samples(log: list[_Round]) -> Samples:
     if not log:
         raise InvalidError("nothing was measured")
-    counts = [len(runs) for *_, runs in log]
+    counts = [len(entry.runs_s) for entry in log]
     return Samples(
-        batch=np.repeat(np.array([batch for _, batch, _, _ in log], dtype=np.int64), counts),
-        round=np.repeat(np.array([number for number, *_ in log], dtype=np.int64), counts),
-        seconds=np.array([value for *_, runs in log for value in runs], dtype=np.float64),
-        is_spoiled=np.repeat(np.array([spoiled for _, _, spoiled, _ in log], dtype=np.bool_), counts),
+        batch=np.repeat(np.array([entry.batch for entry in log], dtype=np.int64), counts),
+        round=np.repeat(np.arange(len(log), dtype=np.int64), counts),
+        seconds=np.array([value for entry in log for value in entry.runs_s], dtype=np.float64),
+        is_spoiled=np.repeat(np.array([entry.is_spoiled for entry in log], dtype=np.bool_), counts),
+        own_seconds=np.array([value for entry in log for value in entry.own_s], dtype=np.float64),
     )
 
 

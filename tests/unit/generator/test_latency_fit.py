@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,13 +17,14 @@ def point(batch: int, seconds: float) -> LatencyPoint:
     return LatencyPoint(batch, seconds, seconds, seconds, seconds, 1)
 
 
-def samples_of(rounds: list[tuple[int, list[float], bool]]) -> Samples:
+def samples_of(rounds: list[tuple[int, list[float], bool]], own_seconds: float = math.inf) -> Samples:
     counts = [len(runs) for _, runs, _ in rounds]
     return Samples(
         batch=np.repeat(np.array([batch for batch, _, _ in rounds]), counts),
         round=np.repeat(np.arange(len(rounds)), counts),
         seconds=np.array([value for _, runs, _ in rounds for value in runs]),
         is_spoiled=np.repeat(np.array([spoiled for _, _, spoiled in rounds]), counts),
+        own_seconds=np.full(sum(counts), own_seconds),
     )
 
 
@@ -68,6 +71,11 @@ def test_spoiled_rounds_do_not_count_unless_there_are_no_others() -> None:
     assert (found.p99_s, found.samples) == (pytest.approx(0.010), 40)
     (found,) = latency_points(samples_of([(1, spoiled, True)] * 9))
     assert found.p99_s > 0.2
+
+
+def test_where_every_round_is_spoiled_the_threads_own_time_stands_in() -> None:
+    (found,) = latency_points(samples_of([(1, [0.030] * 8, True)] * 6, own_seconds=0.011))
+    assert (found.p50_s, found.p95_s) == (0.011, pytest.approx(0.011))
 
 
 def test_few_long_runs_are_all_counted() -> None:
