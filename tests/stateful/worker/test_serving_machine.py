@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 from infaas_worker.decide.events import (
     Answer,
     BatchArrived,
@@ -100,6 +109,7 @@ class WorkerLife(RuleBasedStateMachine):
                 self.sent[key].outcomes += 1
                 if isinstance(command, Deliver):
                     assert self.sent[key].ran is not None
+                    assert self.sent[key].owner not in self.gone_owners
                 if isinstance(command, Answer):
                     assert command.was_running == (self.sent[key].ran is not None)
                 if isinstance(command, Discard):
@@ -112,39 +122,44 @@ class WorkerLife(RuleBasedStateMachine):
                 self.unloading.add(instance)
             case GrantLease(key, core_ids):
                 assert len(core_ids) == self.asked[key]
+                assert not self.startable(), "cores are leased away from work that waits for them"
                 self.granted[key] = len(core_ids)
             case Report():
                 pass
 
+    @initialize(target=instances)
+    def two_warm_instances(self):
+        """So that most lives get to the interesting part."""
+        names = [self.ask_to_load_one(1, 20), self.ask_to_load_one(2, 30)]
+        for _ in names:
+            self._finish_load()
+        while self.running:
+            self._finish_run()
+        assert all(one.state is InstanceState.READY for one in self.serving.instances.values())
+        return multiple(*names)
+
     @rule(target=instances, threads=st.integers(1, 4), memory=st.integers(0, 60))
     def ask_to_load(self, threads, memory):
+        return self.ask_to_load_one(threads, memory)
+
+    def ask_to_load_one(self, threads, memory):
         self.count += 1
         name = f"i{self.count}"
         self.threads[name], self.memory[name] = threads, memory
         self.post(LoadAsked(InstanceId(name), VariantName("v"), threads, memory, 0.3, 0.1))
         return name
 
-    @rule(is_failing=st.booleans())
-    def end_a_load(self, is_failing):
-        ready = [key for key, wait in self.loading.items() if not set(wait) & self.in_executor]
-        if not ready:
-            return
-        name = ready[0]
-        del self.loading[name]
-        if is_failing:
-            self.post(InstanceTold(InstanceId(name), LoadFailed("boom")))
-            return
-        self.in_executor.add(name)
-        assert sum(self.memory[key] for key in self.in_executor) <= 100, "memory over budget"
-        self.post(InstanceTold(InstanceId(name), Loaded(0.5, True, 1, self.memory[name])))
-
-    @rule()
-    def end_an_unload(self):
-        if self.unloading:
-            name = sorted(self.unloading)[0]
-            self.unloading.discard(name)
-            self.in_executor.discard(name)
-            self.post(InstanceTold(InstanceId(name), Unloaded()))
+    @rule(outcome=st.sampled_from(["ok", "ok", "ok", "error"]), order=st.permutations(["run", "load", "unload"]))
+    def something_ends(self, outcome, order):
+        """A run, a load or an unload, well or badly."""
+        for kind in order:
+            if kind == "run" and self.running:
+                return self._finish_run("" if outcome == "ok" else "raised")
+            if kind == "load" and self._loadable():
+                return self._finish_load(is_failing=outcome != "ok")
+            if kind == "unload" and self.unloading:
+                return self._finish_unload()
+        return None
 
     @rule(name=instances)
     def ask_to_unload(self, name):
@@ -181,13 +196,6 @@ class WorkerLife(RuleBasedStateMachine):
         self.post(OwnerLeft(owner))
         for sent in self.sent.values():
             assert not (sent.owner == f"gone-{owner}" and sent.ran is None and sent.outcomes == 0), "still staged"
-
-    @rule(error=st.sampled_from(["", "", "", "raised"]))
-    def end_a_run(self, error):
-        if self.running:
-            key = next(iter(self.running))
-            name, kind = self.running.pop(key)
-            self.post(InstanceTold(InstanceId(name), WorkDone(key, kind, 1, 0.1, error)))
 
     @rule()
     def executor_dies(self):
@@ -239,14 +247,17 @@ class WorkerLife(RuleBasedStateMachine):
 
     @invariant()
     def nothing_that_could_start_waits_beside_free_cores(self):
-        startable = [
+        startable = self.startable()
+        if startable:
+            first = min(startable, key=lambda work: (min(work.deadline, work.arrived_at + 1.0), work.key))
+            assert first.threads > CORES - self.serving.busy_cores
+
+    def startable(self):
+        return [
             work
             for work in self.serving.work.values()
             if work.started_at is None and not self.serving.instances[work.instance].running
         ]
-        if startable:
-            first = min(startable, key=lambda work: (min(work.deadline, work.arrived_at + 1.0), work.key))
-            assert first.threads > CORES - self.serving.busy_cores
 
     def teardown(self):
         """A drain ends empty, whatever happened before."""
@@ -268,16 +279,23 @@ class WorkerLife(RuleBasedStateMachine):
         assert not self.serving.work
         assert all(sent.outcomes == 1 for sent in self.sent.values())
 
-    def _finish_run(self):
+    def _finish_run(self, error=""):
         if self.running:
             key = next(iter(self.running))
             name, kind = self.running.pop(key)
-            self.post(InstanceTold(InstanceId(name), WorkDone(key, kind, 1, 0.1)))
+            self.post(InstanceTold(InstanceId(name), WorkDone(key, kind, 1, 0.1, error)))
 
-    def _finish_load(self):
-        for name in [key for key, wait in self.loading.items() if not set(wait) & self.in_executor][:1]:
+    def _loadable(self):
+        return [key for key, wait in self.loading.items() if not set(wait) & self.in_executor]
+
+    def _finish_load(self, *, is_failing=False):
+        for name in self._loadable()[:1]:
             del self.loading[name]
+            if is_failing:
+                self.post(InstanceTold(InstanceId(name), LoadFailed("boom")))
+                return
             self.in_executor.add(name)
+            assert sum(self.memory[key] for key in self.in_executor) <= 100, "memory over budget"
             self.post(InstanceTold(InstanceId(name), Loaded(0.5, True, 1, self.memory[name])))
 
     def _finish_unload(self):
@@ -299,5 +317,5 @@ def reachable(state: InstanceState) -> set[InstanceState]:
     return found
 
 
-WorkerLife.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+WorkerLife.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
 TestWorkerLife = WorkerLife.TestCase
