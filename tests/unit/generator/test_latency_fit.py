@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from infaas_variant_generator.fit import Measurement, Samples, cost_usd_per_1k, fit_latency, fit_profile, latency_points
 
@@ -28,6 +28,7 @@ def samples_of(rounds: list[tuple[int, list[float], bool]], own_seconds: float =
     )
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0), st.integers(2, 8))
 def test_a_straight_line_is_found_exactly(base_s: float, per_item_s: float, count: int) -> None:
     model = fit_latency([point(2**n, base_s + per_item_s * 2**n) for n in range(count)])
@@ -36,6 +37,7 @@ def test_a_straight_line_is_found_exactly(base_s: float, per_item_s: float, coun
         assert model.base_s + model.per_item_s * 2**n == pytest.approx(base_s + per_item_s * 2**n, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 10.0), min_size=1, max_size=8))
 def test_neither_coefficient_is_ever_negative_and_the_error_is_the_largest_deviation(typical: list[float]) -> None:
     points = [point(2**n, seconds) for n, seconds in enumerate(typical)]
@@ -83,6 +85,7 @@ def test_few_long_runs_are_all_counted() -> None:
     assert (found.p50_s, found.samples) == (0.4, 3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=9), st.booleans()),
                 min_size=1, max_size=40))  # fmt: skip
 def test_quantiles_are_in_order_whatever_was_measured(rounds: list[tuple[int, list[float], bool]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from infaas_variant_generator.facts import GraphFacts, HardwareFacts
 from infaas_variant_generator.plan import (
@@ -79,6 +79,7 @@ def test_batches_double_and_end_with_the_limit_itself() -> None:
     assert batch_sizes(32, 3) == (3,)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 512), st.integers(1, 4096))
 def test_threads_never_exceed_the_cores_and_batches_never_the_limit(cores: int, limit: int) -> None:
     assert max(thread_counts(cores)) <= cores < 2 * max(thread_counts(cores))

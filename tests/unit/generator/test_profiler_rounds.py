@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from infaas_variant_generator.rounds import (
     MIN_SAMPLES,
@@ -44,6 +44,7 @@ def test_a_host_that_always_stalls_does_not_keep_the_profiler_for_ever() -> None
     assert all(tally.samples == 0 for tally in tallies.values())
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(1, 64), st.floats(1e-5, 2.0), min_size=1, max_size=6), st.floats(0.1, 3.0))
 def test_every_size_is_measured_whatever_it_costs(cost_s: dict[int, float], budget_s: float) -> None:
     tallies = simulate(cost_s, budget_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infaas.domain.tensor import Datatype, TensorSpec
@@ -113,6 +113,7 @@ def test_wilsons_interval_has_its_published_values(hits: int, rows: int, low: fl
     assert wilson_interval(hits, rows) == pytest.approx((low, high), abs=1e-4)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
 def test_wilsons_interval_holds_the_share_and_stays_in_range(pair: tuple[int, int]) -> None:
     hits, rows = pair
@@ -120,6 +121,7 @@ def test_wilsons_interval_holds_the_share_and_stays_in_range(pair: tuple[int, in
     assert 0.0 <= low <= hits / rows <= high <= 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=30))
 def test_skills_stay_in_range_whatever_is_answered(pairs: list[tuple[float, float]]) -> None:
     outputs = {"value": np.array([[got] for got, _ in pairs])}
