@@ -274,7 +274,7 @@ class Client:
 
     def rollback(self, model: str, version: int | None = None) -> ModelDocument:
         """Serve an earlier version again; None: the one before the current."""
-        body = {} if version is None else {"version": version}
+        body = {} if version is None else {"to": version}
         return self._one("POST", f"/v1/models/{_segment(model)}/rollback", ModelDocument, json=body)
 
     def unregister(self, model: str) -> None:

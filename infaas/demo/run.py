@@ -49,11 +49,13 @@ def run(output: Path, *, queries: int, is_kept: bool, running: Client | None = N
     output.mkdir(parents=True, exist_ok=True)
     with _system(running, is_kept) as client:
         _register_all(client)
+        print(f"All serve {time.monotonic() - began:.0f} s after the start.")
         variants = [v for v in client.variants(task=TASK) if v.is_current and v.state == "READY"]
         console().print(f"\n{len(variants)} variants of {TASK} serve now (* on the latency-accuracy-cost frontier):\n")
         show_variants(variants)
         if len(variants) < FEWEST_VARIANTS:
-            raise UnavailableError(f"only {len(variants)} variants were made; at least {FEWEST_VARIANTS} were expected")
+            reason = f"only {len(variants)} variants were made where at least {FEWEST_VARIANTS} are expected"
+            raise UnavailableError(f"{reason}; `infaas model describe MODEL` says what became of the others")
         picture = output / "frontier.svg"
         draw(variants, f"{TASK}: latency, accuracy and cost of {len(variants)} variants", picture)
         results = _send_all(client, variants, queries)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from infaas.client import Requirements
 from infaas.control import VariantDocument
 
-HOP_MS = 4.0
+HOP_MS = 8.0
 """What client, network and two processes may add on a busy small machine."""
 ROOM = 2.5
 """How many times its p95 a variant may take before a set calls it late."""

@@ -22,8 +22,12 @@ def connected_workers(endpoints: Endpoints, token: str | None, timeout_s: float 
     status, body = get(endpoints, "/v1/workers", headers=headers, timeout_s=timeout_s)
     if status != 200:
         return 0
-    workers: list[Mapping[str, Any]] = json.loads(body).get("workers", [])
-    return sum(1 for worker in workers if worker.get("is_connected") and worker.get("state") == "READY")
+    try:
+        workers: list[Mapping[str, Any]] = json.loads(body)["workers"]
+        return sum(1 for worker in workers if worker["is_connected"] and worker["state"] == "READY")
+    except (ValueError, KeyError, TypeError):
+        # Cut off in the middle, or not our controller: either way no worker is known to be there.
+        return 0
 
 
 def get(

@@ -141,7 +141,7 @@ def test_the_other_calls_reach_their_paths(controller: Any) -> None:
         client.rollback("cnn")
         assert controller.last()[3] == {}
         client.rollback("cnn", 2)
-        assert controller.last()[3] == {"version": 2}
+        assert controller.last()[3] == {"to": 2}
         client.unregister("cnn")
         client.variants(task="digits", model="cnn")
         client.disable_variant("v")
