@@ -81,6 +81,8 @@ def read_requirements(
     `time_remaining_s` is a gRPC call's deadline: the objective when none is stated, and a bound on a stated one,
     because nobody waits past it. Raises InvalidError with every problem, or UnsupportedError for stateful sequences.
     """
+    if not parameters and not any(name.startswith(PREFIX) for name in headers):
+        return _of_the_task(defaults, time_remaining_s, accuracy_confidence)
     _refuse_sequences(parameters)
     reader = _Reader(headers, parameters)
     reader.problems += unknown_headers(headers) + _unknown_parameters(parameters)
@@ -103,6 +105,22 @@ def read_requirements(
         priority=priority or defaults.priority or Priority.STANDARD,
         fallback=fallback if fallback is not None else bool(defaults.fallback),
         explain=bool(explain),
+        accuracy_confidence=accuracy_confidence,
+        policy=defaults.policy,
+    )
+
+
+def _of_the_task(
+    defaults: TaskDefaults, time_remaining_s: float | None, accuracy_confidence: AccuracyConfidence
+) -> Requirements:
+    """Of a caller who states nothing."""
+    return Requirements(
+        latency_s=_latency_s(None, time_remaining_s, defaults),
+        accuracy_min=defaults.slo_accuracy_min,
+        max_cost=defaults.max_cost,
+        objective=defaults.objective or Objective.COST,
+        priority=defaults.priority or Priority.STANDARD,
+        fallback=bool(defaults.fallback),
         accuracy_confidence=accuracy_confidence,
         policy=defaults.policy,
     )

@@ -1,8 +1,8 @@
 """The REST application: OIP, the control plane's routers, and one way to say what went wrong.
 
 Infer requests leave before the framework is entered (`http_infer`); everything else goes through FastAPI, wrapped so
-that each answer carries its request id and each error the body of SURFACE §3, whoever raised it. Serve the app on
-uvloop: it joins header and body into one segment; sockets have `TCP_NODELAY` on under every loop.
+that each answer carries its request id and each error the body of SURFACE §3, whoever raised it.
+`http_server` says how to serve it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`POST /v2/models/{m}[/versions/{v}]/infer`, served straight from ASGI: no framework between socket and query.
 
 The body is read once and decoded in place. While the query runs, the connection is watched: a caller who leaves takes
-the query along. Header and body of the answer are handed to the server back to back, in one loop iteration, so that
-one segment carries both.
+the query along. Header and body of the answer are handed to the server back to back: `http_server` sends them as one.
 """
 
 from __future__ import annotations

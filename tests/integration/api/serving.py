@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
+from infaas_controller.api.http_server import server_config
 
 from infaas.observe.metrics import Metrics
 from infaas.settings import Settings
@@ -58,7 +59,7 @@ async def serving(
 async def _http(app: Any) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http="httptools", loop="none")
+    config = server_config(app, loop="none")
     server = _Server(config)
     task = asyncio.create_task(server.serve([listener]), name="uvicorn")
     await server.listening.wait()
