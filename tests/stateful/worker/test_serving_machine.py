@@ -317,5 +317,5 @@ def reachable(state: InstanceState) -> set[InstanceState]:
     return found
 
 
-WorkerLife.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+WorkerLife.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestWorkerLife = WorkerLife.TestCase

@@ -73,7 +73,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc
             self._instances.leave(stream.id)
             writer.cancel()
             await asyncio.wait((writer,))
-            _log.info("controller left", controller=stream.id)
+            broken = None if writer.cancelled() else writer.exception()
+            _log.info("controller left", controller=stream.id, reason=str(broken) if broken else "stream ended")
 
     async def LeaseCores(self, request: worker_pb2.LeaseCoresRequest, context: grpc.aio.ServicerContext) -> None:  # noqa: N802  # the protocol's name
         await self._admit(context)

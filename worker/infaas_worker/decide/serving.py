@@ -9,7 +9,8 @@ takes nothing new and ends empty.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.lifecycle import InstanceState
@@ -62,8 +63,7 @@ PROTECTED_S = 5.0
 """An instance that was loaded for a query and has not answered one yet is not evicted for this long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     key: int
     kind: WorkKind
     instance: InstanceId
@@ -78,24 +78,22 @@ class Work:
     is_orphan: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     cores: int
     max_s: float
     core_ids: tuple[int, ...] = ()
     granted_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(NamedTuple):
     core_ids: tuple[int, ...]
     memory_bytes: int
     probe_interval_s: float
     is_draining: bool = False
-    instances: Mapping[InstanceId, Instance] = field(default_factory=dict)
-    asked: Mapping[InstanceId, LoadAsked] = field(default_factory=dict)
-    work: Mapping[int, Work] = field(default_factory=dict)
-    leases: Mapping[int, Lease] = field(default_factory=dict)
+    instances: Mapping[InstanceId, Instance] = MappingProxyType({})
+    asked: Mapping[InstanceId, LoadAsked] = MappingProxyType({})
+    work: Mapping[int, Work] = MappingProxyType({})
+    leases: Mapping[int, Lease] = MappingProxyType({})
     """In the order they were asked for."""
     own_keys: int = 0
     """Warm-ups and probes made so far; their keys are negative."""
@@ -142,8 +140,7 @@ class _Machine:
     def result(self) -> tuple[Serving, tuple[Command, ...]]:
         if self._is_draining != self._before.is_draining or self._states_differ():
             self._commands.append(Report())
-        after = replace(
-            self._before,
+        after = self._before._replace(
             is_draining=self._is_draining,
             instances=self._instances,
             asked=self._asked,
@@ -192,7 +189,7 @@ class _Machine:
             return
         room = {key: one.in_flight - len(one.running) for key, one in self._instances.items()}
         for key in choose(waiting, self._running(), room, self._before.cores, self._now):
-            work = replace(self._work[key], started_at=self._now)
+            work = self._work[key]._replace(started_at=self._now)
             self._work[key] = work
             self._tell(work.instance, WorkStarted(key))
             self._commands.append(Run(key, work.kind, work.instance, tuple(query.id for query in work.queries)))
@@ -211,7 +208,7 @@ class _Machine:
                 return
             ids, free_ids = tuple(free_ids[: lease.cores]), free_ids[lease.cores :]
             used += lease.cores
-            self._leases[key] = replace(lease, core_ids=ids, granted_at=self._now)
+            self._leases[key] = lease._replace(core_ids=ids, granted_at=self._now)
             self._commands.append(GrantLease(key, ids))
 
     def _arrive(self, event: BatchArrived) -> None:
@@ -279,7 +276,7 @@ class _Machine:
         if work is None:
             return
         if work.started_at is not None:
-            self._work[key] = replace(work, cancelled=work.cancelled | queries)
+            self._work[key] = work._replace(cancelled=work.cancelled | queries)
             return
         alive = tuple(query for query in work.queries if query.id not in queries)
         self._keep(work, alive, Code.CANCELLED, "taken back before the batch began to run")
@@ -289,14 +286,14 @@ class _Machine:
         if len(alive) == len(work.queries):
             return
         if alive:
-            self._work[work.key] = replace(work, queries=alive, deadline=min(query.deadline for query in alive))
+            self._work[work.key] = work._replace(queries=alive, deadline=min(query.deadline for query in alive))
             return
         self._drop(work.key, code, text, was_running=False)
         self._tell(work.instance, WorkWithdrawn(work.key))
 
     def _orphan(self, owner: str) -> None:
         for work in [w for w in self._work.values() if w.owner == owner and w.kind is WorkKind.BATCH]:
-            self._work[work.key] = replace(work, is_orphan=True)
+            self._work[work.key] = work._replace(is_orphan=True)
             if work.started_at is None:
                 self._drop(work.key, Code.CANCELLED, "", was_running=False)
                 self._tell(work.instance, WorkWithdrawn(work.key))
