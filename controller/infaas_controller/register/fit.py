@@ -69,6 +69,8 @@ def fit(
         edits_in = _fit_inputs(inputs, mapping, task, problems, warnings)
         edits_out = _fit_outputs(outputs, mapping, task, problems, warnings)
         specs_in, specs_out = task.inputs, task.outputs
+    for name in sorted({edit.ours for edit in edits_in} & {edit.ours for edit in edits_out}):
+        problems.append(f"{name!r} is an input and an output at once; give the model's output another name")
     for output in outputs:
         is_kept = any(edit.theirs == output.name for edit in edits_out)
         if is_kept and output.shape is not None and len(output.shape) == 0:

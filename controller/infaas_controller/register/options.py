@@ -128,6 +128,8 @@ def task_problems(task: Task, metrics: Collection[str]) -> list[str]:
         problems += [f"two {what}s are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
         for spec in specs:
             problems += _spec_problems(what, spec)
+    for name in sorted({spec.name for spec in task.inputs} & {spec.name for spec in task.outputs}):
+        problems.append(f"{name!r} is an input and an output at once; names must differ")
     return problems + label_problems(task.labels) + default_problems(task.defaults)
 
 

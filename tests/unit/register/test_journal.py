@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from infaas_controller.journal import Journal, is_journaled
+
+from infaas.catalog.catalog import Catalog
+from infaas.domain.ids import DecisionId, TaskName
+from infaas.domain.query import Decision, Level
+from infaas.errors import UnavailableError
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    opened = Catalog.open(f"sqlite:///{tmp_path}/catalog.db")
+    yield opened
+    opened.close()
+
+
+def a_decision(number: int = 1, outcome: str = "saturated") -> Decision:
+    at = f"2026-01-01T00:00:{number:02}.000Z"
+    ids = (DecisionId(f"d-{number}"), f"r-{number}")
+    return Decision(*ids, at, "digits", Level.TASK, TaskName("digits"), "slo", {}, outcome, "because")
+
+
+def test_every_refusal_is_kept_and_a_sample_of_answers() -> None:
+    assert is_journaled(a_decision(outcome="saturated"), 0.0, 0.99)
+    assert is_journaled(a_decision(outcome="answered"), 0.1, 0.05)
+    assert not is_journaled(a_decision(outcome="answered"), 0.1, 0.1)
+
+
+async def test_decisions_are_found_while_they_wait_and_after(catalog: Catalog) -> None:
+    journal = Journal(catalog, sample=1.0)
+    journal.record(a_decision(1))
+    assert await journal.find("r-1") == a_decision(1)
+    await journal.drain()
+    assert len(journal) == 0
+    assert await journal.find("d-1") == a_decision(1)
+    assert await journal.find("nope") is None
+    assert list(await journal.recent(5)) == [a_decision(1)]
+
+
+async def test_the_loop_writes_what_comes_in_batches(catalog: Catalog) -> None:
+    journal = Journal(catalog, sample=1.0, batch=3, linger_s=0.001)
+    task = asyncio.create_task(journal.run(), name="journal")
+    for number in range(10):
+        journal.record(a_decision(number))
+    async with asyncio.timeout(20):
+        while journal.written < 10:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    task.cancel()
+    await asyncio.wait([task])
+    assert len(await journal.recent(100)) == 10
+
+
+async def test_what_the_queue_cannot_hold_is_dropped_and_counted(catalog: Catalog) -> None:
+    journal = Journal(catalog, sample=1.0, capacity=2)
+    for number in range(5):
+        journal.record(a_decision(number))
+    assert (len(journal), journal.dropped) == (2, 3)
+
+
+async def test_a_lost_catalogue_costs_nothing_while_the_queue_holds(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> None:
+        raise UnavailableError("gone")
+
+    journal = Journal(catalog, sample=1.0)
+    journal.record(a_decision(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "write_decisions", lost)
+        with pytest.raises(UnavailableError):
+            await journal.drain()
+    await journal.drain()
+    assert await journal.find("d-1") == a_decision(1)
+
+
+async def test_the_journal_forgets_the_oldest(catalog: Catalog) -> None:
+    journal = Journal(catalog, sample=1.0, batch=1, keep=10)
+    for number in range(50):
+        journal.record(a_decision(number))
+    await journal.drain()
+    assert len(await journal.recent(100)) == 10
