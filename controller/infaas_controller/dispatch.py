@@ -20,8 +20,9 @@ from infaas.observe.log import get_logger
 from infaas.rpc.codec import encode
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
+from infaas_controller.commands import BatchResult, CancelStaged, Finish, LoadOn, SendBatch
 from infaas_controller.decisions import DecisionHook, Decisions, Trace
-from infaas_controller.engine import BatchResult, CancelStaged, Engine, Finish, LoadOn, SendBatch
+from infaas_controller.engine import Engine
 from infaas_controller.liveness import can_serve
 from infaas_controller.policies import PolicyBook
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
 
@@ -19,6 +18,7 @@ from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.query import AccuracyConfidence, Choice, Code, Query, Refusal
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError
+from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
 from infaas_controller.decide.candidates import Admissions
 from infaas_controller.decide.form import Limits, form, turn, until
 from infaas_controller.decide.policies.base import Policy
@@ -38,54 +38,6 @@ STAGED_LOSSES = 2
 run may have been lost with its instance."""
 REVIEWED_AT_ONCE = 64
 SPILLED_AT_ONCE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class SendBatch:
-    lane: Lane
-    number: int
-    tickets: tuple[Ticket, ...]
-    remaining_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class CancelStaged:
-    worker: WorkerId
-    batch: int
-    tickets: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOn:
-    worker: WorkerId
-    instance: InstanceId
-    variant: Variant
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """A ticket's end; `error` None: it was answered, with the outputs of `BatchResult`."""
-
-    ticket: Ticket
-    error: InfaasError | None
-    result: BatchResult | None = None
-
-
-Command = SendBatch | CancelStaged | LoadOn | Finish
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """How a batch ended at its worker. `outputs` belongs to the shell; the engine hands it on."""
-
-    error: str = ""
-    """Empty: it ran; else a code's slug."""
-    reason: str = ""
-    was_running: bool = False
-    staged_s: float = 0.0
-    run_s: float = 0.0
-    outputs: Mapping[int, object] | None = None
-    """By ticket number. A query without outputs was not run (it was cancelled or too late)."""
 
 
 class _Sent:

@@ -13,6 +13,7 @@ from infaas_controller.decide.curve import Curve
 DEFAULT_HOP_S = 0.0004
 """Overhead of the way to a worker and back, until it has been observed."""
 RANKS = 3
+CHAINS_KEPT_S = 0.005
 
 
 class Flight:
@@ -66,6 +67,11 @@ class Lane:
         return self.instance_state is InstanceState.READY and self.worker.is_ready
 
     @property
+    def is_started_up(self) -> bool:
+        """Whether its work takes cores now."""
+        return self.instance_state is not InstanceState.LOADING
+
+    @property
     def is_idle(self) -> bool:
         return not self.flights and not any(self.reserved)
 
@@ -102,7 +108,7 @@ class Lane:
 class Deck:
     """One worker's lanes and what it has been observed to add to a query's way."""
 
-    __slots__ = ("busy", "hop_s", "id", "is_reachable", "lanes", "loaded", "record")
+    __slots__ = ("_chains", "_chains_from", "busy", "hop_s", "id", "is_reachable", "lanes", "loaded", "record")
 
     def __init__(self, record: WorkerRecord) -> None:
         self.id = record.id
@@ -112,6 +118,8 @@ class Deck:
         self.lanes: dict[InstanceId, Lane] = {}
         self.busy: dict[InstanceId, Lane] = {}
         """Those of its lanes that have been promised something."""
+        self._chains: tuple[list[tuple[float, int, Lane]], int] | None = None
+        self._chains_from = 0.0
         self.hop_s = DEFAULT_HOP_S
         self.loaded: set[VariantName] = set()
         """Variants that have been loaded here before: their files are in the page cache."""
@@ -126,24 +134,53 @@ class Deck:
         Lanes are chains of work that run side by side. When together they want more cores than there are, each
         takes longer in that proportion.
         """
-        chains: list[tuple[float, int]] = []
-        wanted = 0
-        for other in self.busy.values():
-            curve = other.curve
-            if other is lane or curve is None or other.instance_state is InstanceState.LOADING:
-                continue
-            chains.append((other.free_at(now) - now + other.waiting_s(), curve.variant.threads))
-            wanted += curve.variant.threads
+        chains, wanted = self._chains_at(now)
         cores = self.record.cores
         if wanted + threads <= cores:
             return now
+        if lane is not None and lane.id in self.busy and lane.curve is not None and lane.is_started_up:
+            wanted -= lane.curve.variant.threads
+            if wanted + threads <= cores:
+                return now
         stretch = max(1.0, wanted / cores)
-        chains.sort()
-        for seconds, freed in chains:
+        at = now
+        for end, freed, other in chains:
+            if other is lane:
+                continue
+            at = max(now, now + (end - now) * stretch)
             wanted -= freed
             if wanted + threads <= cores:
-                return now + seconds * stretch
-        return now + (chains[-1][0] * stretch if chains else 0.0)
+                break
+        return at
+
+    def changed(self, lane: Lane) -> None:
+        """Something was promised to a lane of this worker, or done: what was worked out of it no longer holds."""
+        if lane.flights or any(lane.reserved):
+            self.busy[lane.id] = lane
+        else:
+            self.busy.pop(lane.id, None)
+        self._chains = None
+
+    def forget(self, lane: Lane) -> None:
+        """The lane is gone, with what it was promised."""
+        self.lanes.pop(lane.id, None)
+        self.busy.pop(lane.id, None)
+        self._chains = None
+
+    def _chains_at(self, now: float) -> tuple[list[tuple[float, int, Lane]], int]:
+        """(end of its work, threads, lane) of every busy lane by end, and the threads of all. Kept until something
+        changes, or for a few milliseconds: only work that is overdue moves by itself."""
+        if self._chains is None or not 0 <= now - self._chains_from < CHAINS_KEPT_S:
+            chains: list[tuple[float, int, Lane]] = []
+            wanted = 0
+            for lane in self.busy.values():
+                curve = lane.curve
+                if curve is not None and lane.is_started_up:
+                    chains.append((lane.free_at(now) + lane.waiting_s(), curve.variant.threads, lane))
+                    wanted += curve.variant.threads
+            chains.sort(key=_end)
+            self._chains, self._chains_from = (chains, wanted), now
+        return self._chains
 
     def utilisation(self, now: float) -> float:
         """Core-seconds promised, per core: the load that this controller has put on the worker."""
@@ -160,3 +197,7 @@ class Deck:
             for lane in self.lanes.values()
             if lane.curve is not None and (lane.instance_state is not InstanceState.READY or not lane.is_idle)
         )
+
+
+def _end(chain: tuple[float, int, Lane]) -> float:
+    return chain[0]

@@ -170,6 +170,7 @@ class Ledger:
                 lane.ready_at = now + self._load_s(lane, deck)
         self._pending.pop(instance.id, None)
         before, lane.instance_state, lane.slots = lane.instance_state, instance.state, instance.slots
+        deck.changed(lane)
         if instance.state is not InstanceState.READY or before is InstanceState.READY:
             return None
         lane.ready_at = min(lane.ready_at, now)
@@ -192,8 +193,7 @@ class Ledger:
 
     def _drop(self, lane: Lane) -> Lane:
         self.lanes.pop(lane.id, None)
-        lane.worker.lanes.pop(lane.id, None)
-        lane.worker.busy.pop(lane.id, None)
+        lane.worker.forget(lane)
         self._pending.pop(lane.id, None)
         lane.instance_state = InstanceState.GONE
         self._lists.pop(lane.variant, None)
@@ -238,33 +238,32 @@ class Ledger:
 
     def reserve(self, lane: Lane, rank: int, items: int) -> None:
         lane.reserved[rank] += items
-        lane.worker.busy[lane.id] = lane
+        lane.worker.changed(lane)
 
     def release(self, lane: Lane, rank: int, items: int) -> None:
         lane.reserved[rank] -= items
         if lane.reserved[rank] < 0:
             raise AssertionError(f"released more than was reserved on {lane.id}")
-        if lane.is_idle:
-            lane.worker.busy.pop(lane.id, None)
+        lane.worker.changed(lane)
 
     def sent(self, lane: Lane, number: int, items: int, now: float) -> Flight:
         if lane.curve is None:
             raise AssertionError(f"a batch was sent to {lane.id}, whose variant is not known")
         expected = lane.curve.mean_s[items] * self.correction(lane.variant, items)
         flight = lane.flights[number] = Flight(number, items, expected, now)
-        lane.worker.busy[lane.id] = lane
+        lane.worker.changed(lane)
         return flight
 
     def started(self, lane: Lane, number: int, now: float) -> None:
         flight = lane.flights.get(number)
         if flight is not None:
             flight.started_at = now
+            lane.worker.changed(lane)
 
     def done(self, lane: Lane, number: int) -> Flight | None:
         lane.is_cold = False
         flight = lane.flights.pop(number, None)
-        if lane.is_idle:
-            lane.worker.busy.pop(lane.id, None)
+        lane.worker.changed(lane)
         return flight
 
     def reported_load(self, instance: InstanceId, batches: int, now: float) -> None:
@@ -360,6 +359,15 @@ class Ledger:
         reserved = lane.reserved
         ahead = reserved[0] + (reserved[1] if rank >= 1 else 0) + (reserved[2] if rank >= 2 else 0)
         return start + self._work_s(curve, ahead, items) + deck.hop_s
+
+    def at_best(self, variant: Variant, items: int, now: float) -> float:
+        """Before this no instance could answer, however idle: what lets a comparison leave slow variants out."""
+        curve = self.curve(variant)
+        if curve is None:
+            return float("inf")
+        corrections = self._corrections.get(variant.name)
+        factor = min(1.0, *corrections.values()) if corrections else 1.0
+        return now + curve.least_s[items] * factor + HOP_BOUNDS_S[0]
 
     def predict_cold(self, variant: Variant, deck: Deck, items: int, now: float) -> float:
         """As `predict`, for an instance that would have to be loaded first."""

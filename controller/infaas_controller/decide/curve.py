@@ -15,7 +15,7 @@ PAYS = 0.95
 class Curve:
     """Latency of one variant's batches in seconds, index = items. Made once per published variant."""
 
-    __slots__ = ("hard_limit", "is_fixed", "mean_s", "p95_s", "preferred", "variant")
+    __slots__ = ("hard_limit", "is_fixed", "least_s", "mean_s", "p95_s", "preferred", "variant")
 
     def __init__(self, variant: Variant, overhead_s: float) -> None:
         profile = variant.profile
@@ -27,6 +27,10 @@ class Curve:
         """The most items one run may hold; for a fixed batch also the fewest."""
         self.p95_s = [profile.latency_s(n) for n in range(self.hard_limit + 1)]
         self.mean_s = [profile.latency_s(n, "mean_s") for n in range(self.hard_limit + 1)]
+        self.least_s = list(self.p95_s)
+        """The least p95 of any batch of at least so many items; measured curves need not rise everywhere."""
+        for n in range(self.hard_limit - 1, -1, -1):
+            self.least_s[n] = min(self.p95_s[n], self.least_s[n + 1])
         self.preferred = self.hard_limit if self.is_fixed else preferred_batch(self.mean_s, overhead_s)
 
 

@@ -8,7 +8,8 @@ from itertools import count
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from infaas_controller.engine import BatchResult, CancelStaged, Engine, Finish, LoadOn, SendBatch
+from infaas_controller.commands import BatchResult, CancelStaged, Finish, LoadOn, SendBatch
+from infaas_controller.engine import Engine
 from infaas_controller.policies import installed_policies
 from infaas_controller.queues import Ticket, TicketState
 

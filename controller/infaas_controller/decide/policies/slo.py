@@ -37,10 +37,24 @@ def best_option(situation: Situation, variants: Sequence[Variant], objective: Ob
     """`variants` are in the objective's order, so that the first group of equals with one in time settles it."""
     deadline = situation.query.deadline
     if objective is Objective.LATENCY:
-        return first_in_time((o for v in variants if (o := situation.best(v)) is not None), deadline)
+        return _soonest(situation, variants)
     value: Callable[[Variant], float] = cost_of if objective is Objective.COST else accuracy_of
     for _, equals in groupby(variants, key=value):
         best = first_in_time((o for v in equals if (o := situation.best(v)) is not None), deadline)
         if best is not None:
             return best
     return None
+
+
+def _soonest(situation: Situation, variants: Sequence[Variant]) -> Option | None:
+    """The least predicted completion of all. A variant that could not beat the best so far even at rest is left out."""
+    at_best, items, now = situation.ledger.at_best, situation.query.items, situation.now
+    best: Option | None = None
+    for variant in variants:
+        if best is not None and at_best(variant, items, now) > best.at:
+            continue
+        option = situation.best(variant)
+        if option is None:
+            continue
+        best = first_in_time((option,) if best is None else (best, option), situation.query.deadline)
+    return best

@@ -1,0 +1,60 @@
+"""What the engine asks its shell to do, and what the shell tells it of a batch: plain values, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.variant import Variant
+from infaas.errors import InfaasError
+from infaas_controller.lanes import Lane
+from infaas_controller.queues import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class SendBatch:
+    lane: Lane
+    number: int
+    tickets: tuple[Ticket, ...]
+    remaining_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelStaged:
+    worker: WorkerId
+    batch: int
+    tickets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOn:
+    worker: WorkerId
+    instance: InstanceId
+    variant: Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A ticket's end; `error` None: it was answered, with the outputs of `BatchResult`."""
+
+    ticket: Ticket
+    error: InfaasError | None
+    result: BatchResult | None = None
+
+
+Command = SendBatch | CancelStaged | LoadOn | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """How a batch ended at its worker. `outputs` belongs to the shell; the engine hands it on."""
+
+    error: str = ""
+    """Empty: it ran; else a code's slug."""
+    reason: str = ""
+    was_running: bool = False
+    staged_s: float = 0.0
+    run_s: float = 0.0
+    outputs: Mapping[int, object] | None = None
+    """By ticket number. A query without outputs was not run (it was cancelled or too late)."""

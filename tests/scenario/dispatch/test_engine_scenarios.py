@@ -1,0 +1,260 @@
+"""A simulated cluster under the engine: time is moved by hand, workers run what their profiles say, no sockets."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Sequence
+from itertools import count
+
+import pytest
+from infaas_controller.commands import BatchResult, Finish, LoadOn, SendBatch
+from infaas_controller.engine import Engine
+from infaas_controller.policies import installed_policies
+from infaas_controller.queues import Ticket
+
+from infaas.domain.ids import InstanceId
+from infaas.domain.lifecycle import InstanceState
+from infaas.domain.query import Code, Priority, Query
+from infaas.domain.variant import Variant
+from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
+from infaas.testing.clock import ManualClock
+
+
+class SimulatedCluster:
+    """Instances run one batch at a time, at the mean of their profile times `slow`, and loads take what they take."""
+
+    def __init__(
+        self, variants: Sequence[Variant], loaded: Sequence[str], *, policy: str = "slo", cores: int = 8
+    ) -> None:
+        self.clock = ManualClock()
+        self.slow: dict[str, float] = {}
+        self.hung: set[str] = set()
+        self.variants = {variant.name: variant for variant in variants}
+        names = count()
+        self.engine = Engine(
+            installed_policies(), policy, max_queue_items=10_000, draw=random.Random(5).random,
+            fresh_instance=lambda: InstanceId(f"made-{next(names)}"),
+        )  # fmt: skip
+        instances = [an_instance(f"i{n}-{name}", variant=name) for n, name in enumerate(loaded)]
+        self.worker = a_worker("w1", instances=instances, cores=cores)
+        self.view = a_view(variants=variants, workers=[self.worker])
+        self.engine.view_changed(self.view, self.now)
+        self.ended: dict[str, Code | None] = {}
+        self.served: dict[str, str] = {}
+        self.sizes: list[int] = []
+        self._agenda: list[tuple[float, int, str, object]] = []
+        self._order = count()
+        self._free_at: dict[str, float] = {}
+
+    @property
+    def now(self) -> float:
+        return self.clock.now()
+
+    def submit(self, **given: object) -> Ticket:
+        query: Query = a_query(at=self.now, **given)  # type: ignore[arg-type]
+        ticket = self.engine.arrive(query, None, self.now)
+        self._perform()
+        return ticket
+
+    def settle(self) -> None:
+        """The end of a turn of the loop."""
+        self.engine.flush(self.now)
+        self._perform()
+
+    def run_for(self, seconds: float) -> None:
+        end = self.now + seconds
+        while True:
+            self.settle()
+            due = self.engine.next_due()
+            times = [t for t in (due, self._agenda[0][0] if self._agenda else None) if t is not None]
+            if not times or min(times) > end:
+                break
+            self.clock.advance(max(0.0, min(times) - self.now))
+            self.engine.expire(self.now)
+            while self._agenda and self._agenda[0][0] <= self.now:
+                _, _, what, subject = heapq.heappop(self._agenda)
+                self._happen(what, subject)
+            self._perform()
+        self.clock.advance(max(0.0, end - self.now))
+        self.engine.expire(self.now)
+        self.settle()
+
+    def _happen(self, what: str, subject: object) -> None:
+        if what == "start" and isinstance(subject, SendBatch):
+            self.engine.started(subject.number, self.now)
+        elif what == "done" and isinstance(subject, SendBatch):
+            outputs: dict[int, object] = {ticket.number: None for ticket in subject.tickets}
+            run_s = self._run_s(subject)
+            staged_s = max(0.0, self.now - run_s - subject.tickets[0].query.arrived_at)
+            self.engine.done(subject.number, BatchResult(run_s=run_s, staged_s=staged_s, outputs=outputs), self.now)
+        elif what == "loaded" and isinstance(subject, LoadOn):
+            self.report(str(subject.instance), subject.variant.name, InstanceState.READY)
+
+    def report(self, instance: str, variant: str, state: InstanceState, reason: str = "") -> None:
+        record = an_instance(instance, variant=variant, state=state, reason=reason)
+        others = [each for key, each in self.worker.instances.items() if key != instance]
+        self.worker = a_worker("w1", instances=[*others, record], cores=self.worker.cores)
+        self.view = self.view.with_worker(self.worker)
+        self.engine.view_changed(self.view, self.now)
+
+    def _run_s(self, batch: SendBatch) -> float:
+        items = sum(ticket.items for ticket in batch.tickets)
+        profile = self.variants[batch.lane.variant].profile
+        assert profile is not None
+        return profile.latency_s(items, "mean_s") * self.slow.get(batch.lane.variant, 1.0)
+
+    def _perform(self) -> None:
+        while self.engine.commands:
+            commands, self.engine.commands = self.engine.commands, []
+            for command in commands:
+                if isinstance(command, Finish):
+                    ticket = command.ticket
+                    self.ended[ticket.query.id] = command.error.code if command.error else None
+                    if command.error is None and ticket.lane is not None:
+                        self.served[ticket.query.id] = ticket.lane.variant
+                elif isinstance(command, SendBatch):
+                    self._run(command)
+                elif isinstance(command, LoadOn):
+                    profile = command.variant.profile
+                    assert profile is not None
+                    self._plan(self.now + profile.cold_load_s, "loaded", command)
+
+    def _run(self, batch: SendBatch) -> None:
+        self.sizes.append(sum(ticket.items for ticket in batch.tickets))
+        if batch.lane.id in self.hung:
+            return
+        start = max(self.now, self._free_at.get(batch.lane.id, 0.0))
+        end = self._free_at[batch.lane.id] = start + self._run_s(batch)
+        self._plan(start, "start", batch)
+        self._plan(end, "done", batch)
+
+    def _plan(self, when: float, what: str, subject: object) -> None:
+        heapq.heappush(self._agenda, (when, next(self._order), what, subject))
+
+
+def test_queries_that_arrive_together_leave_together_and_a_busy_instance_lets_them_gather() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=0.1)], ["v"])
+    for n in range(16):
+        cluster.submit(id=f"first-{n}")
+    cluster.settle()
+    assert cluster.sizes == [16]
+    for n in range(100):
+        cluster.submit(id=f"more-{n}")
+        cluster.settle()
+    cluster.run_for(1.0)
+    assert Counter(cluster.ended.values()) == {None: 116}
+    assert cluster.sizes[1] == 1, "the staged slot is not left empty"
+    assert max(cluster.sizes[2:]) > 20, "the rest gathered while the instance was busy"
+
+
+def test_at_twice_the_capacity_nearly_all_that_is_answered_is_in_time_and_the_rest_is_refused_early() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=10, max_batch=4)], ["v"])
+    capacity = 1 / (0.92 * 0.010)
+    rng = random.Random(1)
+    duration, n = 10.0, 0
+    end = cluster.now + duration
+    while cluster.now < end:
+        cluster.submit(id=f"q{n}", latency_ms=100)
+        n += 1
+        cluster.run_for(rng.expovariate(2 * capacity))
+    cluster.run_for(1.0)
+    outcomes = Counter(cluster.ended.values())
+    assert len(cluster.ended) == n
+    assert outcomes[None] >= 0.9 * capacity * duration
+    late = outcomes[Code.DEADLINE_PASSED]
+    assert late <= 0.02 * n, f"{late} of {n} were let in and then not served"
+    assert outcomes[Code.DEADLINE_UNREACHABLE] >= 0.4 * n
+
+
+def test_under_overload_the_higher_priority_is_served_and_the_lower_is_not_starved_for_ever() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=10, max_batch=1)], ["v"])
+    rng = random.Random(2)
+    for n in range(600):
+        priority = Priority.CRITICAL if n % 4 == 0 else Priority.SHEDDABLE
+        cluster.submit(id=f"{priority.value}-{n}", latency_ms=2_000, priority=priority)
+        cluster.run_for(rng.expovariate(300))
+    cluster.run_for(10.0)
+    failed = Counter(id.split("-")[0] for id, code in cluster.ended.items() if code is not None)
+    served = Counter(id.split("-")[0] for id in cluster.served)
+    assert failed["critical"] == 0
+    assert failed["sheddable"] > 0
+    assert served["sheddable"] > 100
+
+
+def test_pressure_moves_queries_to_the_next_dearer_variant_but_never_below_their_floor() -> None:
+    variants = [
+        a_variant("poor", accuracy=0.7, cost=0.01, p95_ms=1),
+        a_variant("fair", accuracy=0.9, cost=0.1, p95_ms=10, per_item_ms=10, max_batch=1),
+        a_variant("good", accuracy=0.95, cost=0.5, p95_ms=12, per_item_ms=12, max_batch=1),
+    ]
+    cluster = SimulatedCluster(variants, ["poor", "fair", "good"])
+    for n in range(10):
+        cluster.submit(id=f"q{n}", accuracy_min=0.85, latency_ms=60)
+    cluster.run_for(1.0)
+    assert set(cluster.ended.values()) == {None}
+    assert set(cluster.served.values()) == {"fair", "good"}
+
+
+def test_an_instance_that_hangs_gives_its_waiting_queries_to_another_one_in_time() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=10, max_batch=1)], ["v", "v"])
+    cluster.hung.add("i0-v")
+    for n in range(12):
+        cluster.submit(id=f"q{n}", latency_ms=1_000)
+    cluster.run_for(2.0)
+    outcomes = Counter(cluster.ended.values())
+    assert outcomes == {None: 10, Code.DEADLINE_PASSED: 2}, "only what the hung instance holds is lost"
+
+
+def test_a_cold_start_costs_the_load_and_not_more() -> None:
+    cluster = SimulatedCluster([a_variant("v", load_ms=400, p95_ms=10)], [])
+    begun = cluster.now
+    cluster.submit(id="q")
+    cluster.run_for(0.45)
+    assert cluster.ended == {"q": None}
+    assert cluster.now - begun == pytest.approx(0.45)
+
+
+def test_a_load_that_is_never_reported_is_given_up_and_another_variant_serves() -> None:
+    variants = [a_variant("cheap", cost=0.01, load_ms=100), a_variant("dear", cost=0.5)]
+    cluster = SimulatedCluster(variants, ["dear"])
+    cluster._plan = lambda when, what, subject: (  # type: ignore[method-assign]
+        None if what == "loaded" else heapq.heappush(cluster._agenda, (when, next(cluster._order), what, subject))
+    )
+    cluster.submit(id="q")
+    cluster.run_for(15.0)
+    assert cluster.served == {"q": "dear"}
+    assert cluster.engine.ledger.failed_load("cheap", "w1", cluster.now) is not None  # type: ignore[arg-type]
+
+
+def test_a_draining_instance_finishes_what_it_has_and_gets_nothing_more() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=10, max_batch=1)], ["v", "v"])
+    tickets = [cluster.submit(id=f"q{n}") for n in range(8)]
+    cluster.settle()
+    cluster.report("i0-v", "v", InstanceState.DRAINING)
+    cluster.run_for(1.0)
+    assert set(cluster.ended.values()) == {None}
+    lanes = Counter(ticket.lane.id for ticket in tickets if ticket.lane is not None)
+    assert lanes == {"i0-v": 2, "i1-v": 6}
+
+
+def test_a_query_bound_by_its_policy_stays_with_its_instance_until_it_is_answered_or_late() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=10, max_batch=1)], ["v", "v"], policy="infaas")
+    cluster.hung.add("i0-v")
+    for n in range(12):
+        cluster.submit(id=f"q{n}", latency_ms=1_000)
+    cluster.run_for(2.0)
+    assert Counter(cluster.ended.values()) == {None: 6, Code.DEADLINE_PASSED: 6}
+
+
+def test_a_slow_spell_teaches_the_ledger_and_fewer_queries_are_promised_what_cannot_be_kept() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=10, max_batch=1)], ["v"])
+    cluster.slow["v"] = 3.0
+    for n in range(300):
+        cluster.submit(id=f"q{n}", latency_ms=25)
+        cluster.run_for(0.05)
+    early = [cluster.ended[f"q{n}"] for n in range(20)]
+    late = [cluster.ended[f"q{n}"] for n in range(200, 300)]
+    assert early.count(Code.DEADLINE_PASSED) == 20
+    assert late.count(Code.DEADLINE_PASSED) < 40

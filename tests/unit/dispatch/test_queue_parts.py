@@ -1,0 +1,235 @@
+"""The parts under the engine: batch forming, turns, curves, wire bytes, predictions, quarantine, pauses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from infaas_controller.decide.curve import Curve, preferred_batch
+from infaas_controller.decide.form import AGEING_S, Limits, aged_rank, form, turn
+from infaas_controller.ledger import Ledger
+from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
+from infaas_controller.quarantine import Quarantine, RetryBudget
+from infaas_controller.wire import encode_batch
+
+from infaas.domain.lifecycle import InstanceState
+from infaas.domain.tensor import Datatype, Tensor, signature
+from infaas.rpc.v1 import worker_pb2 as pb
+from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
+
+NOW = 1_000.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    deadline: float
+    items: int = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    rank: int
+    head_deadline: float
+    waiting_since: float = NOW
+
+
+def limits(start_s: float = 0.0, correction: float = 1.0, **given: object) -> Limits:
+    return Limits(start_s, 0.0, lambda _: correction, **given)  # type: ignore[arg-type]
+
+
+MEMORY_BOUND = Curve(a_variant("m", p95_ms=10, per_item_ms=0.1), 0.0)
+CPU_BOUND = Curve(a_variant("c", p95_ms=10, per_item_ms=10), 0.0)
+
+
+def test_a_batch_grows_only_where_it_pays() -> None:
+    queue = [Entry(NOW + 9) for _ in range(40)]
+    assert form(queue, MEMORY_BOUND, limits(), NOW).items > 20
+    assert form(queue, CPU_BOUND, limits(), NOW).items == 1
+
+
+def test_a_batch_stops_growing_where_the_tightest_deadline_would_be_missed() -> None:
+    queue = [Entry(NOW + 0.0112), *(Entry(NOW + 9) for _ in range(30))]
+    formed = form(queue, MEMORY_BOUND, limits(), NOW)
+    assert NOW + MEMORY_BOUND.p95_s[formed.items] <= NOW + 0.0112 < NOW + MEMORY_BOUND.p95_s[formed.items + 1]
+    assert formed.left is not None
+
+
+def test_items_are_counted_and_a_query_is_never_split() -> None:
+    queue = [Entry(NOW + 9, 20), Entry(NOW + 9, 20), Entry(NOW + 9, 1)]
+    formed = form(queue, MEMORY_BOUND, limits(), NOW)
+    assert (formed.items, formed.left) == (20, queue[1])
+
+
+def test_expired_and_hopeless_queries_do_not_take_a_place() -> None:
+    expired, hopeless, fine = Entry(NOW - 1), Entry(NOW + 0.004), Entry(NOW + 1)
+    formed = form([expired, hopeless, fine], MEMORY_BOUND, limits(), NOW)
+    assert (formed.expired, formed.late, formed.batch) == ([expired], [hopeless], [fine])
+    bound = form([hopeless], MEMORY_BOUND, limits(drops_late=False), NOW)
+    assert bound.batch == [hopeless]
+
+
+def test_what_is_observed_counts_more_than_the_profile() -> None:
+    entry = Entry(NOW + 0.015)
+    assert form([entry], MEMORY_BOUND, limits(), NOW).batch == [entry]
+    assert form([entry], MEMORY_BOUND, limits(correction=3.0), NOW).late == [entry]
+
+
+def test_the_higher_priority_goes_first_and_waiting_makes_up_for_a_lower_one() -> None:
+    critical, standard, sheddable = Head(0, NOW + 9), Head(1, NOW + 1), Head(2, NOW + 0.5)
+    assert turn([standard, sheddable, critical], NOW) is critical
+    old = Head(2, NOW + 0.5, waiting_since=NOW - 2 * AGEING_S)
+    assert turn([critical, old], NOW) is old
+    assert aged_rank(2, AGEING_S) == 1
+    assert aged_rank(2, 100 * AGEING_S) == 0
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 5), st.integers(1, 32)), max_size=60), st.floats(0, 0.5))
+def test_formed_batches_keep_limit_order_and_account_for_every_query_seen(
+    entries: list[tuple[float, int]], start_s: float
+) -> None:
+    queue = sorted((Entry(NOW + after - 1, items) for after, items in entries), key=lambda e: e.deadline)
+    formed = form(queue, MEMORY_BOUND, limits(start_s), NOW)
+    assert formed.items == sum(e.items for e in formed.batch) <= 32
+    seen = len(formed.batch) + len(formed.expired) + len(formed.late) + (formed.left is not None)
+    assert seen <= len(queue)
+    kept = [e for e in queue[:seen] if e not in formed.expired and e not in formed.late and e is not formed.left]
+    assert len(kept) <= len(formed.batch)
+    assert all(e.deadline > NOW for e in formed.batch)
+
+
+def test_the_preferred_batch_counts_the_cost_of_the_hop() -> None:
+    linear = [0.0, *(0.001 * n for n in range(1, 33))]
+    assert preferred_batch(linear, 0.0) == 1
+    assert preferred_batch(linear, 0.001) > 8
+
+
+# -- wire
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=400), st.integers(1, 300)), min_size=1, max_size=5),
+    st.integers(1, 2**40), st.booleans(), st.floats(-1, 100),
+)  # fmt: skip
+def test_hand_written_batches_read_back_as_the_protocol_says(
+    inputs: list[tuple[bytes, int]], number: int, as_view: bool, left_s: float
+) -> None:
+    queries = []
+    for n, (data, items) in enumerate(inputs):
+        body = memoryview(b"xx" + data)[2:] if as_view else data
+        tensors = (Tensor("a", Datatype.UINT8, (items, 300), body), Tensor("é", Datatype.FP32, (items,), b""))
+        query = a_query(items=items, inputs=tensors if n % 2 == 0 else tensors[::-1], outputs=("y",))
+        queries.append((n + 7, query, left_s))
+    message = pb.ControllerMessage.FromString(encode_batch(number, "i-1", queries))
+    batch = message.batch
+    assert (batch.id, batch.instance, list(batch.outputs)) == (number, "i-1", ["y"])
+    assert list(batch.input_names) == ["a", "é"]
+    assert list(batch.input_datatypes) == ["UINT8", "FP32"]
+    assert batch.remaining_us == max(1, int(left_s * 1e6))
+    assert [(q.id, q.items) for q in batch.queries] == [(n + 7, items) for n, (_, items) in enumerate(inputs)]
+    for got, (data, items) in zip(batch.queries, inputs, strict=True):
+        assert (got.inputs[0].data, list(got.inputs[0].shape)) == (data, [items, 300])
+        assert (got.inputs[1].data, list(got.inputs[1].shape)) == (b"", [items])
+        assert got.remaining_us == max(1, int(left_s * 1e6))
+    assert signature(queries[0][1].inputs) == queries[0][1].signature
+
+
+# -- ledger
+
+
+def a_ledger(cores: int = 2, state: InstanceState = InstanceState.READY) -> Ledger:
+    variants = [a_variant("v", p95_ms=10, per_item_ms=10), a_variant("wide", p95_ms=10, per_item_ms=10, threads=2)]
+    instances = [an_instance("i1", variant="v", state=state), an_instance("i2", variant="v"),
+                 an_instance("i3", variant="wide")]  # fmt: skip
+    ledger = Ledger()
+    ledger.sync(a_view(variants=variants, workers=[a_worker("w1", instances=instances, cores=cores)]), NOW)
+    return ledger
+
+
+def wait_s(ledger: Ledger, instance: str, rank: int = 1) -> float:
+    """Beyond what an idle instance takes."""
+    lane = ledger.lanes[instance]  # type: ignore[index]
+    return ledger.predict(lane, rank, 1, NOW) - NOW - 0.010 - lane.worker.hop_s
+
+
+def test_promised_work_of_the_same_or_higher_priority_is_waited_for() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    ledger.reserve(lane, 1, 10)
+    assert wait_s(ledger, "i1", rank=0) == pytest.approx(0.0)
+    assert wait_s(ledger, "i1", rank=1) == pytest.approx(10 * 0.0092)
+    assert wait_s(ledger, "i1", rank=2) == pytest.approx(10 * 0.0092)
+    ledger.release(lane, 1, 10)
+    assert wait_s(ledger, "i1") == pytest.approx(0.0)
+
+
+def test_other_instances_are_waited_for_only_where_cores_are_short() -> None:
+    ledger = a_ledger(cores=2)
+    ledger.reserve(ledger.lanes["i2"], 1, 10)  # type: ignore[index]
+    assert wait_s(ledger, "i1") == pytest.approx(0.0)
+    assert wait_s(ledger, "i3") == pytest.approx(0.092)
+    narrow = a_ledger(cores=1)
+    narrow.reserve(narrow.lanes["i2"], 1, 10)  # type: ignore[index]
+    assert wait_s(narrow, "i1") == pytest.approx(0.092)
+
+
+def test_a_batch_that_is_overdue_is_expected_to_take_as_long_again() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    ledger.sent(lane, 1, 1, NOW - 1.0)
+    ledger.started(lane, 1, NOW - 1.0)
+    assert wait_s(ledger, "i1") == pytest.approx(1.0 - 0.0092)
+    ledger.done(lane, 1)
+    assert ledger.is_settled()
+
+
+def test_what_is_left_of_a_load_is_waited_for() -> None:
+    assert wait_s(a_ledger(state=InstanceState.LOADING), "i1") == pytest.approx(0.1)
+
+
+def test_observed_latency_corrects_the_profile_slowly_and_within_bounds() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    ledger.observed_run(lane, 1, 0.0184)
+    assert 1.0 < ledger.correction(lane.variant, 1) < 1.1
+    for _ in range(500):
+        ledger.observed_run(lane, 1, 100.0)
+    assert ledger.correction(lane.variant, 1) == pytest.approx(4.0)
+    assert ledger.correction(lane.variant, 8) == 1.0
+
+
+def test_batches_of_other_controllers_are_counted_from_the_workers_report_for_a_while() -> None:
+    ledger = a_ledger()
+    ledger.reported_load(ledger.lanes["i1"].id, 2, NOW)  # type: ignore[index]
+    assert wait_s(ledger, "i1") > 0.015
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    assert lane.free_at(NOW + 2.0) == NOW + 2.0
+
+
+# -- quarantine, budget, pauses
+
+
+def test_the_quarantine_knows_an_input_by_its_bytes_and_forgets_it_in_time() -> None:
+    quarantine = Quarantine()
+    bad = a_query(inputs=(Tensor("image", Datatype.FP32, (1, 64), bytes(256)),))
+    other = a_query(inputs=(Tensor("image", Datatype.FP32, (1, 64), b"\1" * 256),))
+    quarantine.add(bad, NOW)
+    assert quarantine.holds(bad, NOW + 1)
+    assert not quarantine.holds(other, NOW + 1)
+    assert not quarantine.holds(bad, NOW + 3_600)
+
+
+def test_retries_of_running_work_are_a_tenth_of_the_queries_beyond_a_small_burst() -> None:
+    budget = RetryBudget()
+    assert sum(budget.spend() for _ in range(100)) == 10
+    for _ in range(100):
+        budget.arrived()
+    assert sum(budget.spend() for _ in range(100)) in (9, 10)
+
+
+def test_redialling_backs_off_within_bounds_and_with_jitter() -> None:
+    pauses = [redial_pause_s(failures, 0.999) for failures in range(40)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] <= LONGEST_PAUSE_S
+    assert redial_pause_s(5, 0.0) < redial_pause_s(5, 0.9)
