@@ -87,9 +87,10 @@ class Engine:
         self._batch_numbers = itertools.count(1)
         self._sent: dict[int, _Sent] = {}
         self._dirty: dict[InstanceId, Lane] = {}
-        self._timers: list[tuple[float, int, _Due, object]] = []
+        self._timers: list[tuple[float, int, _Due, int | Lane]] = []
         self._timer_numbers = itertools.count()
-        self._live = 0
+        self._open: dict[int, Ticket] = {}
+        """Queries that have not ended. Timers know them by number, so that an ended one is not kept by them."""
         self._quarantine = Quarantine()
         self._budget = RetryBudget()
 
@@ -98,13 +99,13 @@ class Engine:
     def arrive(self, query: Query, owner: object, now: float) -> Ticket:
         """Decide on a query and reserve, or refuse it: its `Finish` is then among the commands already."""
         ticket = Ticket(next(self._tickets), query, owner)
-        self._live += 1
+        self._open[ticket.number] = ticket
         self._budget.arrived()
         if self._quarantine.holds(query, now):
             self._fail(ticket, Code.MODEL_FAILED, "this input ended its instance twice and is not run for a while")
             return ticket
         if self._choose(ticket, now, is_arrival=True):
-            self._at(ticket.deadline, _Due.DEADLINE, ticket)
+            self._at(ticket.deadline, _Due.DEADLINE, ticket.number)
         return ticket
 
     def flush(self, now: float) -> None:
@@ -182,12 +183,12 @@ class Engine:
         """End every query whose deadline has passed, and look again at what hangs."""
         while self._timers and self._timers[0][0] <= now:
             _, _, due, what = heapq.heappop(self._timers)
-            if due is _Due.DEADLINE and isinstance(what, Ticket):
-                self._pass_deadline(what, now)
-            elif due is _Due.OVERDUE and isinstance(what, int):
-                self._look_at_overdue(what, now)
-            elif isinstance(what, Lane):
+            if isinstance(what, Lane):
                 self._give_up_load(what, now)
+            elif due is _Due.OVERDUE:
+                self._look_at_overdue(what, now)
+            elif (ticket := self._open.get(what)) is not None:
+                self._pass_deadline(ticket, now)
 
     def next_due(self) -> float | None:
         """When `expire` wants to be called, on the controller's clock."""
@@ -225,7 +226,7 @@ class Engine:
     @property
     def live(self) -> int:
         """Queries that have not ended."""
-        return self._live
+        return len(self._open)
 
     # -- choosing ----------------------------------------------------------------------------------------------------
 
@@ -442,7 +443,7 @@ class Engine:
         if ticket.state is TicketState.FINISHED:
             return
         ticket.state = TicketState.WAITING
-        lane, ticket.lane = ticket.lane, None
+        lane = ticket.lane
         if not died_running:
             ticket.losses += 1
         if died_running or ticket.losses > STAGED_LOSSES:
@@ -465,7 +466,7 @@ class Engine:
         if ticket.state is TicketState.FINISHED:
             return
         if ticket.deadline > now:
-            self._at(ticket.deadline, _Due.DEADLINE, ticket)
+            self._at(ticket.deadline, _Due.DEADLINE, ticket.number)
             return
         where = "while it ran or was staged" if ticket.state is TicketState.SENT else "while it waited"
         limit_ms = (ticket.deadline - ticket.query.arrived_at) * 1e3
@@ -489,14 +490,16 @@ class Engine:
             self.ledger.load_failed(lane.variant, lane.worker.id, "the worker never reported the instance", now)
             self._lane_lost(abandoned, now)
 
-    def _at(self, when: float, due: _Due, what: object) -> None:
+    def _at(self, when: float, due: _Due, what: int | Lane) -> None:
         heapq.heappush(self._timers, (when, next(self._timer_numbers), due, what))
-        if len(self._timers) > 1_000 and len(self._timers) > 4 * (self._live + len(self._sent)):
+        if len(self._timers) > 1_000 and len(self._timers) > 4 * (len(self._open) + len(self._sent)):
             self._timers = [timer for timer in self._timers if not self._is_stale(timer[2], timer[3])]
             heapq.heapify(self._timers)
 
-    def _is_stale(self, due: _Due, what: object) -> bool:
-        return _is_over(what) or (due is _Due.OVERDUE and what not in self._sent)
+    def _is_stale(self, due: _Due, what: int | Lane) -> bool:
+        if isinstance(what, Lane):
+            return False
+        return what not in (self._open if due is _Due.DEADLINE else self._sent)
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
@@ -521,17 +524,13 @@ class Engine:
 
     def _finish(self, ticket: Ticket, error: InfaasError | None, result: BatchResult | None) -> None:
         ticket.state = TicketState.FINISHED
-        self._live -= 1
+        del self._open[ticket.number]
         self.commands.append(Finish(ticket, error, result))
 
 
 def _promised_first(eligibility: EligibilityClass, lane: Lane) -> Iterable[Ticket]:
     """A class's queue, bounded by what is promised to the lane: the rest is other instances' work."""
     return until(eligibility.pops(), len(eligibility.promised.get(lane.id, ())))
-
-
-def _is_over(what: object) -> bool:
-    return isinstance(what, Ticket) and what.state is TicketState.FINISHED
 
 
 def _code(slug: str) -> Code:

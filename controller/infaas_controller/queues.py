@@ -112,8 +112,10 @@ class EligibilityClass:
             yield ticket
 
     def tidy(self) -> None:
-        """Drop what has left from the heap when it is more than what waits."""
-        if len(self._heap) > 2 * self.count + 64:
+        """Drop what has left from the heap when it is more than what waits: tickets hold their inputs."""
+        if not self.count:
+            self._heap.clear()
+        elif len(self._heap) > 2 * self.count + 64:
             self._heap = [entry for entry in self._heap if entry[2] == entry[3].entry]
             heapq.heapify(self._heap)
 
@@ -150,6 +152,8 @@ class Queues:
         eligibility.count += 1
         self._count(ticket, ticket.items)
         arrivals = self._arrivals.setdefault((ticket.task, ticket.rank), [])
+        while arrivals and arrivals[-1].eligibility is None:
+            arrivals.pop()
         arrivals.append(ticket)
         if len(arrivals) > 64 and len(arrivals) > 2 * self._items[ticket.task][ticket.rank]:
             arrivals[:] = [each for each in arrivals if each.state is TicketState.WAITING]
@@ -163,6 +167,8 @@ class Queues:
         self._count(ticket, -ticket.items)
         ticket.eligibility = None
         ticket.entry = 0
+        if not any(self._items[ticket.task]):
+            self._arrivals.pop((ticket.task, ticket.rank), None)
         eligibility.tidy()
 
     def take(self, ticket: Ticket, lane: Lane) -> None:
@@ -221,7 +227,7 @@ class Queues:
         chosen: list[Ticket] = []
         for lower in range(RANKS - 1, rank, -1):
             for ticket in reversed(self._arrivals.get((task, lower), ())):
-                if ticket.state is not TicketState.WAITING or ticket.eligibility is None:
+                if ticket.eligibility is None:
                     continue
                 chosen.append(ticket)
                 items -= ticket.items

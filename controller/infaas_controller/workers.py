@@ -126,6 +126,11 @@ class Link:
                     patience.reschedule(asyncio.get_running_loop().time() + self._links.lost_after_s)
                     self._take(message)
             return "the worker ended the stream"
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if me is None or me.cancelling():
+                raise
+            return "the transport cancelled the stream"
         except TimeoutError:
             return f"nothing was heard for {self._links.lost_after_s:g} s"
         except grpc.aio.AioRpcError as error:
@@ -152,7 +157,6 @@ class Link:
                 await self._has_mail.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             _log.debug("writing to the worker ended", worker=self.worker, reason=str(error))
-            call.cancel()
 
     def _take(self, message: pb.WorkerMessage) -> None:
         self.heard_at = self._links.clock.now()

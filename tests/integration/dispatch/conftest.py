@@ -41,7 +41,7 @@ class Cluster:
     async def until(self, holds: Callable[[], bool], within_s: float = 20.0) -> None:
         """Wait until something observable holds; the view's changes and answers drive it."""
         async with asyncio.timeout(within_s):
-            while not holds():  # noqa: ASYNC110 - what is waited for lies in another task's state
+            while not holds():  # noqa: ASYNC110  (what is waited for is another task's plain state)
                 await asyncio.sleep(0.002)
 
     async def add(self, worker: FakeWorker) -> None:

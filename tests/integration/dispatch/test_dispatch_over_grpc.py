@@ -293,3 +293,21 @@ async def test_a_draining_dispatcher_finishes_what_it_has_and_refuses_the_rest(c
         async with asyncio.timeout(20):
             await c.dispatcher.drained()
         assert value_of(await waiting) == 1
+
+
+async def test_an_ended_query_is_not_kept_with_its_inputs(cluster: Opener) -> None:
+    import gc
+    import weakref
+
+    worker = FakeWorker("w1", [an_instance("i1")])
+    async with cluster([a_variant("v1")], [worker]) as c:
+        data = memoryview(struct.pack("<f", 1.0) * 64)
+        gone = weakref.ref(data)
+        tensors = (Tensor("image", Datatype.FP32, (1, 64), data),)
+        del data
+        answer = await c.dispatcher.submit(c.query(id="big", inputs=tensors))
+        del tensors
+        assert value_of(answer) == 1
+        await c.dispatcher.submit(c.query(id="next", inputs=image(2)))
+        await c.until(lambda: gc.collect() >= 0 and gone() is None, within_s=5)
+        assert c.dispatcher.decision("big") is not None
