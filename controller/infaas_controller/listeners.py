@@ -14,9 +14,9 @@ from typing import Any
 import uvicorn
 
 from infaas.errors import SettingsError
+from infaas_controller.api.http_server import server_config
 
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 75
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:
@@ -50,18 +50,7 @@ class HttpListener:
 
     def __init__(self, app: Any, listener: socket.socket, *, drain_timeout_s: float) -> None:
         self._listener = listener
-        config = uvicorn.Config(
-            app,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, int(drain_timeout_s)),
-        )
+        config = server_config(app, loop="none", timeout_graceful_shutdown=max(1, int(drain_timeout_s)))
         self._server = _Quiet(config)
 
     @property
