@@ -57,4 +57,6 @@ class BatchResult:
     staged_s: float = 0.0
     run_s: float = 0.0
     outputs: Mapping[int, object] | None = None
-    """By ticket number. A query without outputs was not run (it was cancelled or too late)."""
+    """By ticket number. A query without outputs that did not fail was not run."""
+    failed: Mapping[int, tuple[str, str]] | None = None
+    """What befell single queries of a batch that ran: a code's slug and words, by ticket number."""

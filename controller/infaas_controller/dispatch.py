@@ -197,11 +197,12 @@ class Dispatcher:
         self.engine.started(batch, self._clock.now())
 
     def batch_done(self, done: pb.BatchDone) -> None:
-        outputs = {queries.id: _Outputs(done, queries) for queries in done.queries}
+        outputs = {query.id: _Outputs(done, query) for query in done.queries if not query.error_code}
+        failed = {query.id: (query.error_code, query.error) for query in done.queries if query.error_code}
         lane = self.engine.lane_of(done.id)
         if lane is not None and not done.error_code:
             self._tally.batch_ran(lane.variant, self.engine.items_of(done.id), done.run_s)
-        result = BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs)
+        result = BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)
         self.engine.done(done.id, result, self._clock.now())
         self._after()
 

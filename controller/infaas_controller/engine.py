@@ -36,6 +36,9 @@ OVERDUE_LEAST_S = 0.05
 STAGED_LOSSES = 2
 """Staged work is always retried, but one that was lost more often than this is suspected: the word that it had begun to
 run may have been lost with its instance."""
+_FINAL = frozenset({Code.INVALID.value, Code.DEADLINE_PASSED.value, Code.TOO_LARGE.value, Code.UNSUPPORTED.value})
+"""Words of a worker about a batch that another try would not change."""
+_MODEL_FAILED = Code.MODEL_FAILED.value
 REVIEWED_AT_ONCE = 64
 SPILLED_AT_ONCE = 32
 
@@ -137,7 +140,7 @@ class Engine:
             self.ledger.observed_run(lane, flight.items, result.run_s)
             self.ledger.observed_hop(lane, now - sent.sent_at - result.staged_s - result.run_s)
             self.ledger.observed_batch(lane, flight.items, result.staged_s, result.run_s, now)
-        outputs = result.outputs or {}
+        outputs, failed = result.outputs or {}, result.failed or {}
         for ticket in sent.tickets:
             if ticket.state is not TicketState.SENT or ticket.batch != batch:
                 continue
@@ -145,6 +148,8 @@ class Engine:
                 ticket.run_s = result.run_s
                 ticket.queue_s = max(0.0, sent.sent_at + result.staged_s - ticket.query.arrived_at)
                 self._finish(ticket, None, result)
+            elif (failure := failed.get(ticket.number)) is not None and failure[0] != Code.CANCELLED.value:
+                self._end(ticket, InfaasError(failure[1] or failure[0], code=_code(failure[0])))
             else:
                 self._again(ticket, now, "the worker left it out of its batch", died_running=False)
 
@@ -425,18 +430,20 @@ class Engine:
             self._choose(ticket, now)
 
     def _batch_failed(self, sent: _Sent, result: BatchResult, now: float) -> None:
-        """What a worker refused before it ran is staged work; what raised while running is the model's own error: each
-        query of such a batch is then tried alone once, so that one bad input does not fail its neighbours."""
+        """What a worker refused before it ran is staged work. What raised while running is the model's own error: each
+        query of such a batch is then tried alone once, so that one bad input does not fail its neighbours. Any other
+        end of a run is taken for the death of its instance."""
         tickets = [ticket for ticket in sent.tickets if ticket.state is TicketState.SENT]
         if not result.was_running:
             for ticket in tickets:
                 self._again(ticket, now, result.reason or result.error, died_running=False)
             return
         for ticket in tickets:
-            if len(sent.tickets) > 1 and ticket.deaths == 0 and result.error == Code.MODEL_FAILED.value:
-                self._again(ticket, now, result.reason, died_running=True, excludes=False)
-            else:
+            if result.error in _FINAL or (result.error == _MODEL_FAILED and (len(sent.tickets) == 1 or ticket.deaths)):
                 self._end(ticket, InfaasError(result.reason or "the run failed", code=_code(result.error)))
+            else:
+                has_raised = result.error == _MODEL_FAILED
+                self._again(ticket, now, result.reason, died_running=True, excludes=not has_raised)
 
     def _again(self, ticket: Ticket, now: float, why: str, *, died_running: bool, excludes: bool = True) -> None:
         """SURFACE rule 15: staged work always gets another place; work that ran gets one more try, alone."""

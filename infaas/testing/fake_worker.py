@@ -89,6 +89,8 @@ class FakeWorker:
         self.loaded: list[str] = []
         self.load_error: str = ""
         """Non-empty: loads end FAILED with this reason."""
+        self.fails_alone = False
+        """Set: a query that makes `compute` raise fails alone; else its whole batch does."""
         self.refuse: Code | None = None
         """Set: batches are refused before they run."""
         self.gate = asyncio.Event()
@@ -255,7 +257,14 @@ class FakeWorker:
         self, done: pb.BatchDone, instance: InstanceRecord, batch: pb.Batch, queries: list[pb.QueryInputs]
     ) -> None:
         for query in queries:
-            outputs = self.compute(instance, list(batch.input_names), query)
+            try:
+                outputs = self.compute(instance, list(batch.input_names), query)
+            except ModelRaisedError as error:
+                if not self.fails_alone:
+                    raise
+                failure = pb.QueryOutputs(id=query.id, error_code=Code.MODEL_FAILED.value, error=str(error))
+                done.queries.append(failure)
+                continue
             if not done.output_names:
                 done.output_names.extend(output[0] for output in outputs)
                 done.output_datatypes.extend(output[1] for output in outputs)

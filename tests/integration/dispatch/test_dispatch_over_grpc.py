@@ -150,7 +150,10 @@ async def test_an_input_that_kills_its_instance_twice_is_a_model_failure_and_is_
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(14)))) == 14
 
 
-async def test_one_input_that_makes_the_model_raise_does_not_fail_its_neighbours(cluster: Opener) -> None:
+@pytest.mark.parametrize("fails_alone", [False, True])
+async def test_one_input_that_makes_the_model_raise_does_not_fail_its_neighbours(
+    cluster: Opener, fails_alone: bool
+) -> None:
     def picky(instance: InstanceRecord, names: list[str], query: pb.QueryInputs) -> list[Output]:
         data = query.inputs[0].data
         if struct.unpack_from("<f", data)[0] == 3:
@@ -158,6 +161,7 @@ async def test_one_input_that_makes_the_model_raise_does_not_fail_its_neighbours
         return [("out", "UINT8", (len(data),), data)]
 
     worker = FakeWorker("w1", [an_instance("i1")], compute=picky)
+    worker.fails_alone = fails_alone
     async with cluster([a_variant("v1", per_item_ms=0.01)], [worker]) as c:
         waiting = [asyncio.create_task(c.dispatcher.submit(c.query(inputs=image(n)))) for n in range(6)]
         error = await failure(waiting[3])
