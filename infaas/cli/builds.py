@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 OVER = frozenset({"READY", "FAILED", "RETIRED"})
 ENDED_STAGES = frozenset({"done", "skipped", "failed"})
+WHOLE_BUILD = "*"
+"""The progress record that speaks of the build rather than of a recipe."""
 RECONNECT_S = 0.5
 RECONNECTS = 20
 SERVING_WITHIN_S = 60.0
@@ -88,6 +90,8 @@ class Bars:
 
     def update(self, build: BuildDocument) -> None:
         for progress in build.progress:
+            if progress.recipe == WHOLE_BUILD:
+                continue
             key = (build.model, progress.recipe)
             stage = f"{progress.stage} {progress.detail}".strip()
             if key not in self._bars:

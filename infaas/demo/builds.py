@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from infaas.cli.builds import ENDED_STAGES, OVER, wait_until_serving
+from infaas.cli.builds import ENDED_STAGES, OVER, WHOLE_BUILD, wait_until_serving
 from infaas.client import Client
 from infaas.control import BuildDocument
 from infaas.domain.query import Code
@@ -52,9 +52,10 @@ def summary(build: BuildDocument) -> tuple[float, str]:
     """How much of a build is done, and what is going on in it."""
     if build.state in OVER:
         return 1.0, f"{build.state.lower()}{f': {build.reason}' if build.reason else ''}"
-    if not build.progress:
+    recipes = [one for one in build.progress if one.recipe != WHOLE_BUILD]
+    if not recipes:
         return 0.0, build.state.lower()
-    done = sum(1.0 if one.stage in ENDED_STAGES else one.fraction for one in build.progress)
-    active = [one for one in build.progress if one.stage not in ENDED_STAGES and one.stage != "planned"]
+    done = sum(1.0 if one.stage in ENDED_STAGES else one.fraction for one in recipes)
+    active = [one for one in recipes if one.stage not in ENDED_STAGES and one.stage != "planned"]
     stage = f"{active[0].recipe} {active[0].stage}" if active else "waiting"
-    return done / len(build.progress), stage
+    return done / len(recipes), stage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -114,10 +115,8 @@ def short_name(variant: str) -> str:
 
 
 def _chart(points: Sequence[Dot], title: str) -> Any:
-    import pygal
-    from pygal.style import Style
-
-    style = Style(
+    pygal = _pygal()
+    style = pygal.style.Style(
         background="white",
         plot_background="#fbfbfa",
         foreground="#333333",
@@ -166,6 +165,16 @@ def _chart(points: Sequence[Dot], title: str) -> Any:
         margin=24,
         margin_bottom=40,
     )
+
+
+def _pygal() -> Any:
+    """The library without its import hook: it finds map plug-ins only, and Python warns about its old form at every
+    import that follows, in the whole process."""
+    import pygal
+    import pygal.style
+
+    sys.meta_path[:] = [hook for hook in sys.meta_path if type(hook).__module__ != pygal.__name__]
+    return pygal
 
 
 def _at(dot: Dot) -> tuple[float, float]:

@@ -47,7 +47,8 @@ def overrides_environ(overrides: Mapping[str, Any], prefix: str = ENV_PREFIX) ->
         if isinstance(value, Mapping):
             found.update(overrides_environ(value, f"{name}__"))
         else:
-            found[name] = value if isinstance(value, str) and _is_plain(value) else json.dumps(value)
+            # Settings read text as it stands, and an empty variable as "unset".
+            found[name] = "" if value is None else value if isinstance(value, str) else json.dumps(value)
     return found
 
 
@@ -92,13 +93,3 @@ def _program(
     env = overrides_environ({"state_dir": str(settings.state_dir.absolute()), **told})
     argv = (sys.executable, "-m", "infaas.programs", program)
     return ProgramSpec(name or program, argv, env, stop_stage=stage, stop_timeout_s=drain_s + EXTRA_STOP_S)
-
-
-def _is_plain(text: str) -> bool:
-    """Whether YAML reads the text back as the same text, so that it needs no quotes."""
-    import yaml
-
-    try:
-        return bool(yaml.safe_load(text) == text)
-    except yaml.YAMLError:
-        return False
