@@ -111,7 +111,7 @@ class Controller:
 
         supervisor = Supervisor("controller")
         supervisor.spawn("view", keeper.run(), stage=1)
-        supervisor.spawn("leadership", leadership.run(), stage=1)
+        supervisor.spawn("leadership", leadership.run(), stage=1, is_eternal=False)  # returns once stopped
         dispatcher.start()
         supervisor.spawn("registrar-results", registrar.run_results())
         supervisor.spawn("registrar-refill", registrar.run_refill())
