@@ -21,7 +21,7 @@ from infaas.clock import SystemClock
 from infaas.control import RegistrationDocument
 from infaas.domain.build import BuildOrder, BuildProgress, BuildResult
 from infaas.domain.cluster import ClusterView
-from infaas.domain.ids import BuildId, VariantName, WorkerId
+from infaas.domain.ids import BuildId, VariantName, WorkerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.task import Model, ModelState, Task
 from infaas.domain.variant import Variant
@@ -136,10 +136,12 @@ Register = Callable[..., Any]
 @pytest.fixture
 def register(house: House, model_file: MakeModel, data_file: MakeData) -> Register:
     async def do(scale: float = 1.0, **options: Any) -> RegistrationDocument:
-        path = model_file(f"net-{scale}.onnx", scale=scale)
+        # Each upload has files of its own, as each client's has: writing over one that is being read would be another.
+        mark = fresh_id("upload")
+        upload = Upload(model_file(f"{mark}.onnx", scale=scale), "net.onnx", data_file(f"{mark}.npz"))
         key = options.pop("key", None)
         said = RegistrationOptions(**{"task": "digits", "name": "net", **options})
-        return await house.registrar.register(Upload(path, "net.onnx", data_file()), said, idempotency_key=key)
+        return await house.registrar.register(upload, said, idempotency_key=key)
 
     return do
 
