@@ -22,6 +22,7 @@ from infaas.clock import Clock, SystemClock
 from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.errors import UnavailableError
+from infaas.exposure import require_safe_binding
 from infaas.observe.log import get_logger
 from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
 from infaas.repository.base import open_repository
@@ -30,7 +31,7 @@ from infaas.store.leader import Leadership
 from infaas.store.redis import RedisStore
 from infaas.store.view import ViewKeeper
 from infaas_controller.api.admin import admin_router
-from infaas_controller.api.auth import Authenticator, require_safe_binding
+from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
 from infaas_controller.dispatch import Dispatcher
@@ -50,7 +51,7 @@ _STORE_FRESH_S = 5.0
 
 def main(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
-    require_safe_binding(settings.controller.host, settings.token())
+    require_safe_binding("controller.host", settings.controller.host, settings.token())
     uvloop.run(Controller(settings, SystemClock()).run())
 
 

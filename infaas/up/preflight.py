@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shutil
 import socket
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from infaas.errors import ConflictError, SettingsError
+from infaas.exposure import require_safe_binding
 from infaas.settings import Settings
 from infaas.up.record import controller_file, run_dir
 
@@ -40,12 +40,7 @@ def prepare_folder(state_dir: Path) -> None:
 
 def check_exposure(settings: Settings) -> None:
     """Without a credential only loopback may be bound. Raises SettingsError."""
-    host = settings.controller.host
-    if settings.token() is None and not is_loopback(host):
-        raise SettingsError(
-            f"controller.host {host!r} is reachable from outside, and no token is set: give one with auth.token_file "
-            "(or INFAAS_AUTH__TOKEN), or bind 127.0.0.1"
-        )
+    require_safe_binding("controller.host", settings.controller.host, settings.token())
 
 
 def check_ports(settings: Settings) -> None:
@@ -69,15 +64,6 @@ def check_ports(settings: Settings) -> None:
         seen[port] = name
     if problems:
         raise ConflictError("; ".join(problems), problems=problems)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def is_free(host: str, port: int) -> bool:

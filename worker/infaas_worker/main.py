@@ -25,6 +25,7 @@ from infaas.clock import Clock, SystemClock
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.lifecycle import WorkerState
 from infaas.errors import SettingsError
+from infaas.exposure import host_of, require_safe_binding
 from infaas.observe.log import get_logger
 from infaas.repository.base import open_repository
 from infaas.rpc.v1 import worker_pb2_grpc
@@ -111,6 +112,9 @@ class Worker:
         """
         settings = self._settings
         place = find_place(settings, self._clock)
+        host = host_of(place.listen)
+        if host is not None:
+            require_safe_binding("worker.listen", host, settings.token())
         prepare_socket(place.listen)
         stop = _stop_signal()
         monitor = Monitor()

@@ -1,11 +1,10 @@
-"""Who may call: one bearer token for REST, gRPC and metrics, or loopback only when there is none."""
+"""Who may call: one bearer token for REST, gRPC and metrics (without one, only loopback is bound at all)."""
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 
-from infaas.errors import SettingsError, UnauthenticatedError
+from infaas.errors import UnauthenticatedError
 
 
 class Authenticator:
@@ -29,21 +28,3 @@ class Authenticator:
             raise UnauthenticatedError("the credential must be 'Bearer <token>'")
         if not hmac.compare_digest(given.strip().encode(), self._expected):
             raise UnauthenticatedError("wrong token")
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def require_safe_binding(host: str, token: str | None) -> None:
-    """Raises SettingsError when anyone on the network could call without a credential."""
-    if token is None and not is_loopback(host):
-        raise SettingsError(
-            f"controller.host {host!r} is not a loopback address; without a credential only loopback may be bound. "
-            "Set auth.token or auth.token_file, or bind 127.0.0.1"
-        )

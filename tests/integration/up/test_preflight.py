@@ -64,7 +64,7 @@ def test_an_address_of_another_machine_is_a_wrong_setting() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
 def test_without_a_token_only_loopback_may_be_bound(host: str) -> None:
-    with pytest.raises(SettingsError, match="no token is set"):
+    with pytest.raises(SettingsError, match="only loopback may be bound"):
         preflight.check_exposure(settings_with(host=host))
 
 

@@ -24,6 +24,7 @@ from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.testing import graphs
 from infaas.testing.worker_driver import WAIT_S, ControllerEnd, WorkerProcess
+from infaas.up.restart import SETTINGS_EXIT
 
 MIB = 2**20
 SLOW = 2000
@@ -374,6 +375,17 @@ async def test_it_listens_on_a_port_and_answers_health_checks(start, unused_port
         async with grpc.aio.insecure_channel(worker.address) as channel:
             check = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert check.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_beyond_loopback_it_asks_for_a_token_or_does_not_listen(start, unused_port):
+    refused = start(worker={"listen": f"0.0.0.0:{unused_port}"})
+    assert await refused.ended() == SETTINGS_EXIT
+    assert "worker.listen '0.0.0.0' is not a loopback address" in refused.log
+    worker = start(
+        worker={"listen": f"0.0.0.0:{unused_port}", "advertise": f"127.0.0.1:{unused_port}"}, auth={"token": "t0ken"}
+    )
+    async with ControllerEnd(f"127.0.0.1:{unused_port}", token="t0ken") as end:
+        assert column(await _served(end, worker), 0) == [2.0]
 
 
 async def test_idle_instances_prove_themselves(start):
