@@ -110,8 +110,8 @@ def metrics_page() -> str:
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append(f"| `{name}` | {family.type} | {_cell(family.documentation)} |")
     return (
-        "# Metrics\n\nPrometheus text on the metrics port, `GET /metrics`. Base units; gauges are counted from what lives "
-        "at the moment of a scrape.\n\n| name | type | meaning |\n|--|--|--|\n" + "\n".join(rows) + "\n"
+        "# Metrics\n\nPrometheus text on the metrics port, `GET /metrics`. Base units; gauges are counted from what "
+        "lives at the moment of a scrape.\n\n| name | type | meaning |\n|--|--|--|\n" + "\n".join(rows) + "\n"
     )
 
 
