@@ -32,26 +32,34 @@ class Inspector:
         Raises UnavailableError when no subprocess can be started.
         """
         async with self._slots:
-            with tempfile.TemporaryFile() as complaints:
-                process = await self._start(complaints)
+            with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complaints:
+                said.write(encode(request))
+                said.seek(0)
+                process = await self._start(said, complaints)
                 try:
                     async with asyncio.timeout(self.timeout_s):
-                        answer, _ = await process.communicate(encode(request))
+                        answer, _ = await process.communicate()
                 except TimeoutError:
                     return InspectionAnswer(problems=(f"checking the model took longer than {self.timeout_s:g} s",))
                 finally:
                     await _end(process)
                 return _answer(process.returncode, answer, complaints, request)
 
-    async def _start(self, complaints: IO[bytes]) -> asyncio.subprocess.Process:
+    async def _start(self, said: IO[bytes], complaints: IO[bytes]) -> asyncio.subprocess.Process:
+        """The request is a file and not a pipe: a process that dies before it has read it breaks no writer."""
         try:
             return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "infaas_controller.register.inspect",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=complaints,
-                env={**os.environ, **_THREADS}, start_new_session=True,
+                sys.executable, "-P", "-m", "infaas_controller.register.inspect",
+                stdin=said, stdout=asyncio.subprocess.PIPE, stderr=complaints,
+                env=_environment(), start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise UnavailableError(f"the upload cannot be checked: no process can be started ({error})") from error
+
+
+def _environment() -> dict[str, str]:
+    """Ours without the settings: what reads strangers' files has no use for a token."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("INFAAS_")} | _THREADS
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

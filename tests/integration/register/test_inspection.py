@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +15,6 @@ import onnxruntime
 import pytest
 from infaas_controller.register.inspect import inspect
 from infaas_controller.register.inspection import InspectionAnswer, InspectionRequest
-from infaas_controller.register.inspector import Inspector, memory_bound
 from onnx import TensorProto, helper, numpy_helper
 
 from infaas.domain.ids import TaskName
@@ -414,38 +410,3 @@ def test_all_problems_come_at_once(model_file: MakeModel, data_file: MakeData) -
     words = ["opset 99", "dimension 1 is 4", "lacks output 'y'", "'nope'", "astype('float32')"]
     for word in words:
         assert any(word in p for p in answer.problems), (word, answer.problems)
-
-
-# The subprocess
-
-
-async def test_the_subprocess_answers_as_the_function_does(model_file: MakeModel, data_file: MakeData) -> None:
-    path, data = model_file(), data_file()
-    request = InspectionRequest(
-        str(path), str(path.parent / "adapted.onnx"), "accuracy", TASK, evaluation=str(data),
-        memory_bytes=memory_bound(path, data),
-    )  # fmt: skip
-    assert await Inspector().inspect(request) == inspect(request)
-
-
-async def test_too_little_memory_is_a_problem_in_words(model_file: MakeModel) -> None:
-    path = model_file()
-    request = InspectionRequest(str(path), str(path.parent / "a.onnx"), "accuracy", TASK, memory_bytes=150_000_000)
-    (problem,) = (await Inspector().inspect(request)).problems
-    assert "memory" in problem or "Errno 12" in problem or "map segment" in problem, problem
-
-
-async def test_a_check_that_takes_too_long_is_ended_in_words(model_file: MakeModel) -> None:
-    path = model_file()
-    request = InspectionRequest(str(path), str(path.parent / "a.onnx"), "accuracy", TASK)
-    answer = await Inspector(timeout_s=0.001).inspect(request)
-    assert answer.problems == ("checking the model took longer than 0.001 s",)
-
-
-def test_the_controllers_process_never_imports_onnx() -> None:
-    code = (
-        "import sys, json, infaas_controller.register.registrar, infaas_controller.api.admin;"
-        "print(json.dumps([m for m in sys.modules if m.split('.')[0] in ('onnx', 'onnxruntime')]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []
