@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from infaas.aio.every import every
 from infaas.catalog.catalog import Catalog
-from infaas.catalog.records import ModelRow, VersionRow
+from infaas.catalog.records import ModelRow
 from infaas.clock import Clock
 from infaas.control import (
     BuildDocument,
@@ -22,18 +22,18 @@ from infaas.control import (
     VariantDocument,
     VersionDocument,
 )
-from infaas.domain.build import BuildProgress
 from infaas.domain.ids import VariantName
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.task import Task
 from infaas.domain.variant import VariantState
-from infaas.errors import ConflictError, InfaasError, NotFoundError, PreconditionError, UnavailableError
+from infaas.errors import ConflictError, InfaasError, NotFoundError, PreconditionError
 from infaas.metrics import metric_names
 from infaas.observe.log import get_logger
 from infaas.repository.base import Repository
-from infaas.rpc.codec import decode, to_plain
+from infaas.rpc.codec import to_plain
 from infaas.settings import Settings
-from infaas.store.base import Kind, Lease, MetadataStore
+from infaas.store.base import Lease, MetadataStore
+from infaas_controller.register.builds import Builds, known_version
 from infaas_controller.register.documents import model_document, task_document, variant_document, version_document
 from infaas_controller.register.frontier import dominated_by
 from infaas_controller.register.inspector import Inspector
@@ -49,7 +49,6 @@ from infaas_controller.register.options import (
 )
 from infaas_controller.register.publication import (
     ANSWERS,
-    OPEN,
     PUBLISHED,
     desired_records,
     effective,
@@ -57,13 +56,12 @@ from infaas_controller.register.publication import (
 )
 from infaas_controller.register.reading import Reader, Reading
 from infaas_controller.register.results import ResultKeeper
-from infaas_controller.register.signals import follow_builds, wait_or
+from infaas_controller.register.signals import ended, follow_builds
 from infaas_controller.register.switching import Loader, Switcher
 
 _PERIOD_S = 0.25
 _COMPARE_EVERY_S = 5.0
 """How often store and catalogue are compared when nothing seems to have changed."""
-_KEEPALIVE_S = 15.0
 _log = get_logger(__name__)
 
 
@@ -91,8 +89,9 @@ class Registrar:
         self._settings = settings
         self._clock = clock
         self._lease = lease
+        self._builds = Builds(catalog, store)
         self._intake = Intake(
-            catalog, repository, inspector or Inspector(), settings, clock, before_retry=self._clear_build
+            catalog, repository, inspector or Inspector(), settings, clock, before_retry=self._builds.clear
         )  # fmt: skip
         self._results = ResultKeeper(catalog, clock)
         self._switcher = Switcher(catalog, service, clock)
@@ -180,7 +179,7 @@ class Registrar:
         """Raises NotFoundError."""
 
         def work() -> VersionDocument:
-            row, version = self._known_model(model), self._known_version(model, number)
+            row, version = self._known_model(model), known_version(self._catalog, model, number)
             return version_document(row, version, self._catalog.results(version.id))
 
         return await asyncio.to_thread(work)
@@ -237,40 +236,14 @@ class Registrar:
 
     async def build(self, model: str, number: int) -> BuildDocument:
         """Where a version's build stands. Without the store, its state alone. Raises NotFoundError."""
-        version = await asyncio.to_thread(self._known_version, model, number)
-        progress: tuple[BuildProgress, ...] = ()
-        holder = None
-        try:
-            records = (await self._store.list((Kind.PROGRESS,))).records
-            holder = (await self._store.holders()).get(f"build/{version.id}")
-        except UnavailableError as error:
-            _log.warning("no progress to show", version=version.id, reason=error.text)
-        else:
-            own = [r for r in records if r.key.rpartition("/")[0] == version.id]
-            progress = tuple(sorted((decode(r.value, BuildProgress) for r in own), key=lambda p: p.recipe))
-        return BuildDocument(model, number, version.state, version.reason, holder, progress)
+        return await self._builds.document(model, number)
 
-    async def watch_build(self, model: str, number: int) -> AsyncIterator[BuildDocument | None]:
+    def watch_build(self, model: str, number: int) -> AsyncIterator[BuildDocument | None]:
         """The build's document now and after every change, until it is over; None now and then when nothing happens.
 
         Raises NotFoundError. While the store is lost, the documents carry no progress.
         """
-        changed = asyncio.Event()
-        watcher = asyncio.create_task(follow_builds(self._store, changed.set), name=f"watch-build-{model}-{number}")
-        last: BuildDocument | None = None
-        try:
-            while True:
-                changed.clear()
-                document = await self.build(model, number)
-                if document != last:
-                    yield document
-                last = document
-                if BuildState(document.state) not in OPEN:
-                    return
-                if not await wait_or(changed, _KEEPALIVE_S):
-                    yield None
-        finally:
-            await _ended(watcher)
+        return self._builds.watch(model, number)
 
     # What the leader does
 
@@ -283,7 +256,7 @@ class Registrar:
                 _PERIOD_S, self.step_results, wake=self._wake_results, clock=self._clock, name="registrar-results"
             )  # fmt: skip
         finally:
-            await _ended(watcher)
+            await ended(watcher)
 
     async def run_refill(self) -> NoReturn:
         """Keep the store saying what the catalogue says, whatever happens to it. Eternal; belongs to the leader."""
@@ -364,13 +337,6 @@ class Registrar:
         self._has_news = True
         self._wake_results.set()
 
-    async def _clear_build(self, version: VersionRow) -> None:
-        """Remove what an earlier build of a version left: its last words must not end the next one."""
-        for record in (await self._store.list((Kind.BUILD, *ANSWERS))).records:
-            build = record.key if record.kind is Kind.BUILD else record.key.rpartition("/")[0]
-            if build == version.id and version.state not in OPEN:
-                await self._store.delete(record.kind, record.key)
-
     async def _variant_documents(self) -> Sequence[VariantDocument]:
         registered = (await self._reader.read()).registered
         current: dict[str, int | None] = {row.name: row.current for row in registered.models}
@@ -394,13 +360,6 @@ class Registrar:
             raise NotFoundError(f"there is no model {name!r}")
         return row
 
-    def _known_version(self, model: str, number: int) -> VersionRow:
-        version = self._catalog.version(model, number)
-        if version is None:
-            self._known_model(model)
-            raise NotFoundError(f"model {model!r} has no version {number}")
-        return version
-
     def _previous(self, row: ModelRow) -> int:
         ready = [v.number for v in self._catalog.versions(row.name) if v.state is BuildState.READY]
         before = [number for number in ready if row.current is not None and number < row.current]
@@ -409,9 +368,3 @@ class Registrar:
                 f"model {row.name!r} has no READY version before {row.current}; name one of {ready}"
             )
         return max(before)
-
-
-async def _ended(task: asyncio.Task[NoReturn]) -> None:
-    """Cancel a helper task and wait until it is gone, whatever it ends with."""
-    task.cancel()
-    await asyncio.wait([task])

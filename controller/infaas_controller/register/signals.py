@@ -43,3 +43,9 @@ async def wait_or(event: asyncio.Event, timeout_s: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def ended(task: asyncio.Task[NoReturn]) -> None:
+    """Cancel a helper task and wait until it is gone, whatever it ends with."""
+    task.cancel()
+    await asyncio.wait([task])

@@ -262,6 +262,47 @@ async def test_a_failed_build_says_why_and_the_same_file_is_tried_again(house: H
     assert await house.record(Kind.BUILD, "net@1") is not None
 
 
+async def test_clearing_leftovers_touches_no_build_that_began_meanwhile(house: House, register: Register) -> None:
+    await register()
+    await house.turn()
+    await house.build(1, outcome="failed")
+    house.registrar._note_news()
+    await house.registrar.step_results()
+    failed = house.catalog.version("net", 1)
+    assert failed is not None
+    await register()
+    await house.turn()
+    await house.build(1)
+    before = (await house.store.list(tuple(Kind))).records
+    assert any(record.kind is Kind.RESULT for record in before)
+    # A second caller saw the version while it was FAILED, and comes late.
+    await house.registrar._builds.clear(failed)
+    assert (await house.store.list(tuple(Kind))).records == before
+
+
+async def test_clearing_leftovers_spares_what_was_written_since_it_looked(
+    house: House, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register()
+    await house.turn()
+    await house.build(1, outcome="failed")
+    house.registrar._note_news()
+    await house.registrar.step_results()
+    failed = house.catalog.version("net", 1)
+    assert failed is not None
+    listed = await house.store.list((Kind.BUILD, Kind.PROGRESS, Kind.RESULT))
+    await house.store.put(Kind.RESULT, "net@1/fp32", b"{}")
+
+    async def earlier(_: object) -> object:
+        return listed
+
+    monkeypatch.setattr(house.store, "list", earlier)
+    await house.registrar._builds.clear(failed)
+    monkeypatch.undo()
+    assert await house.record(Kind.RESULT, "net@1/fp32") == b"{}"
+    assert await house.record(Kind.RESULT, "net@1/*") is None
+
+
 async def test_unregistering_leaves_the_view_then_drains_and_the_file_revives_it(
     house: House, register: Register
 ) -> None:
