@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -12,15 +13,32 @@ from infaas.cli.target import ConfigFile
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run one program of the system (for clusters).")
 
 
+Check = Annotated[
+    bool, typer.Option("--check", help="Start nothing: fail unless the one with these settings serves on this machine.")
+]
+
+
 @app.command()
-def controller(config: ConfigFile = None) -> None:
+def controller(config: ConfigFile = None, check: Check = False) -> None:
     """Serve queries and the control plane."""
+    if check:
+        from infaas.settings import load_settings
+        from infaas.up.probe import check_controller
+
+        typer.echo(f"The controller serves at {check_controller(load_settings(config))}.")
+        return
     _become("controller", config)
 
 
 @app.command()
-def worker(config: ConfigFile = None) -> None:
+def worker(config: ConfigFile = None, check: Check = False) -> None:
     """Run instances of variants."""
+    if check:
+        from infaas.settings import load_settings
+        from infaas.up.probe import check_worker
+
+        typer.echo(f"The worker serves at {check_worker(load_settings(config))}.")
+        return
     _become("worker", config)
 
 

@@ -1,0 +1,93 @@
+"""What a container's health check asks: does the program with these settings serve on this machine?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from infaas.errors import SettingsError, UnavailableError
+from infaas.settings import Settings, load_settings
+from infaas.up.probe import check_controller, check_worker, dialled
+
+
+def worker_settings(listen: str | None) -> Settings:
+    return load_settings(environ={}, overrides={"worker": {"listen": listen}})
+
+
+class Listener:
+    """Health checks on a free port, answered as the worker's own servicer does."""
+
+    def __init__(self) -> None:
+        self.servicer = health.HealthServicer()
+        self.server = grpc.server(ThreadPoolExecutor(1))
+        health_pb2_grpc.add_HealthServicer_to_server(self.servicer, self.server)
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    made = Listener()
+    yield made
+    made.server.stop(None).wait()
+
+
+@pytest.mark.parametrize(
+    ("listen", "dial"),
+    [
+        ("0.0.0.0:9000", "127.0.0.1:9000"),
+        ("[::]:9000", "[::1]:9000"),
+        (":9000", "localhost:9000"),
+        ("10.0.0.1:9000", "10.0.0.1:9000"),
+        ("unix:/run/worker.sock", "unix:/run/worker.sock"),
+    ],
+)
+def test_a_listener_everywhere_is_called_on_loopback(listen: str, dial: str) -> None:
+    assert dialled(listen) == dial
+
+
+def test_a_worker_is_healthy_while_it_serves_and_not_while_it_drains(listener: Listener) -> None:
+    settings = worker_settings(f"0.0.0.0:{listener.port}")
+    assert check_worker(settings) == f"127.0.0.1:{listener.port}"
+    listener.servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    with pytest.raises(UnavailableError, match="does not serve"):
+        check_worker(settings)
+
+
+def test_a_worker_that_is_not_there_is_not_healthy(listener: Listener) -> None:
+    listener.server.stop(None).wait()
+    with pytest.raises(UnavailableError, match="does not answer"):
+        check_worker(worker_settings(f"127.0.0.1:{listener.port}"), timeout_s=0.5)
+
+
+def test_a_worker_without_an_address_of_its_own_cannot_be_checked() -> None:
+    with pytest.raises(SettingsError, match=r"worker\.listen, which is not set"):
+        check_worker(worker_settings(None))
+
+
+def test_a_controller_that_never_listened_is_not_healthy(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="no controller has announced itself"):
+        check_controller(load_settings(environ={}, overrides={"state_dir": str(tmp_path)}))
+
+
+def test_the_command_exits_by_the_answer(listener: Listener, tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("INFAAS_")}
+    environ |= {"INFAAS_WORKER__LISTEN": f"0.0.0.0:{listener.port}", "INFAAS_STATE_DIR": str(tmp_path)}
+
+    def infaas(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from infaas.cli import main; main()", *words]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+    worker = infaas("run", "worker", "--check")
+    assert (worker.returncode, worker.stdout) == (0, f"The worker serves at 127.0.0.1:{listener.port}.\n")
+    controller = infaas("run", "controller", "--check")
+    assert controller.returncode == 1
+    assert "no controller has announced itself" in controller.stderr
