@@ -239,7 +239,6 @@ class Build:
             threads=planned.threads,
             batches=planned.batches,
             fixed_batch=order.fixed_batch,
-            compare_threads=planned.compare_threads,
             budget_s=order.profile_budget_s,
             inputs=order.task_spec.inputs,
             evaluation=inputs.evaluation,

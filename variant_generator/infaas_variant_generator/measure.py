@@ -28,7 +28,7 @@ from infaas_variant_generator.arrays import load_rows
 from infaas_variant_generator.child import Channel, serve
 from infaas_variant_generator.fit import Measurement, Samples, fit_profile
 from infaas_variant_generator.memory import Memory
-from infaas_variant_generator.plan import LONG_BATCH_RUN_S, batch_limit_reason, why_threads_do_not_pay
+from infaas_variant_generator.plan import LONG_BATCH_RUN_S, MIN_SPLIT_RUN_S, batch_limit_reason, why_not_split
 from infaas_variant_generator.requests import Measured, MeasureRequest
 from infaas_variant_generator.runner import Runner
 
@@ -37,10 +37,7 @@ LOAD_SLICE_S = 1.0
 """Loading cannot be cut into slices; cores are given back as soon as it is done."""
 LOAD_REPEATS = 3
 LOAD_BUDGET_S = 1.0
-COMPARE_S = 0.4
-COMPARE_ROUNDS = 6
-COMPARE_RUN_S = 0.1
-"""After a run as long as this, no larger batch is compared."""
+SPLIT_BURSTS = 3
 INPUT_SEED = 7
 
 
@@ -64,7 +61,7 @@ class Profiler:
         feed = Runner.prepare(rows, request.inputs)
         if request.warmup_graph:
             open_session(request.warmup_graph, 1).run(None, {"x": np.zeros(1, dtype=np.float32)})
-        if request.compare_threads is not None and (reason := self._why_threads_do_not_pay(feed)):
+        if request.threads > 1 and (reason := self._why_not_split(feed)):
             return Measured(reason, None, request.batches[-1], tuple(self._notes))
         memory = Memory.start()
         cold_s, runner = self._load(feed, is_cold=True)
@@ -169,36 +166,18 @@ class Profiler:
 
     # threads
 
-    def _why_threads_do_not_pay(self, feed: Runner) -> str | None:
-        """A quick comparison at ever larger batch sizes, until one gains or takes too long to go on."""
+    def _why_not_split(self, feed: Runner) -> str | None:
+        """Look at ever larger batches on one thread until one runs long enough to be worth splitting."""
         request = self._request
-        fewer = request.compare_threads or 1
         with self._slice():
-            pair = {n: feed.with_session(open_session(request.graph, n)) for n in (fewer, request.threads)}
-        typical: dict[int, dict[int, float]] = {threads: {} for threads in pair}
-        reason: str | None = "nothing was compared"
-        for batch in sorted({request.batches[0], request.batches[len(request.batches) // 2], request.batches[-1]}):
-            for threads, value in self._best_medians(pair, batch).items():
-                typical[threads][batch] = value
-            reason = why_threads_do_not_pay(typical[fewer], typical[request.threads], fewer, request.threads)
-            if reason is None or typical[fewer][batch] > COMPARE_RUN_S:
-                break
-        return reason
-
-    def _best_medians(self, pair: dict[int, Runner], batch: int) -> dict[int, float]:
-        """Per thread count the lowest median of several alternating rounds."""
-        medians: dict[int, list[float]] = {threads: [] for threads in pair}
-        begin = time.perf_counter()
-        for number in range(COMPARE_ROUNDS):
-            for threads, runner in pair.items():
-                with self._slice():
-                    if number == 0:
-                        runner.run(batch)
-                    count = 1 if number == 0 else rounds.round_runs(medians[threads][0])
-                    medians[threads].append(median(runner.timed(batch) for _ in range(count)))
-            if time.perf_counter() - begin > COMPARE_S and number >= 1:
-                break
-        return {threads: min(values) for threads, values in medians.items()}
+            runner = feed.with_session(open_session(request.graph, 1))
+        run_s = 0.0
+        for batch in request.batches:
+            with self._slice():
+                run_s = _typical_s(runner, batch)
+            if run_s >= MIN_SPLIT_RUN_S:
+                return None
+        return why_not_split(run_s, request.batches[-1], request.threads)
 
     # latency
 
@@ -253,6 +232,13 @@ class _Round:
     is_spoiled: bool
     runs_s: list[float]
     own_s: list[float]
+
+
+def _typical_s(runner: Runner, batch: int) -> float:
+    """The lowest median of a few bursts."""
+    runner.run(batch)
+    count = rounds.round_runs(runner.timed(batch))
+    return min(median(runner.timed(batch) for _ in range(count)) for _ in range(SPLIT_BURSTS))
 
 
 def _as_samples(log: list[_Round]) -> Samples:

@@ -1,19 +1,19 @@
 """Which variants to try for a graph on some hardware, and why others are not tried.
 
-Pure: everything it looks at is an argument. What only a measurement can tell (whether another thread gains anything,
-whether the largest batch takes absurdly long) is decided here too, from the measured figures.
+Pure: everything it looks at is an argument. What only a measurement can tell (whether a run is long enough to be split
+over threads, whether the largest batch takes absurdly long) is decided here too, from the measured figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infaas.domain.variant import Hardware, Precision, Runtime
 from infaas_variant_generator.facts import GraphFacts, HardwareFacts
 
-MIN_THREAD_GAIN = 1.10
-"""More threads must be at least this much faster at some batch size; else they only cost more."""
+MIN_SPLIT_RUN_S = 100e-6
+"""A run that is over sooner on one thread gains nothing by more: handing its parts out takes as long as the parts."""
 MAX_BATCH_RUN_S = 2.0
 """A batch that runs longer than this helps nobody: its first query has waited too long."""
 LONG_BATCH_RUN_S = 0.25
@@ -46,8 +46,6 @@ class PlannedVariant:
     transform: Transform
     threads: int
     batches: tuple[int, ...]
-    compare_threads: int | None
-    """It is kept only if it gains over this many threads; None: kept in any case."""
     skip: str | None
     """Why it is not tried at all; None: try it."""
 
@@ -72,7 +70,6 @@ def plan_variants(
             transform=transform,
             threads=threads,
             batches=batches,
-            compare_threads=threads // 2 if threads > 1 else None,
             skip=_why_skip(facts, hardware, transform),
         )
         for threads in thread_counts(hardware.cores)
@@ -100,17 +97,16 @@ def batch_sizes(max_batch_size: int, fixed_batch: int | None) -> tuple[int, ...]
     return tuple(sizes)
 
 
-def why_threads_do_not_pay(few: Mapping[int, float], many: Mapping[int, float], fewer: int, more: int) -> str | None:
-    """From the typical latency by batch size with `fewer` and with `more` threads: why more are not worth having."""
-    gains = {batch: few[batch] / many[batch] for batch in sorted(few.keys() & many.keys()) if many[batch] > 0}
-    if not gains:
-        return f"{more} threads could not be compared with {fewer}"
-    best = max(gains, key=lambda batch: gains[batch])
-    if gains[best] >= MIN_THREAD_GAIN:
+def why_not_split(run_s: float, batch: int, threads: int) -> str | None:
+    """From the typical run of the largest batch on one thread: why more threads are not tried; None: they are.
+
+    How much they gain is left to the measured profiles: a variant that costs more and gains nothing is dominated.
+    """
+    if run_s >= MIN_SPLIT_RUN_S:
         return None
     return (
-        f"{more} threads gain too little over {fewer}: at best {gains[best]:.2f}x at batch {best} "
-        f"({few[best] * 1e3:.3g} ms to {many[best] * 1e3:.3g} ms); {MIN_THREAD_GAIN:.2f}x would do"
+        f"too short to be split over {threads} threads: a batch of {batch} takes {run_s * 1e6:.3g} µs on one, "
+        f"{MIN_SPLIT_RUN_S * 1e6:g} µs would do"
     )
 
 

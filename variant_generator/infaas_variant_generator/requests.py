@@ -59,8 +59,6 @@ class MeasureRequest:
     threads: int
     batches: tuple[int, ...]
     fixed_batch: int | None
-    compare_threads: int | None
-    """Measure only if `threads` gain over these."""
     budget_s: float
     inputs: tuple[TensorSpec, ...]
     evaluation: str | None

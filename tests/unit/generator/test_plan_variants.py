@@ -11,7 +11,7 @@ from infaas_variant_generator.plan import (
     batch_sizes,
     plan_variants,
     thread_counts,
-    why_threads_do_not_pay,
+    why_not_split,
 )
 from infaas_variant_generator.transform.base import installed_transforms
 
@@ -89,20 +89,25 @@ def test_threads_never_exceed_the_cores_and_batches_never_the_limit(cores: int, 
     assert list(sizes) == sorted(set(sizes))
 
 
-def test_more_threads_are_compared_with_half_of_them() -> None:
+def test_every_transform_is_tried_with_every_thread_count() -> None:
     planned = plan_variants(
         DENSE, HardwareFacts(4, GIB), installed_transforms(DENSE), max_batch_size=1, fixed_batch=None
     )
-    assert {(v.threads, v.compare_threads) for v in planned} == {(1, None), (2, 1), (4, 2)}
+    assert [(v.transform.prefix, v.threads) for v in planned] == [
+        (prefix, threads) for threads in (1, 2, 4) for prefix in ("ort-fp32", "ort-int8")
+    ]
+    assert {v.skip for v in planned} == {None}
 
 
-def test_more_threads_pay_when_one_batch_size_gains() -> None:
-    assert why_threads_do_not_pay({1: 1.0, 32: 1.0}, {1: 1.2, 32: 0.6}, 1, 2) is None
+def test_more_threads_are_tried_whatever_they_gain_once_a_run_is_long_enough_to_be_split() -> None:
+    assert why_not_split(100e-6, 32, 2) is None
+    assert why_not_split(2.0, 1, 16) is None
 
 
-def test_more_threads_do_not_pay_when_none_does_and_the_reason_has_the_figures() -> None:
-    reason = why_threads_do_not_pay({1: 0.010, 32: 0.100}, {1: 0.010, 32: 0.095}, 1, 2)
-    assert reason == ("2 threads gain too little over 1: at best 1.05x at batch 32 (100 ms to 95 ms); 1.10x would do")
+def test_a_run_too_short_to_be_split_is_a_reason_with_its_figures() -> None:
+    assert why_not_split(58.04e-6, 32, 2) == (
+        "too short to be split over 2 threads: a batch of 32 takes 58 µs on one, 100 µs would do"
+    )
 
 
 def test_a_batch_limit_falls_for_time_for_memory_and_for_no_gain_but_not_for_length_alone() -> None:
