@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from infaas import errors
-from infaas.client import Inference, QueryError, Requirements, Served, served_from
+from infaas.client_answers import Inference, QueryError, Requirements, Served, served_from
 from infaas.client_tensors import Array, datatype_of, from_bytes, to_bytes
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
