@@ -134,7 +134,7 @@ def show_decision(decision: Decision) -> None:
             one.variant,
             number(None if one.predicted_s is None else 1000 * one.predicted_s),
             percent(one.accuracy) + declared,
-            number(one.cost_usd_per_1k, 2),
+            number(one.cost_usd_per_1k),
             "yes" if one.is_loaded else "no",
             one.reason,
             style="bold" if is_chosen else None,

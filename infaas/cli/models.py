@@ -123,7 +123,7 @@ def status(
             _wait(client, name, version, output)
             return
         found = client.build(name, version)
-    emit(found, output, lambda: _show_build(found))
+        emit(found, output, lambda: _show_build(client, found))
     next_step(
         f"infaas variant list --model {name}" if found.state == "READY" else f"infaas model status {name} -w", output
     )
@@ -208,10 +208,15 @@ def _show_versions(found: Sequence[VersionDocument]) -> None:
     show(table)
 
 
-def _show_build(found: BuildDocument) -> None:
+def _show_build(client: Client, found: BuildDocument) -> None:
+    """How far each recipe is; once the build is over, what became of it."""
+    from infaas.cli.builds import OVER, show_outcomes
+
     typer.echo(f"{found.model} version {found.version}: {found.state}{f', {found.reason}' if found.reason else ''}")
     table = Table("RECIPE", "STAGE", ">DONE", "DETAIL")
     for one in found.progress:
         table.add(one.recipe, one.stage, f"{100 * one.fraction:.0f}%", one.detail or "-")
-    if found.progress:
+    if found.state in OVER:
+        show_outcomes(client, found.model, found.version)
+    elif found.progress:
         show(table)

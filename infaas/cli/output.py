@@ -109,16 +109,11 @@ def print_error(error: InfaasError) -> None:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits, never an exponent for what people read."""
+    """Significant digits; thousands in groups, and an exponent only below a ten-thousandth (6.66e-08)."""
     if value is None:
         return "-"
-    if value == 0:
-        return "0"
-    magnitude = abs(value)
-    if magnitude >= 10**digits:
-        return f"{value:,.0f}"
-    text = f"{value:.{digits}g}"
-    return f"{value:.10f}".rstrip("0") if "e" in text else text
+    rounded = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(float(rounded)) >= 10**digits else rounded
 
 
 def percent(value: float | None, digits: int = 1) -> str:

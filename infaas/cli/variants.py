@@ -80,7 +80,7 @@ def show_variants(variants: Sequence[VariantDocument]) -> None:
             number(found.p50_ms),
             number(found.p95_ms),
             accuracy(found.accuracy),
-            number(found.cost_usd_per_1k, 2),
+            number(found.cost_usd_per_1k),
             number(found.throughput_per_s),
             number(found.cold_load_ms),
             memory(found.resident_memory_bytes),
@@ -117,7 +117,7 @@ def _describe(found: VariantDocument) -> None:
         table.add(
             "", f"{score.metric} on {score.rows} rows, 95 % between {percent(score.low)} and {percent(score.high)}"
         )
-    table.add("cost", f"{number(found.cost_usd_per_1k, 2)} USD per 1,000 queries")
+    table.add("cost", f"{number(found.cost_usd_per_1k)} USD per 1,000 queries")
     table.add("throughput", f"{number(found.throughput_per_s)} items/s")
     table.add("load", f"{number(found.cold_load_ms)} ms cold, {number(found.warm_load_ms)} ms warm")
     table.add("memory", f"{memory(found.resident_memory_bytes)} resident, {memory(found.peak_memory_bytes)} peak")

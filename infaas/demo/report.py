@@ -116,7 +116,7 @@ def result_table(results: Sequence[SetResult]) -> Table:
             one.sent,
             percent(one.on_time_share) if one.on_time_share is not None else "refused",
             percent(one.accuracy),
-            number(one.cost_usd_per_1k, 2),
+            number(one.cost_usd_per_1k),
             number(one.p50_ms),
             number(one.p95_ms),
         )

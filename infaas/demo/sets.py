@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from infaas.cli.output import number
 from infaas.client import Requirements
 from infaas.control import VariantDocument
 
@@ -66,23 +67,23 @@ def query_sets(task: str, variants: Sequence[VariantDocument]) -> list[QuerySet]
     return [
         QuerySet("nothing stated", "the defaults", task, Requirements(), 2.0),
         QuerySet(
-            "tight latency", f"{_n(tight_ms)} ms, any accuracy", task,
+            "tight latency", f"{number(tight_ms)} ms, any accuracy", task,
             Requirements(slo_latency_ms=tight_ms, slo_accuracy_min=0.0), 2.0,
         ),
         QuerySet(
-            "tight and good", f"{_n(tight_ms * 2)} ms, accuracy {middle_floor:.2f}", task,
+            "tight and good", f"{number(tight_ms * 2)} ms, accuracy {middle_floor:.2f}", task,
             Requirements(slo_latency_ms=tight_ms * 2, slo_accuracy_min=middle_floor), 2.0,
         ),
         QuerySet(
-            "high accuracy", f"accuracy {_floor3(best):.3f}, {_n(loose_ms)} ms", task,
+            "high accuracy", f"accuracy {_floor3(best):.3f}, {number(loose_ms)} ms", task,
             Requirements(slo_latency_ms=loose_ms, slo_accuracy_min=_floor3(best)), 1.0,
         ),
         QuerySet(
-            "cheap", f"at most {_n(cap)} USD/1k, any accuracy", task,
+            "cheap", f"at most {number(cap)} USD/1k, any accuracy", task,
             Requirements(max_cost=cap, slo_accuracy_min=0.0), 2.0,
         ),
         QuerySet(
-            "best in time", f"objective accuracy, {_n(tight_ms * 4)} ms", task,
+            "best in time", f"objective accuracy, {number(tight_ms * 4)} ms", task,
             Requirements(slo_latency_ms=tight_ms * 4, slo_accuracy_min=0.0, objective="accuracy"), 1.0,
         ),
         QuerySet(
@@ -90,20 +91,20 @@ def query_sets(task: str, variants: Sequence[VariantDocument]) -> list[QuerySet]
             Requirements(slo_accuracy_min=middle_floor, objective="latency"), 2.0,
         ),
         QuerySet(
-            "impossible", f"{_n(impossible.slo_latency_ms)} ms and accuracy {_floor3(best):.3f}", task,
+            "impossible", f"{number(impossible.slo_latency_ms)} ms and accuracy {_floor3(best):.3f}", task,
             impossible, 0.5, is_refused=True,
         ),
         QuerySet(
-            "fallback", f"{_n(tight_ms)} ms, accuracy 1.0 or less if need be", task,
+            "fallback", f"{number(tight_ms)} ms, accuracy 1.0 or less if need be", task,
             Requirements(slo_latency_ms=tight_ms, slo_accuracy_min=1.0, fallback=True), 1.0,
         ),
         QuerySet(
-            "by architecture", f"{architecture}, {_n(loose_ms)} ms", architecture,
+            "by architecture", f"{architecture}, {number(loose_ms)} ms", architecture,
             Requirements(slo_latency_ms=loose_ms), 1.0,
         ),
         QuerySet("by variant", exact, exact, Requirements(slo_accuracy_min=0.0), 1.0),
         QuerySet(
-            f"batch of {BATCH}", f"accuracy {middle_floor:.2f}, {_n(loose_ms)} ms", task,
+            f"batch of {BATCH}", f"accuracy {middle_floor:.2f}, {number(loose_ms)} ms", task,
             Requirements(slo_latency_ms=loose_ms, slo_accuracy_min=middle_floor), 0.5, batch=BATCH,
         ),
     ]  # fmt: skip
@@ -161,10 +162,3 @@ def _floor2(value: float) -> float:
 
 def _floor3(value: float) -> float:
     return math.floor(value * 1000) / 1000
-
-
-def _n(value: float | None) -> str:
-    if value is None:
-        return "no"
-    text = f"{value:.10f}".rstrip("0").rstrip(".")
-    return text or "0"

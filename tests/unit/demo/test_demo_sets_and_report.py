@@ -5,10 +5,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from infaas.cli.output import number
 from infaas.client import Requirements
 from infaas.control import VariantDocument
 from infaas.demo.frontier import cost_classes, dots, draw, short_name, steps
-from infaas.demo.report import Measured, Sent, quantile, served_by, summarise
+from infaas.demo.report import Measured, Sent, quantile, result_table, served_by, summarise
+from infaas.demo.run import how_many
 from infaas.demo.sets import QuerySet, counts, landmarks, query_sets
 from infaas.domain.variant import Accuracy
 
@@ -168,3 +170,29 @@ def test_a_variant_s_short_name_leaves_the_version_out() -> None:
 def test_nothing_measured_is_no_picture(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no measured variant"):
         draw([], "x", tmp_path / "f.svg")
+
+
+def test_fewer_variants_than_usual_are_said_with_the_reason_and_are_no_failure() -> None:
+    assert how_many(21, 2) == "21 variants of digits serve now on 2 core(s) (* on the latency-accuracy-cost frontier):"
+    assert "16 are usual, two cores make more" in how_many(12, 1)
+    assert "`infaas model status MODEL` says what became of the others" in how_many(15, 2)
+
+
+def test_costs_are_shown_with_three_digits_however_small() -> None:
+    sent = [Sent(1.0, variant="mlp.v1.a", correct=1)]
+    one = summarise(query_sets("digits", VARIANTS)[0], sent, {"mlp.v1.a": Measured(0.96, 6.6643e-08)})
+    (row,) = result_table([one]).rows
+    assert "6.66e-08" in row
+    cheap = next(one for one in query_sets("digits", VARIANTS) if one.name == "cheap")
+    assert cheap.asks == "at most 1.5e-07 USD/1k, any accuracy"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"), (0, "0"), (0.04, "0.04"), (6.66123e-08, "6.66e-08"), (999.6, "1,000"), (549643.7, "549,644"),
+        (0.00012345, "0.000123"), (12, "12"),
+    ],
+)  # fmt: skip
+def test_numbers_for_people_keep_three_significant_digits(value: float | None, shown: str) -> None:
+    assert number(value) == shown
