@@ -38,6 +38,8 @@ class GrpcClient:
     """One channel to one controller, `host:port`."""
 
     def __init__(self, target: str, token: str | None = None, *, timeout_s: float = 60.0) -> None:
+        """`timeout_s` is our own patience. It is not sent: the server would take it for a latency objective and the
+        task's default would no longer hold."""
         self._target = target
         self._token = token
         self._timeout_s = timeout_s
@@ -73,8 +75,12 @@ class GrpcClient:
         version: str | None = None,
         outputs: Sequence[str] = (),
         request_id: str | None = None,
+        deadline_s: float | None = None,
     ) -> Inference:
-        """Raises QueryError, with the code that the server names."""
+        """`deadline_s` becomes the call's gRPC deadline, which counts as a latency objective where none is stated.
+
+        Raises QueryError, with the code that the server names.
+        """
         request = oip.ModelInferRequest(model_name=handle, model_version=version or "", id=request_id or "")
         for name, array in inputs.items():
             request.inputs.add(name=name, datatype=datatype_of(array).value, shape=list(array.shape))
@@ -86,8 +92,13 @@ class GrpcClient:
             metadata.append(("x-request-id", request_id))
         if self._token:
             metadata.append(("authorization", f"Bearer {self._token}"))
+        call = self._call.future(request, metadata=metadata, timeout=deadline_s)
         try:
-            response, call = self._call.with_call(request, metadata=metadata, timeout=self._timeout_s)
+            response = call.result(timeout=self._timeout_s)
+        except grpc.FutureTimeoutError as error:
+            call.cancel()
+            text = f"{self._target} did not answer within {self._timeout_s:g} s"
+            raise QueryError(errors.UnavailableError(text), Served(), {}) from error
         except grpc.RpcError as error:
             raise self._failed(error) from error
         headers = _texts(call.initial_metadata()) | _texts(call.trailing_metadata())
