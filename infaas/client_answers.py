@@ -141,4 +141,5 @@ def served_from(headers: Mapping[str, str]) -> Served:
 
 
 def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.12g}"
+    """The shortest text that reads back as the same number: a bound may be meant to the last digit."""
+    return None if value is None else repr(float(value)).removesuffix(".0")

@@ -15,6 +15,7 @@ from infaas_controller.decide.candidates import Admission, candidate_of
 from infaas_controller.decide.options import Looked, Option, Situation
 from infaas_controller.decide.policies.base import Bind, Policy, Refuse
 from infaas_controller.decide.policies.slo import best_option
+from infaas_controller.decide.refuse import refuse
 from infaas_controller.ledger import Ledger
 
 _FALLBACK_HELPS = frozenset({Code.SLO_UNSATISFIABLE, Code.DEADLINE_UNREACHABLE, Code.LOADING, Code.NO_WORKER})
@@ -60,8 +61,7 @@ def select_traced(
     """As `select`, with candidates left unmade: what the query path uses."""
     situation = Situation(query, admission, ledger, now, draw, excluded)
     if query.deadline <= now:
-        passed = Refusal(Code.DEADLINE_PASSED, f"the deadline passed {(now - query.deadline) * 1e3:.4g} ms ago")
-        return Selected(passed, admission, situation.looked, None)
+        return Selected(_too_late(situation), admission, situation.looked, None)
     if admission.refusal is not None:
         refusal = admission.refusal
     else:
@@ -77,6 +77,15 @@ def select_traced(
             chosen = _fallen_back(option, refusal, now)
             return Selected(chosen, admission, situation.looked, option)
     return Selected(refusal, admission, situation.looked, None)
+
+
+def _too_late(situation: Situation) -> Refusal:
+    """What could never be met is said as that, however long it took to read the query: a retry would not help."""
+    query, admission, now = situation.query, situation.admission, situation.now
+    never = admission.refusal if admission.refusal is not None else refuse(situation)
+    if admission.refusal is not None or never.code is Code.SLO_UNSATISFIABLE:
+        return never
+    return Refusal(Code.DEADLINE_PASSED, f"the deadline passed {(now - query.deadline) * 1e3:.4g} ms ago")
 
 
 def _choice(option: Option, now: float, reason: str, *, is_bound: bool) -> Choice:

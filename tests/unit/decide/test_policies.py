@@ -207,3 +207,20 @@ def test_infaas_marks_and_clears_by_the_published_thresholds(
 def test_an_unknown_or_malformed_policy_is_an_invalid_argument(name: str) -> None:
     with pytest.raises(InvalidError):
         installed_policies()(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ({"latency_ms": 0.001, "accuracy_min": 0.95}, Code.SLO_UNSATISFIABLE, "the nearest is good"),
+        ({"latency_ms": 1, "accuracy_min": 0.99}, Code.SLO_UNSATISFIABLE, "good"),
+        ({"latency_ms": 30, "accuracy_min": 0.95}, Code.DEADLINE_PASSED, "passed"),
+    ],
+)
+def test_what_could_never_be_met_is_refused_as_that_even_when_its_time_is_up_already(
+    all_loaded: Situation, given: dict[str, float], code: Code, said: str
+) -> None:
+    refusal = all_loaded.select(a_query(at=NOW, **given), now=NOW + 0.1)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code is code
+    assert said in refusal.reason
