@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView, WorkerRecord
@@ -32,6 +33,16 @@ from infaas_controller.wire import WireQuery, encode_batch
 from infaas_controller.workers import ViewSource, WorkerLinks
 
 _log = get_logger(__name__)
+
+
+class Observer(Protocol):
+    """Who counts what is done here (`infaas.observe.metrics.Metrics` does). Calls must be quick and must not raise."""
+
+    def observe_selection(self, seconds: float) -> None: ...
+
+    def observe_batch(self, variant: str, items: int) -> None: ...
+
+    def observe_load(self, variant: str, load_s: float) -> None: ...
 
 
 class Dispatcher:
@@ -71,6 +82,9 @@ class Dispatcher:
         self._is_draining = False
         self._settled = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
+        self._observer: Observer | None = None
+        self._loading: dict[InstanceId, tuple[VariantName, float]] = {}
+        """What was ordered from here and is not READY yet, and when it was ordered."""
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -117,7 +131,10 @@ class Dispatcher:
             )
             raise QueryFailedError(error, Outcome(self.decisions.next_id()))
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        ticket = self.engine.arrive(query, future, self._clock.now())
+        began = self._clock.now()
+        ticket = self.engine.arrive(query, future, began)
+        if self._observer is not None:
+            self._observer.observe_selection(self._clock.now() - began)
         self._after()
         try:
             return await future
@@ -134,6 +151,9 @@ class Dispatcher:
 
     def on_decision(self, hook: DecisionHook) -> None:
         self.decisions.on_decision(hook)
+
+    def observe_with(self, observer: Observer) -> None:
+        self._observer = observer
 
     def stats(self) -> Mapping[VariantName, VariantStats]:
         return self._tally.snapshot()
@@ -201,7 +221,10 @@ class Dispatcher:
         failed = {query.id: (query.error_code, query.error) for query in done.queries if query.error_code}
         lane = self.engine.lane_of(done.id)
         if lane is not None and not done.error_code:
-            self._tally.batch_ran(lane.variant, self.engine.items_of(done.id), done.run_s)
+            items = self.engine.items_of(done.id)
+            self._tally.batch_ran(lane.variant, items, done.run_s)
+            if self._observer is not None:
+                self._observer.observe_batch(lane.variant, items)
         result = BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)
         self.engine.done(done.id, result, self._clock.now())
         self._after()
@@ -212,8 +235,20 @@ class Dispatcher:
             self.engine.load_reported(InstanceId(load.instance), load.running + load.staged, now)
 
     def _on_view(self, _old: ClusterView, new: ClusterView) -> None:
-        self.engine.view_changed(new, self._clock.now())
+        now = self._clock.now()
+        self.engine.view_changed(new, now)
+        self._note_loaded(now)
         self._after()
+
+    def _note_loaded(self, now: float) -> None:
+        """See which of the instances ordered from here are READY, and forget those that are gone."""
+        for instance, (variant, ordered_at) in list(self._loading.items()):
+            lane = self.engine.ledger.lanes.get(instance)
+            if lane is not None and not lane.is_ready and lane.is_usable:
+                continue
+            del self._loading[instance]
+            if lane is not None and lane.is_ready and self._observer is not None:
+                self._observer.observe_load(variant, now - ordered_at)
 
     # -- performing --------------------------------------------------------------------------------------------------
 
@@ -267,8 +302,11 @@ class Dispatcher:
 
     def _load(self, command: LoadOn) -> None:
         order = pb.LoadInstance(instance=command.instance, variant=encode(command.variant))
-        if not self._links.send(command.worker, pb.ControllerMessage(load=order)):
-            self.engine.load_unsent(command.instance, self._clock.now())
+        now = self._clock.now()
+        if self._links.send(command.worker, pb.ControllerMessage(load=order)):
+            self._loading[command.instance] = (command.variant.name, now)
+        else:
+            self.engine.load_unsent(command.instance, now)
 
     def _finish(self, command: Finish) -> None:
         ticket, error = command.ticket, command.error

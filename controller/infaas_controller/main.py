@@ -96,6 +96,7 @@ class Controller:
         journal = Journal(catalog, sample=own.journal_sample)
         metrics = Metrics(lambda: live_figures(dispatcher, links, keeper, leadership))
         dispatcher.on_decision(metrics.observe_decision)
+        dispatcher.observe_with(metrics)
         dispatcher.on_decision(journal.record)
         app = create_app(
             dispatcher,

@@ -193,12 +193,14 @@ class Metrics:
             if is_cold_start:
                 self._child(self.cold_start, name).observe(total_s)
 
-    def observe_decision(self, decision: Decision, decision_s: float | None = None) -> None:
-        """A query's decision is final: how good its prediction was, how long deciding took, in how large a batch."""
-        if decision_s is not None:
-            self.decision_duration.observe(decision_s)
+    def observe_decision(self, decision: Decision) -> None:
+        """A query's decision is final: how good its prediction was."""
         if decision.observed_ms is not None and decision.predicted_ms:
             self.predicted_error.observe((decision.observed_ms - decision.predicted_ms) / decision.predicted_ms)
+
+    def observe_selection(self, seconds: float) -> None:
+        """A query was chosen for, or refused, on arrival."""
+        self.decision_duration.observe(seconds)
 
     def observe_batch(self, variant: str, items: int) -> None:
         self._child(self.batch_size, variant).observe(items)

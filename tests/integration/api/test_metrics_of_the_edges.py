@@ -98,7 +98,8 @@ async def test_decisions_batches_loads_and_scaling_are_observed() -> None:
     decision = Decision(
         DecisionId("d"), "r", "", "m", None, None, "slo", {}, "answered", "", predicted_ms=10.0, observed_ms=12.0
     )
-    metrics.observe_decision(decision, decision_s=0.00003)
+    metrics.observe_decision(decision)
+    metrics.observe_selection(0.00003)
     metrics.observe_decision(replace(decision, predicted_ms=None))
     metrics.observe_batch(VARIANT, 4)
     metrics.observe_load(VARIANT, 0.2)

@@ -182,6 +182,35 @@ async def test_a_variant_that_no_worker_holds_is_loaded_on_demand_once_for_all_w
         assert not again.outcome.cold_start
 
 
+async def test_selections_batches_and_loads_are_counted(cluster: Opener) -> None:
+    class Counts:
+        def __init__(self) -> None:
+            self.selections: list[float] = []
+            self.batches: list[tuple[str, int]] = []
+            self.loads: list[tuple[str, float]] = []
+
+        def observe_selection(self, seconds: float) -> None:
+            self.selections.append(seconds)
+
+        def observe_batch(self, variant: str, items: int) -> None:
+            self.batches.append((variant, items))
+
+        def observe_load(self, variant: str, load_s: float) -> None:
+            self.loads.append((variant, load_s))
+
+    counts = Counts()
+    async with cluster([a_variant("v1"), a_variant("v2", model="m2")], [FakeWorker("w1", [])]) as c:
+        c.dispatcher.observe_with(counts)
+        await asyncio.gather(*(c.dispatcher.submit(c.query("v1", inputs=image(n))) for n in range(5)))
+        await c.dispatcher.submit(c.query("v2", items=3, inputs=image(0, items=3)))
+        assert len(counts.selections) == 6
+        assert min(counts.selections) >= 0
+        assert sum(items for variant, items in counts.batches if variant == "v1") == 5
+        assert [items for variant, items in counts.batches if variant == "v2"] == [3]
+        assert [variant for variant, _ in counts.loads] == ["v1", "v2"]
+        assert min(load_s for _, load_s in counts.loads) > 0
+
+
 async def test_a_query_that_cannot_wait_for_a_load_is_refused_but_starts_it(cluster: Opener) -> None:
     worker = FakeWorker("w1")
     async with cluster([a_variant("v1", load_ms=5_000)], [worker]) as c:
