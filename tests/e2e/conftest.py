@@ -29,6 +29,13 @@ def fresh_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield system
 
 
+@pytest.fixture(scope="module")
+def fresh_module_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Up, and empty at the beginning of a module."""
+    with running(tmp_path_factory.mktemp("e2e")) as system:
+        yield system
+
+
 @pytest.fixture(scope="session")
 def family_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """All eight digit classifiers and `simple`, registered by the command line. Tests leave it as they found it."""
