@@ -10,15 +10,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from infaas.clock import Clock
 from infaas.domain.ids import InstanceId, VariantName
-from infaas.domain.query import Code
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
+from infaas_worker.batches import Held, Owner, Ran
 from infaas_worker.decide.events import (
     Answer,
     BatchArrived,
@@ -59,47 +59,6 @@ from infaas_worker.loading import Loader, on_thread, run, warm_up
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How a batch that ran ended: per query its values or its error, in the order of `queries`."""
-
-    queries: tuple[int, ...]
-    result: BatchOut | InfaasError
-    cancelled: frozenset[int]
-    """Queries whose callers left, before or while it ran. Others that are not in `queries` passed their deadline."""
-    staged_s: float
-    run_s: float
-
-
-class Owner(Protocol):
-    """Whoever sent batches and hears of them, by its own numbers. Every batch is answered by exactly one `ran` or
-    `refused`, unless the owner leaves first."""
-
-    @property
-    def id(self) -> str: ...
-
-    def started(self, batch: int) -> None: ...
-
-    def ran(self, batch: int, ran: Ran) -> None: ...
-
-    def refused(self, batch: int, code: Code, text: str, was_running: bool, held_s: float) -> None: ...
-
-
-@dataclass(slots=True)
-class _Held:
-    owner: Owner
-    number: int
-    instance: InstanceId
-    batch: BatchIn
-    queries: tuple[int, ...]
-    arrived_at: float
-    started_at: float = 0.0
-    ran: tuple[int, ...] = ()
-    items: int = 0
-    cancelled: set[int] = field(default_factory=set)
-    result: BatchOut | InfaasError | None = None
-
-
 class Instances:
     """Owned by the composition root, which calls `close` once."""
 
@@ -110,7 +69,7 @@ class Instances:
         self._on_report = on_report
         self._events: deque[Event] = deque()
         self._is_working = False
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._key_of: dict[tuple[str, int], int] = {}
         self._keys = 0
         self._leases: dict[int, asyncio.Future[tuple[int, ...]]] = {}
@@ -162,7 +121,7 @@ class Instances:
         self._keys += 1
         key = self._keys
         ids = tuple(query.id for query in queries)
-        self._held[key] = _Held(owner, number, instance, batch, ids, self._clock.now())
+        self._held[key] = Held(owner, number, instance, batch, ids, self._clock.now())
         self._key_of[owner.id, number] = key
         variant = self._variants.get(instance)
         items = sum(query.items for query in queries)
@@ -286,7 +245,7 @@ class Instances:
             held.started_at = self._clock.now()
             held.ran = queries
             held.owner.started(held.number)
-            batch = held.batch if len(queries) == len(held.queries) else _only(held, queries)
+            batch = held.only(queries)
             held.items = sum(query.items for query in batch.queries)
             future = self._models[instance].submit(batch)
             loop = asyncio.get_running_loop()
@@ -319,7 +278,7 @@ class Instances:
         staged_s = held.started_at - held.arrived_at
         held.owner.ran(held.number, Ran(held.ran, held.result, frozenset(held.cancelled), staged_s, run_s))
 
-    def _release(self, key: int) -> _Held:
+    def _release(self, key: int) -> Held:
         held = self._held.pop(key)
         if self._key_of.get((held.owner.id, held.number)) == key:
             del self._key_of[held.owner.id, held.number]
@@ -401,13 +360,6 @@ class Instances:
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("instance task failed", task=task.get_name(), exc_info=error)
-
-
-def _only(held: _Held, queries: tuple[int, ...]) -> BatchIn:
-    """The batch without the queries that were cancelled or passed their deadline."""
-    wanted = set(queries)
-    kept = tuple(q for key, q in zip(held.queries, held.batch.queries, strict=True) if key in wanted)
-    return replace(held.batch, queries=kept)
 
 
 def _load_asked(instance: InstanceId, variant: Variant, memory_bytes: int) -> LoadAsked:

@@ -25,7 +25,8 @@ from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
 from infaas_worker.api import messages
 from infaas_worker.api.auth import is_allowed
 from infaas_worker.api.publisher import Publisher
-from infaas_worker.instances import Instances, Ran
+from infaas_worker.batches import Ran
+from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
 MAX_MESSAGE_BYTES = 256 * 2**20

@@ -8,9 +8,9 @@ from infaas.domain.query import HARD_LIMIT_S, Code
 from infaas.domain.tensor import Datatype
 from infaas.errors import InfaasError, InvalidError
 from infaas.rpc.v1 import worker_pb2
+from infaas_worker.batches import Ran
 from infaas_worker.decide.events import StagedQuery
 from infaas_worker.executors.base import BatchIn, QueryError, QueryIn, Value
-from infaas_worker.instances import Ran
 
 
 def to_batch(batch: worker_pb2.Batch) -> BatchIn:

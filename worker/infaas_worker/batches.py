@@ -1,0 +1,62 @@
+"""A batch while the worker holds it: whose it is, what is to run of it, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from infaas.domain.ids import InstanceId
+from infaas.domain.query import Code
+from infaas.errors import InfaasError
+from infaas_worker.executors.base import BatchIn, BatchOut
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a batch that ran ended: per query its values or its error, in the order of `queries`."""
+
+    queries: tuple[int, ...]
+    result: BatchOut | InfaasError
+    cancelled: frozenset[int]
+    """Queries whose callers left, before or while it ran. Others that are not in `queries` passed their deadline."""
+    staged_s: float
+    run_s: float
+
+
+class Owner(Protocol):
+    """Whoever sent batches and hears of them, by its own numbers. Every batch is answered by exactly one `ran` or
+    `refused`, unless the owner leaves first."""
+
+    @property
+    def id(self) -> str: ...
+
+    def started(self, batch: int) -> None: ...
+
+    def ran(self, batch: int, ran: Ran) -> None: ...
+
+    def refused(self, batch: int, code: Code, text: str, was_running: bool, held_s: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Held:
+    """One batch from its arrival until its owner has been answered."""
+
+    owner: Owner
+    number: int
+    instance: InstanceId
+    batch: BatchIn
+    queries: tuple[int, ...]
+    arrived_at: float
+    started_at: float = 0.0
+    ran: tuple[int, ...] = ()
+    items: int = 0
+    cancelled: set[int] = field(default_factory=set)
+    result: BatchOut | InfaasError | None = None
+
+    def only(self, queries: tuple[int, ...]) -> BatchIn:
+        """The batch without the queries that were cancelled or passed their deadline."""
+        if len(queries) == len(self.queries):
+            return self.batch
+        wanted = set(queries)
+        kept = tuple(query for key, query in zip(self.queries, self.batch.queries, strict=True) if key in wanted)
+        return replace(self.batch, queries=kept)
