@@ -41,7 +41,7 @@ proto: $(VENV)/.installed-dev  ## generated code is checked in; this makes it an
 		$$(cd proto && find . -name '*.proto' | sed 's|^\./||')
 
 wheel-check: $(VENV)/.installed-dev  ## the wheel in a clean environment: only infaas* arrives, and the demo runs
-	$(BIN)/python tests/wheel_check.py
+	$(BIN)/pytest tests/e2e/test_wheel.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "INFaaS needs Python 3.11 or newer; this is %s (set PYTHON=...)" % sys.version.split()[0])'

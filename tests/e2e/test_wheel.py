@@ -50,8 +50,8 @@ class Installed:
 
 
 def copy_of_the_sources(target: Path) -> None:
-    """Only what git tracks: nothing that lies about in a checkout can get into the wheel by chance."""
-    for name in run("git", "ls-files", "-z", cwd=ROOT).split("\0"):
+    """What git tracks or would track: no build product of this checkout can get into the wheel by chance."""
+    for name in run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0"):
         source = ROOT / name
         if name and source.is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
