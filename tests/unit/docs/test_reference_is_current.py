@@ -29,9 +29,8 @@ def test_a_reference_page_says_what_the_code_says(page: str) -> None:
 def test_every_page_that_docs_link_to_exists() -> None:
     broken = []
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in _links(page.read_text()):
-            if not (page.parent / target).exists():
-                broken.append(f"{page.relative_to(ROOT)} -> {target}")
+        missing = (target for target in _links(page.read_text()) if not (page.parent / target).exists())
+        broken.extend(f"{page.relative_to(ROOT)} -> {target}" for target in missing)
     assert broken == []
 
 
