@@ -7,11 +7,8 @@ dispatcher performs its commands on a real loop and real streams; scenario tests
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Callable, Iterable
-from enum import Enum
-from functools import partial
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, VariantName, WorkerId
@@ -20,13 +17,15 @@ from infaas.domain.variant import Variant
 from infaas.errors import InfaasError
 from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
 from infaas_controller.decide.candidates import Admissions
-from infaas_controller.decide.form import Limits, form, turn, until
+from infaas_controller.decide.form import turn
 from infaas_controller.decide.policies.base import Policy
 from infaas_controller.decide.select import select_traced
+from infaas_controller.filling import Filling
 from infaas_controller.lanes import Lane
 from infaas_controller.ledger import Ledger
 from infaas_controller.quarantine import Quarantine, RetryBudget
-from infaas_controller.queues import EligibilityClass, Queues, Ticket, TicketState
+from infaas_controller.queues import Queues, Ticket, TicketState
+from infaas_controller.timers import Due, Timers
 
 REPORT_WITHIN_S = 10.0
 """A requested instance that its worker has not reported this long after it should be ready is given up."""
@@ -40,7 +39,8 @@ _FINAL = frozenset({Code.INVALID.value, Code.DEADLINE_PASSED.value, Code.TOO_LAR
 """Words of a worker about a batch that another try would not change."""
 _MODEL_FAILED = Code.MODEL_FAILED.value
 REVIEWED_AT_ONCE = 64
-SPILLED_AT_ONCE = 32
+STEPS_PER_FLUSH = 512
+"""Batches sent and late queries chosen again in one turn of the loop."""
 
 
 class _Sent:
@@ -51,14 +51,6 @@ class _Sent:
         self.tickets = tickets
         self.sent_at = sent_at
         self.is_started = False
-
-
-class _Due(Enum):
-    """Why the timer is set."""
-
-    DEADLINE = 0
-    OVERDUE = 1
-    UNREPORTED = 2
 
 
 class Engine:
@@ -90,10 +82,11 @@ class Engine:
         self._batch_numbers = itertools.count(1)
         self._sent: dict[int, _Sent] = {}
         self._dirty: dict[InstanceId, Lane] = {}
-        self._timers: list[tuple[float, int, _Due, int | Lane]] = []
-        self._timer_numbers = itertools.count()
+        self._steps_left = STEPS_PER_FLUSH
         self._open: dict[int, Ticket] = {}
         """Queries that have not ended. Timers know them by number, so that an ended one is not kept by them."""
+        self._timers = Timers(self._open, self._sent)
+        self._filling = Filling(self.ledger, self.queues)
         self._quarantine = Quarantine()
         self._budget = RetryBudget()
 
@@ -108,13 +101,15 @@ class Engine:
             self._fail(ticket, Code.MODEL_FAILED, "this input ended its instance twice and is not run for a while")
             return ticket
         if self._choose(ticket, now, is_arrival=True):
-            self._at(ticket.deadline, _Due.DEADLINE, ticket.number)
+            self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
         return ticket
 
     def flush(self, now: float) -> None:
         """Fill the free slots of every instance that something changed for. Called once per turn of the loop, so that
-        queries that arrived together leave together."""
-        while self._dirty:
+        queries that arrived together leave together. The work of one call is bounded; `has_work` says that some of
+        it is left for the next turn."""
+        self._steps_left = STEPS_PER_FLUSH
+        while self._dirty and self._steps_left > 0:
             dirty, self._dirty = self._dirty, {}
             for lane in dirty.values():
                 self._fill(lane, now)
@@ -137,9 +132,7 @@ class Engine:
             self._batch_failed(sent, result, now)
             return
         if flight is not None:
-            self.ledger.observed_run(lane, flight.items, result.run_s)
-            self.ledger.observed_hop(lane, now - sent.sent_at - result.staged_s - result.run_s)
-            self.ledger.observed_batch(lane, flight.items, result.staged_s, result.run_s, now)
+            self.ledger.observed_batch(lane, flight, result.staged_s, result.run_s, now)
         outputs, failed = result.outputs or {}, result.failed or {}
         for ticket in sent.tickets:
             if ticket.state is not TicketState.SENT or ticket.batch != batch:
@@ -186,26 +179,24 @@ class Engine:
 
     def expire(self, now: float) -> None:
         """End every query whose deadline has passed, and look again at what hangs."""
-        while self._timers and self._timers[0][0] <= now:
-            _, _, due, what = heapq.heappop(self._timers)
+        while (rung := self._timers.pop(now)) is not None:
+            due, what = rung
             if isinstance(what, Lane):
                 self._give_up_load(what, now)
-            elif due is _Due.OVERDUE:
+            elif due is Due.OVERDUE:
                 self._look_at_overdue(what, now)
             elif (ticket := self._open.get(what)) is not None:
                 self._pass_deadline(ticket, now)
 
     def next_due(self) -> float | None:
         """When `expire` wants to be called, on the controller's clock."""
-        while self._timers and self._is_stale(self._timers[0][2], self._timers[0][3]):
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        return self._timers.next_due()
 
     def load(self, variant: Variant, worker: WorkerId, now: float) -> Lane:
         """Load on demand: the lane counts as LOADING from now on."""
         lane = self.ledger.load_requested(self._fresh_instance(), variant, worker, now)
         self.commands.append(LoadOn(worker, lane.id, variant))
-        self._at(lane.ready_at + REPORT_WITHIN_S, _Due.UNREPORTED, lane)
+        self._timers.set(lane.ready_at + REPORT_WITHIN_S, Due.UNREPORTED, lane)
         return lane
 
     def load_unsent(self, instance: InstanceId, now: float) -> None:
@@ -317,36 +308,25 @@ class Engine:
 
     def _fill(self, lane: Lane, now: float) -> None:
         """Hand an instance batches while it has a free slot and somebody waits for it."""
-        while lane.is_ready and lane.curve is not None and lane.free_slots > 0:
+        while lane.is_ready and (curve := lane.curve) is not None and lane.free_slots > 0:
+            if self._steps_left <= 0:
+                self._dirty[lane.id] = lane
+                return
+            self._steps_left -= 1
             heads = self.queues.classes_for(lane)
             if not heads:
-                if lane.flights or not self._spill(lane, now):
+                if lane.flights or not self._filling.spill(lane, now):
                     return
                 continue
-            self._send_from(turn(heads, now), lane, now)
-
-    def _send_from(self, eligibility: EligibilityClass, lane: Lane, now: float) -> None:
-        """One batch from one class, or at least its hopeless heads out of the way."""
-        curve = lane.curve
-        if curve is None:
-            return
-        limits = Limits(
-            start_s=lane.free_at(now) - now,
-            overhead_s=lane.worker.hop_s,
-            correction=partial(self.ledger.correction, lane.variant),
-            max_queries=1 if eligibility.is_alone else None,
-            drops_late=not eligibility.is_bound,
-        )
-        formed = form(_promised_first(eligibility, lane), curve, limits, now)
-        if formed.left is not None:
-            self.queues.put_back(formed.left)
-        for ticket in formed.expired:
-            self._pass_deadline(ticket, now)
-        if formed.batch:
-            self._send(formed.batch, formed.items, lane, now)
-        for ticket in formed.late:
-            ticket.excluded |= {lane.id}
-            self._choose(ticket, now)
+            drawn = self._filling.draw(turn(heads, now), lane, curve, now)
+            for ticket in drawn.expired:
+                self._pass_deadline(ticket, now)
+            if drawn.batch:
+                self._send(drawn.batch, drawn.items, lane, now)
+            for ticket in drawn.late:
+                self._steps_left -= 1
+                ticket.excluded |= {lane.id}
+                self._choose(ticket, now)
 
     def _send(self, tickets: list[Ticket], items: int, lane: Lane, now: float) -> None:
         number = next(self._batch_numbers)
@@ -357,52 +337,15 @@ class Engine:
             ticket.attempts += 1
         together = tuple(tickets)
         self._sent[number] = _Sent(lane, together, now)
+        was_idle = not lane.flights
         flight = self.ledger.sent(lane, number, items, now)
-        self._at(
-            lane.free_at(now) + max(OVERDUE_LEAST_S, (OVERDUE_FACTOR - 1) * flight.expected_s), _Due.OVERDUE, number
+        if was_idle:
+            flight.gathered_s = now - max(ticket.query.arrived_at for ticket in tickets)
+        self._timers.set(
+            lane.free_at(now) + max(OVERDUE_LEAST_S, (OVERDUE_FACTOR - 1) * flight.expected_s), Due.OVERDUE, number
         )
         remaining_s = min(ticket.deadline for ticket in tickets) - now
         self.commands.append(SendBatch(lane, number, together, remaining_s))
-
-    def _spill(self, lane: Lane, now: float) -> bool:
-        """Let an instance that has nothing to do take queries promised elsewhere: of the same variant whenever it would
-        answer sooner, of another one that their class admits only when they would be late where they are."""
-        moved = 0
-        for eligibility in self.queues.classes_admitting(lane.variant):
-            taken: list[Ticket] = []
-            for ticket in until(eligibility.pops(), SPILLED_AT_ONCE - moved):
-                taken.append(ticket)
-                if not self._is_better_here(ticket, lane, now):
-                    break
-                self.queues.move(ticket, lane)
-                moved += 1
-            for ticket in taken:
-                self.queues.put_back(ticket)
-            if moved >= SPILLED_AT_ONCE:
-                break
-        return moved > 0
-
-    def _is_better_here(self, ticket: Ticket, lane: Lane, now: float) -> bool:
-        there = ticket.lane
-        if there is None or there is lane or lane.id in ticket.excluded or lane.curve is None:
-            return False
-        if ticket.items > lane.curve.hard_limit:
-            return False
-        here_at = self.ledger.predict(lane, ticket.rank, ticket.items, now)
-        there_at = self._at_head_of(there, ticket, now)
-        if there.variant == lane.variant:
-            return here_at < there_at
-        return here_at <= ticket.deadline < there_at
-
-    def _at_head_of(self, lane: Lane, ticket: Ticket, now: float) -> float:
-        """When a query that is next in its instance's line would be answered."""
-        if lane.curve is None or not lane.is_usable:
-            return float("inf")
-        if lane.is_ready and lane.free_slots > 0 and not lane.flights:
-            start = max(now, lane.worker.cores_free_at(lane, lane.curve.variant.threads, now))
-        else:
-            start = lane.free_at(now)
-        return start + lane.curve.p95_s[ticket.items] * self.ledger.correction(lane.variant, 1) + lane.worker.hop_s
 
     # -- losses ------------------------------------------------------------------------------------------------------
 
@@ -473,7 +416,7 @@ class Engine:
         if ticket.state is TicketState.FINISHED:
             return
         if ticket.deadline > now:
-            self._at(ticket.deadline, _Due.DEADLINE, ticket.number)
+            self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
             return
         where = "while it ran or was staged" if ticket.state is TicketState.SENT else "while it waited"
         limit_ms = (ticket.deadline - ticket.query.arrived_at) * 1e3
@@ -487,26 +430,15 @@ class Engine:
         lane = sent.lane
         for ticket in self.queues.promised_to(lane)[:REVIEWED_AT_ONCE]:
             is_bound = ticket.choice is not None and ticket.choice.is_bound
-            if not is_bound and self._at_head_of(lane, ticket, now) > ticket.deadline:
+            if not is_bound and self._filling.at_head_of(lane, ticket, now) > ticket.deadline:
                 self._choose(ticket, now, may_refuse=False)
-        self._at(now + max(OVERDUE_LEAST_S, now - sent.sent_at), _Due.OVERDUE, batch)
+        self._timers.set(now + max(OVERDUE_LEAST_S, now - sent.sent_at), Due.OVERDUE, batch)
 
     def _give_up_load(self, lane: Lane, now: float) -> None:
         abandoned = self.ledger.load_abandoned(lane.id)
         if abandoned is not None:
             self.ledger.load_failed(lane.variant, lane.worker.id, "the worker never reported the instance", now)
             self._lane_lost(abandoned, now)
-
-    def _at(self, when: float, due: _Due, what: int | Lane) -> None:
-        heapq.heappush(self._timers, (when, next(self._timer_numbers), due, what))
-        if len(self._timers) > 1_000 and len(self._timers) > 4 * (len(self._open) + len(self._sent)):
-            self._timers = [timer for timer in self._timers if not self._is_stale(timer[2], timer[3])]
-            heapq.heapify(self._timers)
-
-    def _is_stale(self, due: _Due, what: int | Lane) -> bool:
-        if isinstance(what, Lane):
-            return False
-        return what not in (self._open if due is _Due.DEADLINE else self._sent)
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
@@ -533,11 +465,6 @@ class Engine:
         ticket.state = TicketState.FINISHED
         del self._open[ticket.number]
         self.commands.append(Finish(ticket, error, result))
-
-
-def _promised_first(eligibility: EligibilityClass, lane: Lane) -> Iterable[Ticket]:
-    """A class's queue, bounded by what is promised to the lane: the rest is other instances' work."""
-    return until(eligibility.pops(), len(eligibility.promised.get(lane.id, ())))
 
 
 def _code(slug: str) -> Code:

@@ -9,9 +9,8 @@ from infaas.domain.cluster import WorkerRecord
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas_controller.decide.curve import Curve
+from infaas_controller.observed import Hop
 
-DEFAULT_HOP_S = 0.0004
-"""Overhead of the way to a worker and back, until it has been observed."""
 RANKS = 3
 CHAINS_KEPT_S = 0.005
 
@@ -19,13 +18,15 @@ CHAINS_KEPT_S = 0.005
 class Flight:
     """A batch on its way to an instance or running there."""
 
-    __slots__ = ("expected_s", "items", "number", "sent_at", "started_at")
+    __slots__ = ("expected_s", "gathered_s", "items", "number", "sent_at", "started_at")
 
     def __init__(self, number: int, items: int, expected_s: float, sent_at: float) -> None:
         self.number = number
         self.items = items
         self.expected_s = expected_s
         self.sent_at = sent_at
+        self.gathered_s = 0.0
+        """How long its last query had been here when it left, though nothing ran that it had to wait for."""
         self.started_at: float | None = None
 
 
@@ -108,9 +109,9 @@ class Lane:
 class Deck:
     """One worker's lanes and what it has been observed to add to a query's way."""
 
-    __slots__ = ("_chains", "_chains_from", "busy", "hop_s", "id", "is_reachable", "lanes", "loaded", "record")
+    __slots__ = ("_chains", "_chains_from", "busy", "hop", "id", "is_reachable", "lanes", "loaded", "record")
 
-    def __init__(self, record: WorkerRecord) -> None:
+    def __init__(self, record: WorkerRecord, hop: Hop) -> None:
         self.id = record.id
         self.record = record
         self.is_reachable = True
@@ -120,7 +121,7 @@ class Deck:
         """Those of its lanes that have been promised something."""
         self._chains: tuple[list[tuple[float, int, Lane]], int] | None = None
         self._chains_from = 0.0
-        self.hop_s = DEFAULT_HOP_S
+        self.hop = hop
         self.loaded: set[VariantName] = set()
         """Variants that have been loaded here before: their files are in the page cache."""
 

@@ -140,8 +140,8 @@ class Queues:
         self._by_lane: dict[InstanceId, dict[ClassKey, EligibilityClass]] = {}
         self._by_variant: dict[VariantName, dict[ClassKey, EligibilityClass]] = {}
         self._items: dict[str, list[int]] = {}
-        self._arrivals: dict[tuple[str, int], list[Ticket]] = {}
-        """Per task and rank in order of arrival, for eviction; what has left is dropped as it is met."""
+        self._arrivals: dict[tuple[str, int], dict[int, Ticket]] = {}
+        """What waits, by ticket number in the order it came, per task and rank: for eviction."""
 
     def add(self, ticket: Ticket, lane: Lane, *, is_bound: bool, is_fallback: bool, is_alone: bool) -> None:
         """Let a ticket wait for `lane`, which must have been chosen for it."""
@@ -151,12 +151,7 @@ class Queues:
         eligibility.push(ticket)
         eligibility.count += 1
         self._count(ticket, ticket.items)
-        arrivals = self._arrivals.setdefault((ticket.task, ticket.rank), [])
-        while arrivals and arrivals[-1].eligibility is None:
-            arrivals.pop()
-        arrivals.append(ticket)
-        if len(arrivals) > 64 and len(arrivals) > 2 * self._items[ticket.task][ticket.rank]:
-            arrivals[:] = [each for each in arrivals if each.state is TicketState.WAITING]
+        self._arrivals.setdefault((ticket.task, ticket.rank), {})[ticket.number] = ticket
         self._promise(ticket, eligibility, lane)
 
     def remove(self, ticket: Ticket) -> None:
@@ -167,8 +162,10 @@ class Queues:
         self._count(ticket, -ticket.items)
         ticket.eligibility = None
         ticket.entry = 0
-        if not any(self._items[ticket.task]):
-            self._arrivals.pop((ticket.task, ticket.rank), None)
+        arrivals = self._arrivals[ticket.task, ticket.rank]
+        del arrivals[ticket.number]
+        if not arrivals:
+            del self._arrivals[ticket.task, ticket.rank]
         eligibility.tidy()
 
     def take(self, ticket: Ticket, lane: Lane) -> None:
@@ -177,9 +174,9 @@ class Queues:
         eligibility = _class(ticket)
         elsewhere = _lane(ticket)
         if elsewhere is not lane:
-            here = eligibility.promised.get(lane.id)
-            if here:
-                other = next(reversed(here.values()))
+            here = eligibility.promised.get(lane.id, {}).values()
+            other = next((each for each in reversed(here) if elsewhere.id not in each.excluded), None)
+            if other is not None:
                 self._withdraw(other, eligibility)
                 self._promise(other, eligibility, elsewhere)
             self._withdraw(ticket, eligibility)
@@ -226,9 +223,7 @@ class Queues:
         when there is not enough of them."""
         chosen: list[Ticket] = []
         for lower in range(RANKS - 1, rank, -1):
-            for ticket in reversed(self._arrivals.get((task, lower), ())):
-                if ticket.eligibility is None:
-                    continue
+            for ticket in reversed(self._arrivals.get((task, lower), {}).values()):
                 chosen.append(ticket)
                 items -= ticket.items
                 if items <= 0:

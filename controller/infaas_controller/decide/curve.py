@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from infaas.domain.variant import Variant
 
-PAYS = 0.95
-"""The preferred batch is the smallest with at least this share of the best throughput (items per second)."""
+PAYS = 0.9
+"""The preferred batch is the smallest with at least this share of the best throughput (items per second). Measured
+curves waver by some per cent; what a batch gains within that is not worth making its first query wait for its last."""
+BATCH_COST_S = 0.0003
+"""What a batch costs the controller and the worker besides its run."""
 
 
 class Curve:
@@ -17,7 +20,7 @@ class Curve:
 
     __slots__ = ("hard_limit", "is_fixed", "least_s", "mean_s", "p95_s", "preferred", "variant")
 
-    def __init__(self, variant: Variant, overhead_s: float) -> None:
+    def __init__(self, variant: Variant) -> None:
         profile = variant.profile
         if profile is None:
             raise ValueError(f"variant {variant.name} has no profile, nothing can be predicted for it")
@@ -31,11 +34,11 @@ class Curve:
         """The least p95 of any batch of at least so many items; measured curves need not rise everywhere."""
         for n in range(self.hard_limit - 1, -1, -1):
             self.least_s[n] = min(self.p95_s[n], self.least_s[n + 1])
-        self.preferred = self.hard_limit if self.is_fixed else preferred_batch(self.mean_s, overhead_s)
+        self.preferred = self.hard_limit if self.is_fixed else preferred_batch(self.mean_s, BATCH_COST_S)
 
 
 def preferred_batch(mean_s: list[float], overhead_s: float) -> int:
-    """The smallest batch that nearly reaches the best throughput, with the cost of one hop counted in.
+    """The smallest batch that nearly reaches the best throughput, with the cost of the batch itself counted in.
 
     `mean_s[n]` is the mean latency of n items; index 0 is not used.
     """

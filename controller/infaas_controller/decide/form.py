@@ -49,8 +49,10 @@ class Limits:
 
     start_s: float
     overhead_s: float
-    correction: Callable[[int], float]
-    """What is being observed over what the profile says, by batch size."""
+    usual: Callable[[int], float]
+    """What is being observed over the profile's mean, by batch size."""
+    promised: Callable[[int], float]
+    """The same for the p95."""
     max_queries: int | None = None
     """1 for a query that runs alone because it may have killed its instance."""
     drops_late: bool = True
@@ -87,7 +89,7 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
             expired.append(entry)
             continue
         if not batch:
-            finish = begin + curve.mean_s[entry.items] * limits.correction(entry.items)
+            finish = begin + curve.mean_s[entry.items] * limits.usual(entry.items)
             if limits.drops_late and finish > entry.deadline:
                 late.append(entry)
                 continue
@@ -96,7 +98,7 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
             if (
                 grown > curve.preferred
                 or len(batch) == limits.max_queries
-                or begin + curve.p95_s[grown] * limits.correction(grown) > min(tightest, entry.deadline)
+                or begin + curve.p95_s[grown] * limits.promised(grown) > min(tightest, entry.deadline)
             ):
                 left = entry
                 break

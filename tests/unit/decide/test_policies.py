@@ -9,7 +9,8 @@ from infaas_controller.decide.candidates import Admissions
 from infaas_controller.decide.policies.infaas import InfaasPolicy, VariantMode, step_mode
 from infaas_controller.decide.policies.slo import SloPolicy
 from infaas_controller.decide.select import select
-from infaas_controller.ledger import Ledger, VariantLoad
+from infaas_controller.ledger import Ledger
+from infaas_controller.observed import VariantLoad
 from infaas_controller.policies import installed_policies
 
 from infaas.domain.query import Choice, Code, Objective, Query, Refusal

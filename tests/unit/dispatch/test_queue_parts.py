@@ -11,6 +11,7 @@ from infaas_controller.decide.curve import Curve, preferred_batch
 from infaas_controller.decide.form import AGEING_S, Limits, aged_rank, form, turn
 from infaas_controller.ledger import Ledger
 from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
+from infaas_controller.observed import PRIOR_WEIGHT, WINDOW, Recent
 from infaas_controller.quarantine import Quarantine, RetryBudget
 from infaas_controller.wire import encode_batch
 
@@ -36,11 +37,11 @@ class Head:
 
 
 def limits(start_s: float = 0.0, correction: float = 1.0, **given: object) -> Limits:
-    return Limits(start_s, 0.0, lambda _: correction, **given)  # type: ignore[arg-type]
+    return Limits(start_s, 0.0, lambda _: correction, lambda _: correction, **given)  # type: ignore[arg-type]
 
 
-MEMORY_BOUND = Curve(a_variant("m", p95_ms=10, per_item_ms=0.1), 0.0)
-CPU_BOUND = Curve(a_variant("c", p95_ms=10, per_item_ms=10), 0.0)
+MEMORY_BOUND = Curve(a_variant("m", p95_ms=10, per_item_ms=0.1))
+CPU_BOUND = Curve(a_variant("c", p95_ms=10, per_item_ms=10))
 
 
 def test_a_batch_grows_only_where_it_pays() -> None:
@@ -102,7 +103,7 @@ def test_formed_batches_keep_limit_order_and_account_for_every_query_seen(
 def test_the_preferred_batch_counts_the_cost_of_the_hop() -> None:
     linear = [0.0, *(0.001 * n for n in range(1, 33))]
     assert preferred_batch(linear, 0.0) == 1
-    assert preferred_batch(linear, 0.001) > 8
+    assert preferred_batch(linear, 0.001) > 6
 
 
 # -- wire
@@ -150,7 +151,7 @@ def a_ledger(cores: int = 2, state: InstanceState = InstanceState.READY) -> Ledg
 def wait_s(ledger: Ledger, instance: str, rank: int = 1) -> float:
     """Beyond what an idle instance takes."""
     lane = ledger.lanes[instance]  # type: ignore[index]
-    return ledger.predict(lane, rank, 1, NOW) - NOW - 0.010 - lane.worker.hop_s
+    return ledger.predict(lane, rank, 1, NOW) - NOW - 0.010 - lane.worker.hop.at(NOW)
 
 
 def test_promised_work_of_the_same_or_higher_priority_is_waited_for() -> None:
@@ -188,15 +189,49 @@ def test_what_is_left_of_a_load_is_waited_for() -> None:
     assert wait_s(a_ledger(state=InstanceState.LOADING), "i1") == pytest.approx(0.1)
 
 
-def test_observed_latency_corrects_the_profile_slowly_and_within_bounds() -> None:
+def test_a_promise_follows_what_most_runs_stay_within_and_not_one_odd_run() -> None:
     ledger = a_ledger()
     lane = ledger.lanes["i1"]  # type: ignore[index]
-    ledger.observed_run(lane, 1, 0.0184)
-    assert 1.0 < ledger.correction(lane.variant, 1) < 1.1
-    for _ in range(500):
-        ledger.observed_run(lane, 1, 100.0)
-    assert ledger.correction(lane.variant, 1) == pytest.approx(4.0)
-    assert ledger.correction(lane.variant, 8) == 1.0
+    assert lane.curve is not None
+    ledger.seen.ran(lane.curve, 1, 0.030, NOW)
+    assert ledger.seen.promised(lane.variant, 1, NOW) == 1.0
+    for _ in range(4):
+        ledger.seen.ran(lane.curve, 1, 0.030, NOW)
+    assert ledger.seen.promised(lane.variant, 1, NOW) == pytest.approx(3.0)
+    assert ledger.predict(lane, 1, 1, NOW) == pytest.approx(NOW + 0.030 + lane.worker.hop.at(NOW))
+    assert 1.0 < ledger.seen.usual(lane.variant, 1, NOW) < 2.0, "the work ahead is reckoned with a mean"
+    assert ledger.seen.promised(lane.variant, 8, NOW) == 1.0, "other sizes are other runs"
+
+
+def test_what_was_learnt_is_bounded_and_ages_back_to_the_profile_while_nothing_runs() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    assert lane.curve is not None
+    for _ in range(200):
+        ledger.seen.ran(lane.curve, 1, 100.0, NOW)
+    assert ledger.seen.promised(lane.variant, 1, NOW + 1) == pytest.approx(4.0)
+    assert ledger.seen.promised(lane.variant, 1, NOW + 7) == pytest.approx(2.5)
+    assert ledger.seen.promised(lane.variant, 1, NOW + 100) == pytest.approx(1.0, abs=1e-4)
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=200), st.floats(0, 1))
+def test_a_window_knows_the_quantiles_of_its_last_values(values: list[float], share: float) -> None:
+    recent = Recent(5.0)
+    for value in values:
+        recent.add(value)
+    last = sorted([*[5.0] * PRIOR_WEIGHT, *values][-WINDOW:])
+    assert recent.quantile(share) == last[int(share * (len(last) - 1))]
+
+
+def test_what_the_way_to_a_worker_costs_is_remembered_when_its_stream_is_lost() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    for _ in range(50):
+        lane.worker.hop.add(0.003, NOW)
+    record, view = lane.worker.record, a_view(workers=[lane.worker.record])
+    ledger.worker_lost(record.id)
+    ledger.sync(view, NOW)
+    assert ledger.decks[record.id].hop.at(NOW) == pytest.approx(0.003)
 
 
 def test_batches_of_other_controllers_are_counted_from_the_workers_report_for_a_while() -> None:

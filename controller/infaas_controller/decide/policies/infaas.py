@@ -20,7 +20,7 @@ from infaas_controller.decide.options import Looked, Option, Situation
 from infaas_controller.decide.policies.base import Bind, Refuse, Verdict
 from infaas_controller.decide.refuse import refuse
 from infaas_controller.lanes import Lane
-from infaas_controller.ledger import VariantLoad
+from infaas_controller.observed import VariantLoad
 
 PERIOD_S = 1.0
 """States are stepped each second."""

@@ -1,0 +1,54 @@
+"""What the engine wants to be woken for: deadlines, batches that hang, loads that were never reported."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Container
+from enum import Enum
+
+from infaas_controller.lanes import Lane
+
+_TIDY_ABOVE = 1_000
+
+
+class Due(Enum):
+    """Why a timer is set, which says what it is set for: a query's number, a batch's number, an instance."""
+
+    DEADLINE = 0
+    OVERDUE = 1
+    UNREPORTED = 2
+
+
+class Timers:
+    """Knows queries and batches by number only, so that one that has ended is not kept by its timer."""
+
+    def __init__(self, queries: Container[int], batches: Container[int]) -> None:
+        """The containers are those of what has not ended; timers of the rest are stale."""
+        self._of = {Due.DEADLINE: queries, Due.OVERDUE: batches}
+        self._heap: list[tuple[float, int, Due, int | Lane]] = []
+        self._numbers = itertools.count()
+        self._tidy_above = _TIDY_ABOVE
+
+    def set(self, when: float, due: Due, what: int | Lane) -> None:
+        heapq.heappush(self._heap, (when, next(self._numbers), due, what))
+        if len(self._heap) > self._tidy_above:
+            self._heap = [timer for timer in self._heap if not self._is_stale(timer[2], timer[3])]
+            heapq.heapify(self._heap)
+            self._tidy_above = max(_TIDY_ABOVE, 4 * len(self._heap))
+
+    def pop(self, now: float) -> tuple[Due, int | Lane] | None:
+        """One that has rung, if there is any."""
+        while self._heap and self._heap[0][0] <= now:
+            _, _, due, what = heapq.heappop(self._heap)
+            if not self._is_stale(due, what):
+                return due, what
+        return None
+
+    def next_due(self) -> float | None:
+        while self._heap and self._is_stale(self._heap[0][2], self._heap[0][3]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def _is_stale(self, due: Due, what: int | Lane) -> bool:
+        return not isinstance(what, Lane) and what not in self._of[due]
