@@ -44,6 +44,9 @@ class ControllerSettings(_Section):
     http_port: int = Field(8000, ge=0, le=65535, description="REST; 0 picks a free port")
     grpc_port: int = Field(8001, ge=0, le=65535)
     metrics_port: int = Field(8002, ge=0, le=65535)
+    advertise: str | None = Field(
+        None, description="URL at which other controllers reach this one's REST; empty: made from host and port"
+    )
     policy: str = Field("slo", description="Selection policy, by entry point in the group infaas.policies")
     accuracy_confidence: Literal["point", "lower95"] = Field(
         "point", description="What an accuracy floor is held against"

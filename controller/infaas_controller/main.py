@@ -12,13 +12,16 @@ import os
 import random
 import signal
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
+from fastapi import FastAPI
 
 from infaas.aio.supervise import Supervisor
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
+from infaas.domain.cluster import ControllerRecord
 from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.errors import UnavailableError
@@ -37,6 +40,7 @@ from infaas_controller.api.http import create_app
 from infaas_controller.dispatch import Dispatcher
 from infaas_controller.journal import Journal
 from infaas_controller.listeners import HttpListener, bind
+from infaas_controller.peers import Peers, own_url
 from infaas_controller.policies import installed_policies
 from infaas_controller.register.registrar import Registrar
 from infaas_controller.workers import WorkerLinks
@@ -66,61 +70,24 @@ class Controller:
 
     async def run(self) -> None:
         """Until told to stop. Raises TaskCrashedError when a part that should live for ever did not."""
-        settings, clock = self._settings, self._clock
-        own = settings.controller
+        settings, own = self._settings, self._settings.controller
         _on_stop_signal(self._stop)
         rest_socket = bind(own.host, own.http_port, "controller.http_port")
         metrics_socket = bind(own.host, own.metrics_port, "controller.metrics_port")
-        store = RedisStore(settings.redis_url)
         catalog = await asyncio.to_thread(Catalog.open, settings.database_url)
-        keeper = ViewKeeper(store, clock)
-        links = WorkerLinks(
-            keeper,
-            clock,
-            controller=self._id,
-            draw=random.random,
-            lost_after_s=own.worker_lost_after_s,
-            token=settings.token(),
-        )
-        dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=self._id)
-        leadership = Leadership(store, _LEADERSHIP, self._id, _LEASE_TTL_S, clock)
-        registrar = Registrar(
-            catalog,
-            store,
-            open_repository(settings.repository_url),
-            dispatcher,
-            settings,
-            clock,
-            lease=lambda: leadership.lease,
-        )
-        journal = Journal(catalog, sample=own.journal_sample)
-        metrics = Metrics(lambda: live_figures(dispatcher, links, keeper, leadership))
-        dispatcher.on_decision(metrics.observe_decision)
-        dispatcher.observe_with(metrics)
-        dispatcher.on_decision(journal.record)
-        app = create_app(
-            dispatcher,
-            settings,
-            [admin_router(registrar, dispatcher, links, journal)],
-            metrics,
-            dispatcher.decision,
-            clock=clock,
-        )
-        rest = HttpListener(app, rest_socket, drain_timeout_s=own.drain_timeout_s)
-        exposition = exposition_app(metrics.registry, Authenticator(settings.token()).check)
+        http_port = int(rest_socket.getsockname()[1])
+        record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
+        parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog)
+        rest = HttpListener(parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s)
+        exposition = exposition_app(parts.metrics.registry, Authenticator(settings.token()).check)
         scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0)
-        grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock)
-
         supervisor = Supervisor("controller")
-        supervisor.spawn("view", keeper.run(), stage=1)
-        supervisor.spawn("leadership", leadership.run(), stage=1, is_eternal=False)  # returns once stopped
-        dispatcher.start()
-        supervisor.spawn("registrar-results", registrar.run_results())
-        supervisor.spawn("registrar-refill", registrar.run_refill())
-        supervisor.spawn("journal", journal.run())
-        grpc_port = await grpc_server.start()
-        supervisor.spawn("rest", rest.run(), stage=1, is_eternal=False)
-        supervisor.spawn("metrics", scrape.run(), stage=1, is_eternal=False)
+        _spawn_loops(supervisor, parts)
+        grpc_port = await parts.grpc_server.start()
+        listeners = {
+            supervisor.spawn("rest", rest.run(), stage=1, is_eternal=False),
+            supervisor.spawn("metrics", scrape.run(), stage=1, is_eternal=False),
+        }
         announcement = announce(settings.state_dir, own.host, rest.port, grpc_port, scrape.port)
         _log.info("controller listens", controller=self._id, http=rest.port, grpc=grpc_port, metrics=scrape.port)
 
@@ -129,16 +96,18 @@ class Controller:
         try:
             await asyncio.wait({crash, asked}, return_when=asyncio.FIRST_COMPLETED)
             announcement.unlink(missing_ok=True)
-            await self._drain(dispatcher, grpc_server)
+            await self._drain(parts.dispatcher, parts.grpc_server)
         finally:
             rest.stop()
             scrape.stop()
-            await grpc_server.stop(_LISTENER_GRACE_S)
-            await self._write_rest_of(journal)
-            await leadership.stop()
+            await parts.grpc_server.stop(_LISTENER_GRACE_S)
+            await asyncio.wait(listeners, timeout=_LISTENER_GRACE_S)  # answers that are on their way get out
+            await self._write_rest_of(parts.journal)
+            await parts.peers.withdraw()
+            await parts.leadership.stop()
             await supervisor.stop()
-            await dispatcher.close()
-            await store.close()
+            await parts.dispatcher.close()
+            await parts.store.close()
             await asyncio.to_thread(catalog.close)
             asked.cancel()
         _log.info("controller stopped", controller=self._id)
@@ -158,6 +127,57 @@ class Controller:
             await journal.drain()
         except UnavailableError as error:
             _log.warning("decisions were not journaled", waiting=len(journal), reason=error.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a controller is made of, wired up and not yet running."""
+
+    store: RedisStore
+    keeper: ViewKeeper
+    dispatcher: Dispatcher
+    leadership: Leadership
+    registrar: Registrar
+    journal: Journal
+    peers: Peers
+    metrics: Metrics
+    rest_app: FastAPI
+    grpc_server: GrpcServer
+
+
+def build_parts(
+    settings: Settings, clock: Clock, record: ControllerRecord, store: RedisStore, catalog: Catalog
+) -> Parts:
+    """Raises SettingsError for a repository, policy or token that cannot be had."""
+    own, token = settings.controller, settings.token()
+    keeper = ViewKeeper(store, clock)
+    links = WorkerLinks(
+        keeper, clock, controller=record.id, draw=random.random, lost_after_s=own.worker_lost_after_s, token=token
+    )
+    dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id)
+    leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)
+    repository = open_repository(settings.repository_url)
+    registrar = Registrar(catalog, store, repository, dispatcher, settings, clock, lease=lambda: leadership.lease)
+    journal = Journal(catalog, sample=own.journal_sample)
+    peers = Peers(store, record, token)
+    metrics = Metrics(lambda: live_figures(dispatcher, links, keeper, leadership))
+    dispatcher.on_decision(metrics.observe_decision)
+    dispatcher.observe_with(metrics)
+    dispatcher.on_decision(journal.record)
+    admin = admin_router(registrar, dispatcher, links, journal, peers.decision)
+    app = create_app(dispatcher, settings, [admin], metrics, dispatcher.decision, clock=clock)
+    grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock)
+    return Parts(store, keeper, dispatcher, leadership, registrar, journal, peers, metrics, app, grpc_server)
+
+
+def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
+    supervisor.spawn("view", parts.keeper.run(), stage=1)
+    supervisor.spawn("leadership", parts.leadership.run(), stage=1, is_eternal=False)  # returns once stopped
+    parts.dispatcher.start()
+    supervisor.spawn("registrar-results", parts.registrar.run_results())
+    supervisor.spawn("registrar-refill", parts.registrar.run_refill())
+    supervisor.spawn("journal", parts.journal.run())
+    supervisor.spawn("peers", parts.peers.run())
 
 
 def announce(state_dir: Path, host: str, http_port: int, grpc_port: int, metrics_port: int) -> Path:

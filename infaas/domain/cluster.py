@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from infaas.domain.ids import InstanceId, ModelName, TaskName, VariantName, WorkerId
+from infaas.domain.ids import ControllerId, InstanceId, ModelName, TaskName, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.query import Level
 from infaas.domain.task import Model, Task
@@ -48,6 +48,15 @@ class WorkerRecord:
     started_at: float = 0.0
     instances: Mapping[InstanceId, InstanceRecord] = field(default_factory=dict)
     version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerRecord:
+    """How controllers find each other; the store forgets it soon after its controller is gone."""
+
+    id: ControllerId
+    url: str
+    """Where its REST is reached from the other controllers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class Kind(StrEnum):
     BUILD = "build"
     PROGRESS = "progress"
     RESULT = "result"
+    CONTROLLER = "controller"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Query
@@ -32,14 +32,24 @@ class Workers(Protocol):
         """Raises NotFoundError, UnavailableError."""
 
 
-def admin_router(registrar: Registrar, service: QueryService, workers: Workers, journal: Journal) -> APIRouter:
+AskOthers = Callable[[str], Awaitable[Decision | None]]
+"""Asks the other controllers for a decision by its key."""
+
+
+def admin_router(
+    registrar: Registrar,
+    service: QueryService,
+    workers: Workers,
+    journal: Journal,
+    ask_others: AskOthers | None = None,
+) -> APIRouter:
     """Every route under `/v1`. Errors leave as `infaas.errors`; the HTTP edge turns them into answers."""
     router = APIRouter(prefix="/v1")
     router.include_router(tasks_router(registrar))
     router.include_router(models_router(registrar, registrar.settings))
     router.include_router(variants_router(registrar))
     router.include_router(_workers_router(workers))
-    router.include_router(_decisions_router(service, journal))
+    router.include_router(_decisions_router(service, journal, ask_others))
     return router
 
 
@@ -73,7 +83,7 @@ def _workers_router(workers: Workers) -> APIRouter:
     return router
 
 
-def _decisions_router(service: QueryService, journal: Journal) -> APIRouter:
+def _decisions_router(service: QueryService, journal: Journal, ask_others: AskOthers | None) -> APIRouter:
     router = APIRouter(prefix="/decisions", tags=["decisions"])
 
     @router.get("", summary="The newest decisions", responses=errors())
@@ -88,9 +98,14 @@ def _decisions_router(service: QueryService, journal: Journal) -> APIRouter:
         return DecisionList(tuple(newest[:limit]))
 
     @router.get("/{key}", summary="Explain a query", responses=errors(404))
-    async def explain(key: str) -> Decision:
-        """By decision id or request id: from memory, or from the journal once memory has forgotten."""
-        decision = service.decision(key) or await journal.find(key)
+    async def explain(
+        key: str, here: Annotated[bool, Query(description="Ask no other controller")] = False
+    ) -> Decision:
+        """By decision id or request id: from memory, from the controller that made it, or from the journal."""
+        decision = service.decision(key)
+        if decision is None and ask_others is not None and not here:
+            decision = await ask_others(key)
+        decision = decision or await journal.find(key)
         if decision is None:
             raise NotFoundError(
                 f"no decision {key!r} is kept: refusals and a sample of answers are journaled, others are forgotten"

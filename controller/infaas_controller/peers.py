@@ -1,0 +1,109 @@
+"""The other controllers: how they find each other, and asking them for a decision that only they remember.
+
+Decisions are kept in the memory of the controller that made them, and their ids name it. Nothing on the query path
+comes here; a store that is away costs this and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import NoReturn
+from urllib.parse import quote
+
+from infaas.aio.every import every
+from infaas.domain.cluster import ControllerRecord
+from infaas.domain.ids import ControllerId
+from infaas.domain.query import Decision
+from infaas.errors import InfaasError, UnavailableError
+from infaas.observe.log import get_logger
+from infaas.rpc.codec import decode, encode
+from infaas.store.base import Kind, MetadataStore
+
+HEARTBEAT_S = 5.0
+TTL_S = 3 * HEARTBEAT_S
+ASK_WITHIN_S = 2.0
+_WILDCARDS = ("0.0.0.0", "::", "[::]", "")
+_log = get_logger(__name__)
+
+
+def own_url(advertise: str | None, host: str, port: int) -> str:
+    """What others dial: as advertised, else the bound address, or this machine's name where all were bound."""
+    if advertise:
+        return advertise.rstrip("/")
+    name = socket.gethostname() if host in _WILDCARDS else host
+    return f"http://[{name}]:{port}" if ":" in name and not name.startswith("[") else f"http://{name}:{port}"
+
+
+def maker_of(decision_id: str) -> ControllerId | None:
+    """The controller that a decision id names (`d-<controller>-<pid>-<n>`); None for a request id."""
+    head, _, number = decision_id.rpartition("-")
+    controller, _, process = head.removeprefix("d-").rpartition("-")
+    is_ours = decision_id.startswith("d-") and bool(controller and process) and number.isdigit()
+    return ControllerId(controller) if is_ours else None
+
+
+class Peers:
+    """`run` keeps this controller's record alive; `decision` asks others. Belongs to one event loop."""
+
+    def __init__(self, store: MetadataStore, own: ControllerRecord, token: str | None) -> None:
+        self._store = store
+        self._own = own
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._is_written = False
+
+    async def run(self) -> NoReturn:
+        await every(HEARTBEAT_S, self.announce, name="peers")
+
+    async def announce(self) -> None:
+        """Raises UnavailableError."""
+        if self._is_written and await self._store.touch(Kind.CONTROLLER, self._own.id, ttl_s=TTL_S):
+            return
+        await self._store.put(Kind.CONTROLLER, self._own.id, encode(self._own), ttl_s=TTL_S)
+        self._is_written = True
+
+    async def withdraw(self) -> None:
+        """Take the record back; without a store it expires by itself."""
+        try:
+            await self._store.delete(Kind.CONTROLLER, self._own.id)
+        except UnavailableError as error:
+            _log.warning("record not withdrawn; it expires", reason=error.text)
+
+    async def decision(self, key: str) -> Decision | None:
+        """Of a decision id: from the controller that it names. Of a request id: from whoever knows it.
+
+        None when nobody who can be asked does; who cannot is logged.
+        """
+        maker = maker_of(key)
+        if maker == self._own.id:
+            return None
+        try:
+            others = await self._others()
+        except UnavailableError as error:
+            _log.warning("other controllers are not known", reason=error.text)
+            return None
+        asked = [other for other in others if maker in (None, other.id)]
+        found = await asyncio.gather(*(self._ask(other, key) for other in asked))
+        return next((decision for decision in found if decision is not None), None)
+
+    async def _others(self) -> Sequence[ControllerRecord]:
+        records = (await self._store.list((Kind.CONTROLLER,))).records
+        return [decode(record.value, ControllerRecord) for record in records if record.key != self._own.id]
+
+    async def _ask(self, other: ControllerRecord, key: str) -> Decision | None:
+        import httpx  # here, because a lone controller never needs it
+
+        url = f"{other.url}/v1/decisions/{quote(key, safe='')}"
+        try:
+            # What is ours must not go through a proxy that the environment names.
+            async with httpx.AsyncClient(timeout=ASK_WITHIN_S, trust_env=False) as client:
+                answer = await client.get(url, params={"here": "true"}, headers=self._headers)
+            if answer.status_code == httpx.codes.OK:
+                return decode(answer.content, Decision)
+            reason = None if answer.status_code == httpx.codes.NOT_FOUND else f"HTTP {answer.status_code}"
+        except (httpx.HTTPError, InfaasError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason is not None:
+            _log.warning("another controller was asked in vain", controller=other.id, url=other.url, reason=reason)
+        return None
