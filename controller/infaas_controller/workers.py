@@ -19,6 +19,7 @@ from infaas.clock import Clock
 from infaas.control import WorkerDocument, WorkerInstanceDocument
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.lifecycle import WorkerState
 from infaas.errors import InfaasError, NotFoundError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
@@ -35,6 +36,7 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 CONTROL_TIMEOUT_S = 5.0
+SHOWN_WITHIN_S = 2.0
 _log = get_logger(__name__)
 
 
@@ -241,12 +243,34 @@ class WorkerLinks:
         )
 
     async def drain(self, worker: WorkerId, reason: str = "asked by a user") -> None:
-        """Raises NotFoundError for a worker that is not known, UnavailableError for one that does not answer."""
+        """Returns once the view shows it. Raises NotFoundError for a worker that is not known, UnavailableError for one
+        that does not answer."""
         await self._control(worker, lambda stub: stub.Drain(pb.DrainRequest(reason=reason), **self._call_options()))
+        await self._shown(worker, is_draining=True)
 
     async def resume(self, worker: WorkerId) -> None:
         """Raises as `drain` does."""
         await self._control(worker, lambda stub: stub.Resume(pb.ResumeRequest(), **self._call_options()))
+        await self._shown(worker, is_draining=False)
+
+    async def _shown(self, worker: WorkerId, *, is_draining: bool) -> None:
+        """Wait until the worker's report is in the view. A late one is no error: the worker has agreed already."""
+        seen = asyncio.Event()
+
+        def look(_old: ClusterView, new: ClusterView) -> None:
+            record = new.workers.get(worker)
+            if record is None or (record.state is WorkerState.DRAINING) is is_draining:
+                seen.set()
+
+        unsubscribe = self.view_source.subscribe(look)
+        try:
+            look(self.view_source.view, self.view_source.view)
+            async with asyncio.timeout(SHOWN_WITHIN_S):
+                await seen.wait()
+        except TimeoutError:
+            _log.warning("a worker's new state was not reported yet", worker=worker, within_s=SHOWN_WITHIN_S)
+        finally:
+            unsubscribe()
 
     def _call_options(self) -> dict[str, Any]:
         return {"timeout": CONTROL_TIMEOUT_S, "metadata": self.metadata}

@@ -301,9 +301,10 @@ async def test_draining_a_worker_over_its_control_calls_takes_it_out_and_resumin
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
         await c.links.drain("w1")
-        await c.until(lambda: c.keeper.view.workers["w1"].state is WorkerState.DRAINING)
+        assert c.keeper.view.workers["w1"].state is WorkerState.DRAINING
         assert (await failure(c.dispatcher.submit(c.query(inputs=image(1))))).code is Code.NO_WORKER
         await c.links.resume("w1")
+        assert c.keeper.view.workers["w1"].state is WorkerState.READY
         await c.until_ready(worker)
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(1)))) == 1
 
