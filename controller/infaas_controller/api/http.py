@@ -174,6 +174,8 @@ def _framework_text(exception: HTTPException, scope: Scope) -> str:
 
 def _problem(found: dict[str, Any]) -> str:
     """One finding of the framework's validation: where, what, and the offending value unless it is long."""
+    if found["type"] == "json_invalid":
+        return f"the body is not JSON: {found.get('ctx', {}).get('error', 'malformed')} at character {found['loc'][-1]}"
     where = ".".join(str(part) for part in found["loc"])
     shown = repr(found.get("input"))
     return f"{where}: {found['msg']}" + (f" (got {shown})" if len(shown) <= 80 else "")

@@ -90,27 +90,6 @@ def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
     async def unregister(model: Name, request: Request) -> ModelDocument:
         return await registrar.unregister(model, actor=actor_of(request))
 
-    @router.get("/{model}/versions", summary="List a model's versions", responses=errors(404))
-    async def versions(model: Name) -> VersionList:
-        return VersionList((await registrar.describe_model(model)).versions)
-
-    @router.get("/{model}/versions/{version}", summary="Describe a version", responses=errors(404))
-    async def version(model: Name, version: Number) -> VersionDocument:
-        return await registrar.describe_version(model, version)
-
-    @router.get(
-        "/{model}/versions/{version}/build",
-        summary="Follow a build",
-        response_model=BuildDocument,
-        responses=errors(404) | _EVENTS,
-    )
-    async def build(model: Name, version: Number, request: Request) -> Any:
-        document = await registrar.build(model, version)
-        if "text/event-stream" not in request.headers.get("accept", ""):
-            return document
-        events = _events(registrar, model, version)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
     @router.post(
         "/{model}/rollback",
         summary="Have another version serve",
@@ -131,7 +110,33 @@ def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
     async def variants(model: Name) -> VariantList:
         return VariantList(tuple(await registrar.list_variants(model=model)))
 
+    _add_versions(router, registrar)
     return router
+
+
+def _add_versions(router: APIRouter, registrar: Registrar) -> None:
+    """Versions and their builds."""
+
+    @router.get("/{model}/versions", summary="List a model's versions", responses=errors(404))
+    async def versions(model: Name) -> VersionList:
+        return VersionList((await registrar.describe_model(model)).versions)
+
+    @router.get("/{model}/versions/{version}", summary="Describe a version", responses=errors(404))
+    async def version(model: Name, version: Number) -> VersionDocument:
+        return await registrar.describe_version(model, version)
+
+    @router.get(
+        "/{model}/versions/{version}/build",
+        summary="Follow a build",
+        response_model=BuildDocument,
+        responses=errors(404) | _EVENTS,
+    )
+    async def build(model: Name, version: Number, request: Request) -> Any:
+        document = await registrar.build(model, version)
+        if "text/event-stream" not in request.headers.get("accept", ""):
+            return document
+        events = _events(registrar, model, version)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 async def _events(registrar: Registrar, model: str, version: int) -> AsyncIterator[bytes]:
