@@ -6,7 +6,6 @@ The tests share one system and leave it whole. The supervisor starts a killed pr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -30,9 +29,9 @@ MODEL = "digits-mlp"
 
 
 @pytest.fixture(scope="module")
-def system(fresh_module_system: System) -> Iterator[System]:
+def system(fresh_module_system: System) -> System:
     fresh_module_system.register(member(MODEL))
-    yield fresh_module_system
+    return fresh_module_system
 
 
 def build_of(system: System, name: str) -> BuildDocument:
@@ -128,6 +127,7 @@ def test_queries_go_on_while_redis_is_gone_and_it_comes_back(system: System, sca
         traffic.wait_for_more(50)
         system.wait_restarted(before)
         traffic.wait_for_more(50)
+
         # The control plane is whole again when something new can be registered and serves.
         def register() -> bool:
             try:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -90,10 +89,10 @@ def _ended(state: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def system(fresh_module_system: System) -> Iterator[System]:
+def system(fresh_module_system: System) -> System:
     """With the task, so that every registration meets the same rules."""
     fresh_module_system.register(member("digits-centroid"))
-    yield fresh_module_system
+    return fresh_module_system
 
 
 @pytest.mark.parametrize(
