@@ -17,7 +17,8 @@ from typing import NamedTuple
 from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import Candidate, Decision, Requirements
-from infaas_controller.decide.select import Selected, candidates
+from infaas_controller.decide.account import candidates
+from infaas_controller.decide.select import Selected
 from infaas_controller.ports import Outcome
 from infaas_controller.queues import Ticket
 
@@ -65,7 +66,7 @@ class Decisions:
         self, ticket: Ticket, outcome: Outcome, code: str, reason: str, policy: str, trace: Trace | None
     ) -> Decision:
         """Keep what became of a query; `code` is `answered` or an error's slug."""
-        query, choice, admission = ticket.query, ticket.choice, ticket.admission
+        query, admission = ticket.query, ticket.admission
         is_answer = code == "answered"
         decision = Decision(
             id=outcome.decision_id,
@@ -82,7 +83,7 @@ class Decisions:
             worker=outcome.worker,
             instance=outcome.instance,
             floor=admission.floor if admission else None,
-            predicted_ms=choice.predicted_s * 1e3 if choice else None,
+            predicted_ms=_predicted_ms(ticket),
             observed_ms=outcome.total_s * 1e3 if is_answer else None,
             queue_ms=outcome.queue_s * 1e3 if ticket.attempts else None,
             batch=ticket.batch_items or None,
@@ -141,6 +142,13 @@ def plain_requirements(wanted: Requirements) -> dict[str, object]:
         "policy": wanted.policy,
     }
     return {name: value for name, value in shown.items() if value is not None}
+
+
+def _predicted_ms(ticket: Ticket) -> float | None:
+    """From the query's arrival, as what is observed is; the last choice counts when it was chosen again."""
+    if ticket.choice is None:
+        return None
+    return (ticket.selected_at - ticket.query.arrived_at + ticket.choice.predicted_s) * 1e3
 
 
 def _whole(kept: _Kept) -> Decision:

@@ -125,7 +125,7 @@ def show_decision(decision: Decision) -> None:
         return
     candidates = Table("", "CANDIDATE", ">PREDICTED MS", ">ACCURACY", ">USD/1K", "LOADED", "REASON")
     # The chosen one first, then what could have been chosen, then the rest in the order it was looked at.
-    order = {"chosen": 0, "eligible": 1}
+    order = {"chosen": 0, "eligible": 1, "admitted": 1}
     for one in sorted(decision.candidates, key=lambda c: order.get(c.reason.split(":")[0].split(" ")[0], 2)):
         declared = " declared" if one.accuracy_source == "declared" else ""
         is_chosen = one.variant == decision.variant
@@ -135,7 +135,7 @@ def show_decision(decision: Decision) -> None:
             number(None if one.predicted_s is None else 1000 * one.predicted_s),
             percent(one.accuracy) + declared,
             number(one.cost_usd_per_1k),
-            "yes" if one.is_loaded else "no",
+            {True: "yes", False: "no", None: "-"}[one.is_loaded],
             one.reason,
             style="bold" if is_chosen else None,
         )

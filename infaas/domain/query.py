@@ -120,7 +120,8 @@ class Candidate:
     accuracy_source: str | None = None
     cost_usd_per_1k: float | None = None
     worker: WorkerId | None = None
-    is_loaded: bool = False
+    is_loaded: bool | None = None
+    """None: it did not come to that question."""
 
 
 @dataclass(frozen=True, slots=True)

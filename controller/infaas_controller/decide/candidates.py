@@ -6,7 +6,7 @@ requirements, so that its results are kept until the catalogue changes and a bus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from infaas.domain.cluster import ClusterView
@@ -14,7 +14,6 @@ from infaas.domain.ids import ModelName, TaskName, VariantName
 from infaas.domain.query import (
     DEFAULT_FLOOR_MARGIN,
     AccuracyConfidence,
-    Candidate,
     Code,
     Level,
     Objective,
@@ -23,7 +22,6 @@ from infaas.domain.query import (
     Requirements,
 )
 from infaas.domain.task import ModelState
-from infaas.domain.tensor import Tensor, TensorSpec
 from infaas.domain.variant import AccuracySource, Profile, Variant, VariantState
 
 _CACHE_LIMIT = 20_000
@@ -202,99 +200,6 @@ def cost_of(variant: Variant) -> float:
 def best_latency_s(variant: Variant, items: int) -> float:
     """p95 of the batch that these items alone would be."""
     return variant.profile.latency_s(items) if variant.profile is not None else float("inf")
-
-
-def candidate_of(variant: Variant, reason: str, predicted_s: float | None = None) -> Candidate:
-    profile = variant.profile
-    accuracy = profile.accuracy if profile else None
-    return Candidate(
-        variant=variant.name,
-        reason=reason,
-        predicted_s=predicted_s,
-        accuracy=accuracy.value if accuracy else None,
-        accuracy_low=accuracy.low if accuracy else None,
-        accuracy_source=accuracy.source.value if accuracy else None,
-        cost_usd_per_1k=profile.cost_usd_per_1k if profile else None,
-    )
-
-
-def check_inputs(
-    inputs: Sequence[Tensor],
-    specs: Sequence[TensorSpec],
-    requested: Sequence[str] = (),
-    outputs: Sequence[TensorSpec] = (),
-) -> list[str]:
-    """Every problem of a query's tensors and requested outputs, in words that say what would be right; none: empty.
-
-    BYTES tensors are checked for their framing (a length before each element), the others for their size.
-    """
-    problems: list[str] = []
-    wanted = {spec.name: spec for spec in specs}
-    seen: set[str] = set()
-    items: set[int] = set()
-    for tensor in inputs:
-        spec = wanted.get(tensor.name)
-        if spec is None:
-            problems.append(f"unknown input {tensor.name!r}; the inputs are {', '.join(map(repr, wanted))}")
-            continue
-        if tensor.name in seen:
-            problems.append(f"input {tensor.name!r} is given twice")
-            continue
-        seen.add(tensor.name)
-        problem = _tensor_problem(tensor, spec)
-        if problem:
-            problems.append(problem)
-        else:
-            items.add(tensor.items)
-    problems += [
-        f"missing input {name!r} ({spec.datatype}, shape {list(spec.shape)})"
-        for name, spec in wanted.items()
-        if name not in seen
-    ]
-    if len(items) > 1:
-        problems.append(f"inputs disagree on the number of items (first dimension): {sorted(items)}")
-    known = {spec.name for spec in outputs}
-    for index, name in enumerate(requested):
-        if name not in known:
-            problems.append(f"unknown output {name!r}; the outputs are {', '.join(repr(s.name) for s in outputs)}")
-        elif name in requested[:index]:
-            problems.append(f"output {name!r} is requested twice")
-    return problems
-
-
-def _tensor_problem(tensor: Tensor, spec: TensorSpec) -> str | None:
-    if tensor.datatype is not spec.datatype:
-        return f"input {tensor.name!r} has datatype {tensor.datatype}; it must be {spec.datatype}"
-    if not spec.admits(tensor.shape):
-        return f"input {tensor.name!r} has shape {list(tensor.shape)}; it must be {list(spec.shape)} (-1 is any size)"
-    if any(size < 1 for size in tensor.shape):
-        return f"input {tensor.name!r} has shape {list(tensor.shape)}; every dimension must be at least 1"
-    count = 1
-    for size in tensor.shape:
-        count *= size
-    if spec.datatype.itemsize:
-        need = count * spec.datatype.itemsize
-        if len(tensor.data) != need:
-            return (
-                f"input {tensor.name!r} has {len(tensor.data)} bytes; shape {list(tensor.shape)} of "
-                f"{tensor.datatype} needs {need}"
-            )
-        return None
-    return _bytes_problem(tensor, count)
-
-
-def _bytes_problem(tensor: Tensor, count: int) -> str | None:
-    view = memoryview(tensor.data)
-    position, found = 0, 0
-    while position < len(view) and found <= count:
-        end = position + 4
-        if end > len(view):
-            return f"input {tensor.name!r} is cut off inside the length of BYTES element {found}"
-        position = end + int.from_bytes(view[position:end], "little")
-        found += 1
-    if position != len(view) or found != count:
-        return f"input {tensor.name!r} does not hold exactly {count} BYTES elements, each after its uint32 length"
-    return None
 
 
 def _named(

@@ -1,61 +1,16 @@
-"""Admission and input checks on small catalogues."""
+"""Admission on small catalogues."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from infaas_controller.decide.candidates import Admissions, admit, check_inputs, default_floor
+from infaas_controller.decide.candidates import Admissions, admit, default_floor
 
 from infaas.domain.query import AccuracyConfidence, Code
 from infaas.domain.task import ModelState
-from infaas.domain.tensor import Datatype, Tensor, TensorSpec
 from infaas.domain.variant import AccuracySource
 from infaas.testing.builders import a_model, a_query, a_variant, a_view, an_accuracy
-
-SPECS = (TensorSpec("image", Datatype.FP32, (-1, 4)), TensorSpec("text", Datatype.BYTES, (-1,)))
-OUTPUTS = (TensorSpec("label", Datatype.INT64, (-1,)),)
-
-
-def image(shape: tuple[int, ...] = (1, 4), datatype: Datatype = Datatype.FP32, size: int = 16) -> Tensor:
-    return Tensor("image", datatype, shape, bytes(size))
-
-
-def text(*parts: bytes) -> Tensor:
-    return Tensor("text", Datatype.BYTES, (len(parts),), b"".join(len(p).to_bytes(4, "little") + p for p in parts))
-
-
-def test_fitting_inputs_have_no_problems() -> None:
-    assert check_inputs([text(b"a"), image()], SPECS, ["label"], OUTPUTS) == []
-
-
-@pytest.mark.parametrize(
-    ("inputs", "problem"),
-    [
-        ([image()], "missing input 'text'"),
-        ([image(), text(b"a"), image()], "given twice"),
-        ([image(), text(b"a"), Tensor("x", Datatype.FP32, (1,), bytes(4))], "unknown input 'x'"),
-        ([image(datatype=Datatype.INT32), text(b"a")], "must be FP32"),
-        ([image(shape=(1, 5)), text(b"a")], "must be [-1, 4]"),
-        ([image(shape=(0, 4), size=0), text(b"a")], "at least 1"),
-        ([image(size=15), text(b"a")], "needs 16"),
-        ([image(), text(b"a", b"b")], "disagree"),
-        ([image(), Tensor("text", Datatype.BYTES, (2,), text(b"a").data)], "exactly 2 BYTES"),
-        ([image(), Tensor("text", Datatype.BYTES, (1,), b"\x09\0\0\0ab")], "exactly 1 BYTES"),
-        ([image(), Tensor("text", Datatype.BYTES, (1,), b"\x09\0")], "cut off"),
-    ],
-)
-def test_each_bad_input_is_named_with_what_would_be_right(inputs: list[Tensor], problem: str) -> None:
-    found = check_inputs(inputs, SPECS)
-    assert len(found) == 1
-    assert problem in found[0]
-
-
-def test_all_problems_are_reported_at_once() -> None:
-    found = check_inputs([image(size=3)], SPECS, ["nope", "label", "label"], OUTPUTS)
-    assert [words in line for words, line in zip(["needs 16", "missing", "'nope'", "twice"], found, strict=True)] == [
-        True
-    ] * 4
 
 
 def test_the_current_version_serves_unless_another_is_asked_for() -> None:
