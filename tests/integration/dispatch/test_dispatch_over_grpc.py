@@ -69,7 +69,7 @@ async def test_an_answer_says_who_served_it_and_its_decision_can_be_explained(cl
         reasons = {candidate.variant: candidate.reason for candidate in decision.candidates}
         assert reasons["cheap"] == "chosen"
         assert "below the floor" in reasons["poor"]
-        assert "not compared" in reasons["dear"]
+        assert "more than the chosen" in reasons["dear"]
         assert c.dispatcher.stats()["cheap"].inference_count == 1
 
 
