@@ -19,6 +19,10 @@ from infaas.domain.task import Task
 from infaas.errors import ConflictError, NotFoundError, PreconditionError
 from infaas.rpc.codec import decode, encode
 
+_UNREGISTERED = "unregistered"
+_UNREGISTERED_OPEN = "unregistered before its build was over"
+"""Tells a version that came to some of its variants only from one that has them all."""
+
 
 class RegistryRecords(CatalogBase):
     """Part of `Catalog`."""
@@ -139,9 +143,12 @@ class RegistryRecords(CatalogBase):
                 raise NotFoundError(f"there is no model {model!r}")
             if row.retired_at is not None:
                 return False
-            where = sa.and_(versions.c.model == model, versions.c.state != BuildState.RETIRED.value)
-            change = {"state": BuildState.RETIRED.value, "reason": "unregistered", "updated_at": at}
-            connection.execute(sa.update(versions).where(where).values(change))
+            of_model = versions.c.model == model
+            is_open = versions.c.state.in_([BuildState.RECEIVED.value, BuildState.BUILDING.value])
+            is_over = versions.c.state.in_([BuildState.READY.value, BuildState.FAILED.value])
+            for where, reason in ((is_open, _UNREGISTERED_OPEN), (is_over, _UNREGISTERED)):
+                change = {"state": BuildState.RETIRED.value, "reason": reason, "updated_at": at}
+                connection.execute(sa.update(versions).where(of_model, where).values(change))
             _set_model(connection, model, current=None, wanted=None, reason="", retired_at=at)
             note(connection, at, actor, "model.unregister", model)
             return True
@@ -190,17 +197,19 @@ def _ensure_task(connection: Connection, new: Registration, at: float, actor: st
 
 
 def _revive(connection: Connection, known: VersionRow, new: Registration, at: float, actor: str) -> VersionRow:
-    """A failed version is tried again with the new data; a retired one comes back, built again if it was never done."""
+    """A failed version is tried again with the new data; a retired one comes back, and is built to its end if it was
+    not."""
     if known.state in (BuildState.RETIRED, BuildState.FAILED):
         undone = sa.and_(recipe_results.c.version_id == known.id, recipe_results.c.variant.is_(None))
         connection.execute(sa.delete(recipe_results).where(undone))
     if known.state is BuildState.RETIRED:
         has_variants = connection.scalar(sa.select(variants.c.name).where(variants.c.version_id == known.id).limit(1))
-        after = BuildState.READY if has_variants is not None else BuildState.RECEIVED
+        is_whole = has_variants is not None and known.reason != _UNREGISTERED_OPEN
+        after = BuildState.READY if is_whole else BuildState.RECEIVED
         _move(connection, known.id, BuildState.RETIRED, after, "", at)
         if after is BuildState.READY:
             _set_model(connection, known.model, wanted=known.number, reason="")
-        else:
+        elif has_variants is None:  # else what is there was scored on the old data, and the rest must be too
             connection.execute(sa.update(versions).where(versions.c.id == known.id).values(_upload_values(new)))
         note(connection, at, actor, "version.revive", known.id)
     elif known.state is BuildState.FAILED:

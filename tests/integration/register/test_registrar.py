@@ -325,6 +325,31 @@ async def test_unregistering_leaves_the_view_then_drains_and_the_file_revives_it
     assert await house.record(Kind.VARIANT, "net.v1.fp32") is not None
 
 
+async def test_what_was_unregistered_in_the_middle_of_its_build_is_built_to_its_end_when_it_comes_back(
+    house: House, register: Register
+) -> None:
+    await register()
+    await house.turn()
+    await house.build(1, "fp32")
+    await house.store.delete(Kind.RESULT, "net@1/*")
+    await house.turn()
+    assert (await house.registrar.describe_version("net", 1)).variants == ("net.v1.fp32",)
+    await house.registrar.unregister("net")
+    await house.turn()
+    assert await house.record(Kind.BUILD, "net@1") is None
+    again = await register()
+    assert (again.version, again.state) == (1, "RECEIVED")
+    await house.turn()
+    assert decode(await house.record(Kind.BUILD, "net@1") or b"", BuildOrder).done == ("fp32",)
+    await house.build(1, "int8")
+    for _ in range(3):
+        await house.turn()
+    assert (await house.registrar.describe_version("net", 1)).variants == ("net.v1.fp32", "net.v1.int8")
+    model = await house.model()
+    assert model is not None
+    assert model.current == 1
+
+
 async def test_a_disabled_variant_is_published_as_such_and_drains(house: House, register: Register) -> None:
     await serve(house, register)
     document = await house.registrar.disable_variant("net.v1.fp32", "too slow")
