@@ -1,6 +1,6 @@
 """Random situations for the brute-force comparison: a view, a loaded ledger, the same as plain tables for the oracle.
 
-`compare` runs the real selection against the oracle over any catalogue; the coordinator of a release runs it over the
+`compare` runs the real selection against the oracle over any catalogue; a release check runs it over the
 demo's, dumped to JSON (see `test_brute_force`).
 """
 
