@@ -18,6 +18,7 @@ from pathlib import Path
 import uvloop
 from fastapi import FastAPI
 
+from infaas.aio import garbage
 from infaas.aio.supervise import Supervisor
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
@@ -82,7 +83,9 @@ class Controller:
         exposition = exposition_app(parts.metrics.registry, Authenticator(settings.token()).check)
         scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0)
         supervisor = Supervisor("controller")
+        garbage.settle()
         _spawn_loops(supervisor, parts)
+        supervisor.spawn("garbage", garbage.collect_between(lambda: not parts.dispatcher.in_flight(), self._clock))
         grpc_port = await parts.grpc_server.start()
         listeners = {
             supervisor.spawn("rest", rest.run(), stage=1, is_eternal=False),

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 import infaas
+from infaas.aio import garbage
 from infaas.aio.every import every
 from infaas.aio.supervise import Supervisor
 from infaas.clock import Clock, SystemClock
@@ -145,6 +146,8 @@ class Worker:
         supervisor = Supervisor("worker")
         supervisor.spawn("heartbeat", _heartbeat(instances, publisher, settings.worker.heartbeat_s))
         supervisor.spawn("registration", registration.run())
+        garbage.settle()
+        supervisor.spawn("garbage", garbage.collect_between(lambda: not instances.serving.has_batches, self._clock))
         _log.info(
             "worker ready",
             worker=place.record.id,
