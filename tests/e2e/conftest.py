@@ -23,6 +23,14 @@ def scans() -> Scans:
 
 
 @pytest.fixture
+def quick_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Up, empty, and content with few measurements: for a test that everybody runs all the time."""
+    settings = {"INFAAS_GENERATOR__PROFILE_BUDGET_S": "0.05", "INFAAS_GENERATOR__MAX_BATCH_SIZE": "4"}
+    with running(tmp_path_factory.mktemp("e2e"), settings) as system:
+        yield system
+
+
+@pytest.fixture
 def fresh_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Up, and empty."""
     with running(tmp_path_factory.mktemp("e2e")) as system:

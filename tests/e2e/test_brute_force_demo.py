@@ -19,7 +19,7 @@ from infaas.rpc.codec import decode, to_plain
 from infaas.store.base import Kind, Record
 from infaas.store.redis import RedisStore
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 COMPARISON = Path(__file__).parents[1] / "unit" / "decide" / "test_brute_force.py"
 TEST = "test_a_dumped_catalogue_is_decided_as_the_written_rules_say"
 

@@ -20,7 +20,7 @@ from infaas.control import VariantDocument
 from infaas.demo import family
 from infaas.domain.query import Code
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 LOOSE_MS = 20_000.0
 BEST_MARGIN = 0.02
 
@@ -304,7 +304,7 @@ def _stated(requirements: dict[str, object]) -> dict[str, object]:
 def test_a_batch_of_16_is_answered_row_by_row(
     client: Client, variants: dict[str, VariantDocument], scans: Scans
 ) -> None:
-    best = max(accuracy(v) for v in variants.values())
+    best = max(accuracy(v) for v in variants.values() if v.max_batch_size >= 16)
     asked = Requirements(slo_accuracy_min=best)
     whole = client.infer(TASK, scans.rows(0, 16), asked).outputs[family.OUTPUT]
     assert whole.shape == (16, family.CLASSES)

@@ -8,8 +8,8 @@ from running_system import SIMPLE_TASK, System, member
 from infaas.demo import family
 
 
-def test_up_register_infer_explain_and_down(fresh_system: System) -> None:
-    system = fresh_system
+def test_up_register_infer_explain_and_down(quick_system: System) -> None:
+    system = quick_system
     digits, simple = system.register(member("digits-mlp"), "--detach"), system.register_simple("--detach")
     assert "digits-mlp version 1" in digits
     assert "Created task simple" in simple
