@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from infaas_controller.register.options import RegistrationOptions, Upload
+from infaas_controller.register.registrar import Registrar
 from onnx import TensorProto, helper, numpy_helper
 
-MakeModel = Callable[..., Path]
-MakeData = Callable[..., Path]
+from infaas.catalog.catalog import Catalog
+from infaas.clock import SystemClock
+from infaas.control import RegistrationDocument
+from infaas.domain.ids import fresh_id
+from infaas.repository.local import LocalRepository
+from infaas.settings import Settings
+from infaas.store.redis import RedisStore
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from registrar_house import Fleet, House, MakeData, MakeModel, Register
 
 
 def build_model(
@@ -72,3 +84,27 @@ def data_file(tmp_path: Path) -> MakeData:
         return path
 
     return make
+
+
+@pytest.fixture
+async def house(tmp_path: Path, redis_store: RedisStore) -> AsyncIterator[House]:
+    settings = Settings(state_dir=tmp_path / "state")
+    catalog = Catalog.open(settings.database_url)
+    repository = LocalRepository(tmp_path / "artifacts")
+    fleet = Fleet()
+    registrar = Registrar(catalog, redis_store, repository, fleet, settings, SystemClock())
+    yield House(registrar, catalog, redis_store, fleet, settings, repository)
+    catalog.close()
+
+
+@pytest.fixture
+def register(house: House, model_file: MakeModel, data_file: MakeData) -> Register:
+    async def do(scale: float = 1.0, **options: Any) -> RegistrationDocument:
+        # Each upload has files of its own, as each client's has: writing over one that is being read would be another.
+        mark = fresh_id("upload")
+        upload = Upload(model_file(f"{mark}.onnx", scale=scale), "net.onnx", data_file(f"{mark}.npz"))
+        key = options.pop("key", None)
+        said = RegistrationOptions(**{"task": "digits", "name": "net", **options})
+        return await house.registrar.register(upload, said, idempotency_key=key)
+
+    return do
