@@ -48,8 +48,8 @@ def own_system(*, budget_s: float) -> Iterator[Client]:
         shutil.rmtree(state_dir)
 
 
-def register(client: Client, models: Sequence[str]) -> None:
-    """Register models of the demo's family and wait until all of them serve."""
+def register(client: Client, models: Sequence[str], suffix: str = "") -> None:
+    """Register models of the demo's family, under names that end in `suffix`, and wait until all of them serve."""
     chosen = [model for model in family.FAMILY if model.name in models]
     if missing := set(models) - {model.name for model in chosen}:
         raise SystemExit(f"not in the demo's family: {', '.join(sorted(missing))}")
@@ -58,11 +58,11 @@ def register(client: Client, models: Sequence[str]) -> None:
         made = client.register(
             family.path(model.file),
             task=TASK,
-            name=model.name,
+            name=model.name + suffix,
             evaluation=family.path(family.EVAL_FILE),
             renames=model.renames,
         )
-        versions[model.name] = made.version
+        versions[model.name + suffix] = made.version
     deadline = time.monotonic() + BUILT_WITHIN_S
     for name, version in versions.items():
         while (state := client.version(name, version).state) != "READY":

@@ -11,24 +11,19 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
-from infaas.domain.ids import InstanceId, VariantName, WorkerId
-from infaas.domain.query import AccuracyConfidence, Choice, Code, Query, Refusal
-from infaas.domain.variant import Variant
+from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.query import AccuracyConfidence, Code, Query
 from infaas.errors import InfaasError
-from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
-from infaas_controller.decide.candidates import Admissions
+from infaas_controller.commands import BatchResult, SendBatch
 from infaas_controller.decide.form import turn
 from infaas_controller.decide.policies.base import Policy
-from infaas_controller.decide.select import select_traced
 from infaas_controller.filling import Filling
 from infaas_controller.lanes import Lane
-from infaas_controller.ledger import Ledger
+from infaas_controller.placing import Placing, Sent
 from infaas_controller.quarantine import Quarantine, RetryBudget
-from infaas_controller.queues import Queues, Ticket, TicketState
-from infaas_controller.timers import Due, Timers
+from infaas_controller.queues import Ticket, TicketState
+from infaas_controller.timers import Due
 
-REPORT_WITHIN_S = 10.0
-"""A requested instance that its worker has not reported this long after it should be ready is given up."""
 OVERDUE_FACTOR = 3.0
 """A batch that takes this much longer than expected makes the queries promised to its instance be looked at again."""
 OVERDUE_LEAST_S = 0.05
@@ -43,17 +38,7 @@ STEPS_PER_FLUSH = 512
 """Batches sent and late queries chosen again in one turn of the loop."""
 
 
-class _Sent:
-    __slots__ = ("is_started", "lane", "sent_at", "tickets")
-
-    def __init__(self, lane: Lane, tickets: tuple[Ticket, ...], sent_at: float) -> None:
-        self.lane = lane
-        self.tickets = tickets
-        self.sent_at = sent_at
-        self.is_started = False
-
-
-class Engine:
+class Engine(Placing):
     """Single-threaded. Every method that may cause effects appends to `commands`, which the caller takes."""
 
     def __init__(
@@ -68,24 +53,18 @@ class Engine:
         needs_streams: bool = False,
     ) -> None:
         """`policies` gives a policy by name, raising InfaasError for an unknown one."""
-        self._policies = policies
-        self._default_policy = default_policy
-        self._max_queue_items = max_queue_items
-        self._draw = draw
-        self._fresh_instance = fresh_instance
-        self.ledger = Ledger(needs_streams=needs_streams)
-        self.queues = Queues(self.ledger)
-        self.view = ClusterView()
-        self.commands: list[Command] = []
-        self._admissions = Admissions(confidence)
+        super().__init__(
+            policies,
+            default_policy,
+            max_queue_items=max_queue_items,
+            draw=draw,
+            fresh_instance=fresh_instance,
+            confidence=confidence,
+            needs_streams=needs_streams,
+        )
         self._tickets = itertools.count(1)
         self._batch_numbers = itertools.count(1)
-        self._sent: dict[int, _Sent] = {}
-        self._dirty: dict[InstanceId, Lane] = {}
         self._steps_left = STEPS_PER_FLUSH
-        self._open: dict[int, Ticket] = {}
-        """Queries that have not ended. Timers know them by number, so that an ended one is not kept by them."""
-        self._timers = Timers(self._open, self._sent)
         self._filling = Filling(self.ledger, self.queues)
         self._quarantine = Quarantine()
         self._budget = RetryBudget()
@@ -192,13 +171,6 @@ class Engine:
         """When `expire` wants to be called, on the controller's clock."""
         return self._timers.next_due()
 
-    def load(self, variant: Variant, worker: WorkerId, now: float) -> Lane:
-        """Load on demand: the lane counts as LOADING from now on."""
-        lane = self.ledger.load_requested(self._fresh_instance(), variant, worker, now)
-        self.commands.append(LoadOn(worker, lane.id, variant))
-        self._timers.set(lane.ready_at + REPORT_WITHIN_S, Due.UNREPORTED, lane)
-        return lane
-
     def load_unsent(self, instance: InstanceId, now: float) -> None:
         """The stream would not take the order to load."""
         lane = self.ledger.load_abandoned(instance)
@@ -223,86 +195,6 @@ class Engine:
     def live(self) -> int:
         """Queries that have not ended."""
         return len(self._open)
-
-    # -- choosing ----------------------------------------------------------------------------------------------------
-
-    def _choose(self, ticket: Ticket, now: float, *, is_arrival: bool = False, may_refuse: bool = True) -> bool:
-        """Select and reserve. False: refused, and with `may_refuse` also ended."""
-        query = ticket.query
-        ticket.policy = query.requirements.policy or self._default_policy
-        admission = self._admissions.of(query, self.view)
-        try:
-            policy = self._policies(ticket.policy)
-        except InfaasError as error:
-            self._end(ticket, error)
-            return False
-        selected = select_traced(query, admission, self.ledger, policy, now, self._draw(), ticket.excluded)
-        if isinstance(selected.outcome, Refusal) and not may_refuse:
-            return False
-        ticket.admission, ticket.selected, ticket.selected_at = admission, selected, now
-        ticket.task = admission.task or ""
-        if isinstance(selected.outcome, Refusal):
-            self._refuse(ticket, selected.outcome, now)
-            return False
-        if is_arrival and not self._has_room(ticket, now):
-            return False
-        if ticket.eligibility is not None:
-            self.queues.remove(ticket)
-        self._place(ticket, selected.outcome, now)
-        return True
-
-    def _place(self, ticket: Ticket, choice: Choice, now: float) -> None:
-        ticket.choice = choice
-        if choice.load is not None:
-            self._warm(choice.load, now)
-        if choice.instance is None:
-            lane = self.load(self.view.variants[choice.variant], choice.worker, now)
-        else:
-            lane = self.ledger.lanes[choice.instance]
-        ticket.is_cold = ticket.is_cold or not lane.is_ready
-        self.queues.add(
-            ticket,
-            lane,
-            is_bound=choice.is_bound,
-            is_fallback=choice.fallback is not None,
-            is_alone=ticket.deaths > 0,
-        )
-        self._dirty[lane.id] = lane
-
-    def _has_room(self, ticket: Ticket, now: float) -> bool:
-        """Keep the task's queue within its bound; a higher priority pushes out lower ones."""
-        over = self.queues.items(ticket.task) + ticket.items - self._max_queue_items
-        if over <= 0:
-            return True
-        victims = self.queues.victims(ticket.task, ticket.rank, over)
-        if not victims:
-            text = (
-                f"{self.queues.items(ticket.task)} items wait for {ticket.task!r}, the limit is {self._max_queue_items}"
-            )
-            self._end(ticket, InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=1.0))
-            return False
-        for victim in victims:
-            text = f"pushed out by a {ticket.query.requirements.priority.value} query; the queue is full"
-            self._end(victim, InfaasError(text, code=Code.EVICTED, is_retryable=True, retry_after_s=1.0))
-        return True
-
-    def _refuse(self, ticket: Ticket, refusal: Refusal, now: float) -> None:
-        if refusal.load is not None:
-            self._warm(refusal.load, now)
-        self._end(
-            ticket,
-            InfaasError(
-                refusal.reason,
-                code=refusal.code,
-                is_retryable=refusal.retry_after_s is not None,
-                retry_after_s=refusal.retry_after_s,
-            ),
-        )
-
-    def _warm(self, what: tuple[VariantName, WorkerId], now: float) -> None:
-        variant = self.view.variants.get(what[0])
-        if variant is not None and what[1] in self.ledger.decks:
-            self.load(variant, what[1], now)
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
@@ -336,7 +228,7 @@ class Engine:
             ticket.batch, ticket.batch_items, ticket.lane = number, items, lane
             ticket.attempts += 1
         together = tuple(tickets)
-        self._sent[number] = _Sent(lane, together, now)
+        self._sent[number] = Sent(lane, together, now)
         was_idle = not lane.flights
         flight = self.ledger.sent(lane, number, items, now)
         if was_idle:
@@ -372,7 +264,7 @@ class Engine:
         for ticket in self.queues.promised_to(lane):
             self._choose(ticket, now)
 
-    def _batch_failed(self, sent: _Sent, result: BatchResult, now: float) -> None:
+    def _batch_failed(self, sent: Sent, result: BatchResult, now: float) -> None:
         """What a worker refused before it ran is staged work. What raised while running is the model's own error: each
         query of such a batch is then tried alone once, so that one bad input does not fail its neighbours. Any other
         end of a run is taken for the death of its instance."""
@@ -440,31 +332,8 @@ class Engine:
             self.ledger.load_failed(lane.variant, lane.worker.id, "the worker never reported the instance", now)
             self._lane_lost(abandoned, now)
 
-    # -- ends --------------------------------------------------------------------------------------------------------
-
-    def _still(self, sent: _Sent, batch: int) -> list[Ticket]:
+    def _still(self, sent: Sent, batch: int) -> list[Ticket]:
         return [t for t in sent.tickets if t.state is TicketState.SENT and t.batch == batch]
-
-    def _fail(self, ticket: Ticket, code: Code, text: str) -> None:
-        self._end(ticket, InfaasError(text, code=code))
-
-    def _end(self, ticket: Ticket, error: InfaasError) -> None:
-        """End without an answer, wherever the ticket is; what is staged of it is taken back."""
-        if ticket.state is TicketState.FINISHED:
-            return
-        if ticket.eligibility is not None:
-            lane = ticket.lane
-            self.queues.remove(ticket)
-            if lane is not None:
-                self._dirty[lane.id] = lane
-        elif ticket.state is TicketState.SENT and ticket.batch in self._sent and ticket.lane is not None:
-            self.commands.append(CancelStaged(ticket.lane.worker.id, ticket.batch, (ticket.number,)))
-        self._finish(ticket, error, None)
-
-    def _finish(self, ticket: Ticket, error: InfaasError | None, result: BatchResult | None) -> None:
-        ticket.state = TicketState.FINISHED
-        del self._open[ticket.number]
-        self.commands.append(Finish(ticket, error, result))
 
 
 def _code(slug: str) -> Code:
