@@ -368,7 +368,7 @@ def test_more_than_a_variant_can_do_in_time_is_shed_with_a_time_to_come_back(
 
     def ask(number: int) -> QueryError | None:
         try:
-            client.infer(slowest.name, scans.rows(number, min(4, slowest.max_batch_size)), asked)
+            client.infer(slowest.name, scans.rows(number), asked)
         except QueryError as error:
             return error
         return None
