@@ -227,11 +227,12 @@ def _standing_problem(variant: Variant) -> str:
 
 
 def _batch_problem(variant: Variant, items: int) -> str:
-    if variant.fixed_batch is not None and items != variant.fixed_batch:
-        return f"{items} items, it takes exactly {variant.fixed_batch}"
-    if items > variant.max_batch_size:
-        return f"{items} items, it takes at most {variant.max_batch_size}"
-    return ""
+    is_taken = items == variant.fixed_batch if variant.fixed_batch is not None else items <= variant.max_batch_size
+    return "" if is_taken else f"{items} items, it takes {_batch_limit(variant)}"
+
+
+def _batch_limit(variant: Variant) -> str:
+    return f"at most {variant.max_batch_size}" if variant.fixed_batch is None else f"exactly {variant.fixed_batch}"
 
 
 def _cap_problem(variant: Variant, cap: float | None) -> str:
@@ -305,6 +306,20 @@ def _why_none(
         shape = "exactly" if all(v.fixed_batch for v in servable) else "at most"
         return Refusal(
             Code.INVALID, f"{items} items in one query; the variants of {handle!r} take {shape} {sizes[-1]}: split it"
+        )
+    split = [
+        variant
+        for variant in servable
+        if _batch_problem(variant, items)
+        and not _cap_problem(variant, cap)
+        and not floor_problem(variant, floor, confidence)
+    ]
+    if split:
+        widest = max(split, key=lambda v: (v.fixed_batch or v.max_batch_size, v.name))
+        return Refusal(
+            Code.SLO_UNSATISFIABLE,
+            f"batch: {items} items in one query; what meets the accuracy floor {floor:.4f} takes fewer: "
+            f"{widest.name} takes {_batch_limit(widest)}: split it",
         )
     if within_cap:
         nearest = max(within_cap, key=lambda v: (_score(v, confidence), v.name))

@@ -82,3 +82,14 @@ def test_admissions_are_kept_over_worker_changes_and_forgotten_with_the_catalogu
     renewed = replace(view, variants=dict(view.variants))
     assert admissions.of(a_query(), renewed) is not first
     assert admissions.of(a_query(), renewed).key != first.key
+
+
+def test_a_floor_that_only_smaller_batches_reach_names_the_batch_as_the_bound() -> None:
+    view = a_view(variants=[a_variant("best", accuracy=0.99, max_batch=8), a_variant("wide", accuracy=0.9)])
+    wanted = a_query(accuracy_min=0.95).requirements
+    refusal = admit("digits", None, 16, wanted, view).refusal
+    assert refusal is not None
+    assert refusal.code is Code.SLO_UNSATISFIABLE
+    assert refusal.reason == (
+        "batch: 16 items in one query; what meets the accuracy floor 0.9500 takes fewer: best takes at most 8: split it"
+    )
