@@ -82,11 +82,11 @@ class Controller:
         rest = HttpListener(parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s)
         exposition = exposition_app(parts.metrics.registry, Authenticator(settings.token()).check)
         scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0)
+        grpc_port = await parts.grpc_server.start()  # before any lease is taken: a port that is taken ends it here
         supervisor = Supervisor("controller")
         garbage.settle()
         _spawn_loops(supervisor, parts)
         supervisor.spawn("garbage", garbage.collect_between(lambda: not parts.dispatcher.in_flight(), self._clock))
-        grpc_port = await parts.grpc_server.start()
         listeners = {
             supervisor.spawn("rest", rest.run(), stage=1, is_eternal=False),
             supervisor.spawn("metrics", scrape.run(), stage=1, is_eternal=False),
