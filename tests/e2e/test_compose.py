@@ -137,7 +137,9 @@ def test_a_model_outlives_its_controller_and_its_worker(cluster: Cluster, client
     wait_for(lambda: _is_connected(client, "worker-2"), "worker-1 to be gone")
     task, data = "integers", family.path(family.SIMPLE_EVAL_FILE)
     answered = json.loads(infaas(cluster, "infer", task, data, "-o", "json"))
-    assert (answered["model"], {one["name"] for one in answered["outputs"]}) == ("simple", {"OUTPUT0", "OUTPUT1"})
+    assert answered["model"] == task
+    assert answered["served"]["worker"] == "worker-2"
+    assert {one["name"] for one in answered["outputs"]} == {"OUTPUT0", "OUTPUT1"}
 
     cluster.engine.run("start", cluster.container("worker-1"))
     wait_for(lambda: _is_connected(client, "worker-1", "worker-2"), "worker-1 to be back")
