@@ -45,6 +45,8 @@ def run(name: str, environ: Mapping[str, str] | None = None) -> int:
         os.environ[variable] = "1"
     # Programs start children that replace themselves at once; gRPC's handlers for a plain fork break the pipes to them.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    # ONNX Runtime reports its use to its vendor and keeps an id in the home folder; a server of ours does neither.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     # From here until the component sets its own handlers, a stop during the imports is a clean end.
     signal.signal(signal.SIGTERM, _stop_early)
     if env.get(SUPERVISOR_PID):
