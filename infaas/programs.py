@@ -43,8 +43,6 @@ def run(name: str, environ: Mapping[str, str] | None = None) -> int:
     env = dict(os.environ) if environ is None else dict(environ)
     for variable in THREAD_POOLS:
         os.environ[variable] = "1"
-    # ONNX Runtime would leave a device id in the user's home and report from there to its maker, without being asked.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Programs start children that replace themselves at once; gRPC's handlers for a plain fork break the pipes to them.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     # ONNX Runtime reports its use to its vendor and keeps an id in the home folder; a server of ours does neither.
