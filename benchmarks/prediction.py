@@ -4,9 +4,10 @@
 
 Brings up a private system, registers models of the demo's family, and asks each of their variants by name: Poisson
 arrivals, open loop, at a share of what the variant could do, over one connection. Both latencies are the controller's
-own, from the arrival of the request's body to its answer, as its decisions record them. A prediction is a promise for
-the 95th percentile, so the 95th percentiles of both are compared: within 20 % or 0.5 ms. "kept" is the share of
-queries that were answered within what was predicted for them.
+own, from the arrival of the request's body to its answer, as its decisions record them. A prediction is itself a 95th
+percentile: what nineteen of twenty queries like this one will keep. So the usual (median) prediction is compared with the
+95th percentile of what was observed: within 20 % or 0.5 ms. "kept" is the share of queries that were answered within
+what was predicted for them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class Row:
     threads: int
     queries: int
     per_s: float
-    predicted_p50_ms: float
     observed_p50_ms: float
-    predicted_p95_ms: float
     observed_p95_ms: float
+    promised_ms: float
+    """The median prediction."""
+    promised_p95_ms: float
+    """How far predictions went while the machine was disturbed."""
     off_ms: float
     off_share: float
     kept: float
@@ -72,17 +75,17 @@ def measure(client: Client, variant: VariantDocument, seconds: float, load: floa
     found = [one for one in client.decisions(min(PAGE, count + 100)) if one.id in asked]
     predicted = np.array([one.predicted_ms for one in found], dtype=np.float64)
     observed = np.array([one.observed_ms for one in found], dtype=np.float64)
-    off_ms = float(np.quantile(predicted, 0.95) - np.quantile(observed, 0.95))
+    off_ms = float(np.median(predicted) - np.quantile(observed, 0.95))
     share = off_ms / float(np.quantile(observed, 0.95))
     return Row(
         variant=variant.name,
         threads=variant.threads,
         queries=len(found),
         per_s=per_s,
-        predicted_p50_ms=float(np.median(predicted)),
         observed_p50_ms=float(np.median(observed)),
-        predicted_p95_ms=float(np.quantile(predicted, 0.95)),
         observed_p95_ms=float(np.quantile(observed, 0.95)),
+        promised_ms=float(np.median(predicted)),
+        promised_p95_ms=float(np.quantile(predicted, 0.95)),
         off_ms=off_ms,
         off_share=share,
         kept=float(np.mean(observed <= predicted)),
@@ -103,12 +106,12 @@ def _load(caller: Caller, wanted: dict[str, str]) -> None:
 
 
 def show(rows: list[Row]) -> None:
-    print(f"{'variant':34} {'n':>5} {'/s':>5} | {'pred p50':>8} {'obs p50':>8} | ", end="")
-    print(f"{'pred p95':>8} {'obs p95':>8} {'off ms':>7} {'off':>6} {'kept':>6}")
+    print(f"{'variant':34} {'n':>5} {'/s':>5} | {'obs p50':>8} {'obs p95':>8} | ", end="")
+    print(f"{'promise':>8} {'(its p95)':>9} | {'off ms':>7} {'off':>6} {'kept':>6}")
     for row in rows:
         print(
-            f"{row.variant:34} {row.queries:5} {row.per_s:5.1f} | {row.predicted_p50_ms:8.3f} "
-            f"{row.observed_p50_ms:8.3f} | {row.predicted_p95_ms:8.3f} {row.observed_p95_ms:8.3f} {row.off_ms:+7.3f} "
+            f"{row.variant:34} {row.queries:5} {row.per_s:5.1f} | {row.observed_p50_ms:8.3f} "
+            f"{row.observed_p95_ms:8.3f} | {row.promised_ms:8.3f} {row.promised_p95_ms:9.3f} | {row.off_ms:+7.3f} "
             f"{row.off_share:+6.1%} {row.kept:6.1%} {'ok' if row.is_within else 'OFF'}"
         )
     print(f"{sum(row.is_within for row in rows)} of {len(rows)} within {WITHIN_SHARE:.0%} or {WITHIN_MS} ms at p95")
