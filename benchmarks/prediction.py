@@ -5,9 +5,9 @@
 Brings up a private system, registers models of the demo's family, and asks each of their variants by name: Poisson
 arrivals, open loop, at a share of what the variant could do, over one connection. Both latencies are the controller's
 own, from the arrival of the request's body to its answer, as its decisions record them. A prediction is itself a 95th
-percentile: what nineteen of twenty queries like this one will keep. So the usual (median) prediction is compared with the
-95th percentile of what was observed: within 20 % or 0.5 ms. "kept" is the share of queries that were answered within
-what was predicted for them.
+percentile: what nineteen of twenty queries like this one will keep. So the usual (median) prediction is compared with
+the 95th percentile of what was observed: within 20 % or 0.5 ms. "kept" is the share of queries that were answered
+within what was predicted for them.
 """
 
 from __future__ import annotations
