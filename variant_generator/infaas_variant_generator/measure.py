@@ -49,6 +49,8 @@ class Profiler:
         self._channel = channel
         self._notes: list[str] = []
         self._lent: tuple[int, ...] = ()
+        self._places: dict[int, int] = {}
+        """Of the threads of ONNX Runtime's pools: which of the lent cores each has."""
 
     def run(self) -> Measured:
         request = self._request
@@ -103,16 +105,32 @@ class Profiler:
             self._channel.send("release")
 
     def _pin(self, cores: tuple[int, ...]) -> None:
-        """All threads of this process, ONNX Runtime's too, to these cores; threads made later inherit it."""
+        """Each thread that runs the graph to a core of its own: left to the kernel, two threads of a pool sometimes
+        share one core for seconds, and then the profile is of another variant. Other threads may use all of them."""
         if not cores or cores == self._lent:
             return
         self._lent = cores
-        for thread in os.listdir("/proc/self/task"):
+        for name in os.listdir("/proc/self/task"):
+            thread = int(name)
+            place = 0 if thread == os.getpid() else self._places.get(thread)
+            own = cores if place is None else (cores[place % len(cores)],)
             try:
-                os.sched_setaffinity(int(thread), cores)
+                os.sched_setaffinity(thread, own)
+            except ProcessLookupError:
+                continue  # it ended in this moment
             except OSError as error:
                 self._note(f"could not be pinned to cores {list(cores)}: {error.strerror}")
                 return
+
+    def _open(self, threads: int) -> Any:
+        """A session whose pool's threads are pinned like this one: they are made here, and inherit its core."""
+        before = set(os.listdir("/proc/self/task"))
+        session = open_session(self._request.graph, threads)
+        made = sorted(int(name) for name in set(os.listdir("/proc/self/task")) - before)
+        self._places |= {thread: place for place, thread in enumerate(made, start=1)}
+        lent, self._lent = self._lent, ()
+        self._pin(lent)
+        return session
 
     def _note(self, text: str) -> None:
         if text not in self._notes:
@@ -126,7 +144,7 @@ class Profiler:
             _drop_from_cache(self._request.graph)
         with self._slice(LOAD_SLICE_S):
             begin = time.perf_counter()
-            runner = feed.with_session(open_session(self._request.graph, self._request.threads))
+            runner = feed.with_session(self._open(self._request.threads))
             runner.run(self._request.batches[0])
             return time.perf_counter() - begin, runner
 
@@ -170,7 +188,7 @@ class Profiler:
         """Look at ever larger batches on one thread until one runs long enough to be worth splitting."""
         request = self._request
         with self._slice():
-            runner = feed.with_session(open_session(request.graph, 1))
+            runner = feed.with_session(self._open(1))
         run_s = 0.0
         for batch in request.batches:
             with self._slice():
