@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from infaas.domain.ids import ControllerId, InstanceId, ModelName, TaskName, VariantName, WorkerId
-from infaas.domain.lifecycle import InstanceState, WorkerState
+from infaas.domain.lifecycle import Death, InstanceState, WorkerState
 from infaas.domain.query import Level
 from infaas.domain.task import Model, Task
-from infaas.domain.variant import Variant
+from infaas.domain.variant import Isolation, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class InstanceRecord:
     last_ok_at: float = 0.0
     """When a real inference last succeeded (SURFACE rule 9)."""
     reason: str = ""
+    isolation: Isolation = Isolation.THREAD
+    death: Death | None = None
+    """Of a FAILED one that took its process with it, or would not end. None: it failed in an orderly way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class WorkerRecord:
     started_at: float = 0.0
     instances: Mapping[InstanceId, InstanceRecord] = field(default_factory=dict)
     version: str = ""
+    reason: str = ""
+    """Why it is FAILED; on one that is READY, what ended its life before this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,21 @@ class InstanceState(StrEnum):
     GONE = "GONE"
 
 
+class Death(StrEnum):
+    """How an instance ended that did not end by itself: its process was lost, or it never answered."""
+
+    CRASHED = "crashed"
+    HUNG = "hung"
+
+
 class WorkerState(StrEnum):
+    """FAILED: something in its own process hangs that cannot be stopped; it takes nothing more, finishes the rest and
+    is replaced."""
+
     STARTING = "STARTING"
     READY = "READY"
     DRAINING = "DRAINING"
+    FAILED = "FAILED"
     GONE = "GONE"
 
 
@@ -35,8 +46,9 @@ INSTANCE_TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
 
 WORKER_TRANSITIONS: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.GONE}),
-    WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.GONE}),
-    WorkerState.DRAINING: frozenset({WorkerState.READY, WorkerState.GONE}),
+    WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.FAILED, WorkerState.GONE}),
+    WorkerState.DRAINING: frozenset({WorkerState.READY, WorkerState.FAILED, WorkerState.GONE}),
+    WorkerState.FAILED: frozenset({WorkerState.GONE}),
     WorkerState.GONE: frozenset(),
 }
 

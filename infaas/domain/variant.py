@@ -32,8 +32,16 @@ class Precision(StrEnum):
 
 
 class Isolation(StrEnum):
+    """Where an instance runs: in its worker's process, or in one of its own, whose end harms nothing else."""
+
     THREAD = "thread"
     PROCESS = "process"
+
+
+PROCESS_MEMORY_BYTES = 64 * 2**20
+"""What a process of its own takes beside the model: an interpreter, numpy and a runtime."""
+PROCESS_START_S = 0.5
+"""What starting it adds to loading, until more is known."""
 
 
 class AccuracySource(StrEnum):
@@ -147,8 +155,11 @@ class Variant:
     state: VariantState = VariantState.READY
     reason: str = ""
     isolation: Isolation = Isolation.THREAD
+    isolation_reason: str = ""
+    """Why it is isolated, when nobody asked for it: what it did in a worker's process."""
 
     @property
     def memory_bytes(self) -> int:
-        """What a worker sets aside for one instance."""
-        return self.profile.resident_memory_bytes if self.profile else 0
+        """What a worker sets aside for one instance; 0 while that is not measured."""
+        own = self.profile.resident_memory_bytes if self.profile else 0
+        return own + PROCESS_MEMORY_BYTES if own and self.isolation is Isolation.PROCESS else own

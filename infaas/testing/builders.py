@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from infaas.domain.cluster import ClusterView, InstanceRecord, WorkerRecord
 from infaas.domain.ids import Digest, InstanceId, ModelName, TaskName, VariantName, WorkerId
-from infaas.domain.lifecycle import InstanceState, WorkerState
+from infaas.domain.lifecycle import Death, InstanceState, WorkerState
 from infaas.domain.query import (
     HARD_LIMIT_S,
     AccuracyConfidence,
@@ -186,10 +186,13 @@ def an_instance(
     loaded_at: float = 1_750_000_000.0,
     last_ok_at: float = 1_750_000_000.0,
     reason: str = "",
+    isolation: Isolation = Isolation.THREAD,
+    death: Death | None = None,
 ) -> InstanceRecord:
     return InstanceRecord(
-        InstanceId(id), VariantName(variant), WorkerId(worker), state, slots, loaded_at, last_ok_at, reason
-    )
+        InstanceId(id), VariantName(variant), WorkerId(worker), state, slots, loaded_at, last_ok_at, reason,
+        isolation, death,
+    )  # fmt: skip
 
 
 def a_worker(

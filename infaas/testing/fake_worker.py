@@ -274,7 +274,7 @@ class FakeWorker:
     async def _load(self, order: pb.LoadInstance) -> None:
         variant = decode(order.variant, Variant)
         id = InstanceId(order.instance)
-        record = InstanceRecord(id, variant.name, self.id, InstanceState.LOADING)
+        record = InstanceRecord(id, variant.name, self.id, InstanceState.LOADING, isolation=variant.isolation)
         self.record = replace(self.record, instances={**self.record.instances, id: record})
         self._report()
         await asyncio.sleep(self.load_s)
