@@ -65,7 +65,7 @@ def fit_profile(
     measured: Measurement, *, threads: int, price_usd_per_core_hour: float, budget_s: float, measured_at: str, host: str
 ) -> Profile:
     """The profile, still without accuracy and without the samples' digest. Raises ValueError without samples."""
-    points = latency_points(measured.samples)
+    points = latency_points(measured.samples, threads)
     model = fit_latency(points)
     best = max(points, key=lambda point: point.batch / point.mean_s)
     return Profile(
@@ -94,14 +94,14 @@ def cost_usd_per_1k(point: LatencyPoint, threads: int, price_usd_per_core_hour: 
     return price_usd_per_core_hour / 3600.0 * threads * point.mean_s * 1000.0
 
 
-def latency_points(samples: Samples) -> tuple[LatencyPoint, ...]:
+def latency_points(samples: Samples, threads: int = 1) -> tuple[LatencyPoint, ...]:
     """One point per batch size, ascending. Raises ValueError when there are no samples."""
     if samples.batch.size == 0:
         raise ValueError("no samples to make a profile of")
     points = []
     for batch in np.unique(samples.batch):
         mask = samples.batch == batch
-        points.append(_point(int(batch), _groups(samples, mask)))
+        points.append(_point(int(batch), _groups(samples, mask), threads))
     return tuple(points)
 
 
@@ -163,12 +163,14 @@ def _is_full(group: Sequence[float]) -> bool:
     return len(group) >= GROUP_SAMPLES or sum(group) >= GROUP_S
 
 
-def _point(batch: int, groups: list[Floats]) -> LatencyPoint:
+def _point(batch: int, groups: list[Floats], threads: int) -> LatencyPoint:
     everything = np.concatenate(groups)
     typical = everything
     if len(groups) >= MIN_GROUPS:
         ranked = sorted(groups, key=lambda group: float(np.median(group)))
-        typical = np.concatenate(ranked[: (len(ranked) + 1) // 2])
+        half = (len(ranked) + 1) // 2
+        first = 0 if threads == 1 else (len(ranked) - half) // 2
+        typical = np.concatenate(ranked[first : first + half])
     p95, p99 = np.quantile(everything, (0.95, 0.99))
     return LatencyPoint(
         batch=batch,

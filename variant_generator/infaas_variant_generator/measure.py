@@ -63,7 +63,7 @@ class Profiler:
         feed = Runner.prepare(rows, request.inputs)
         if request.warmup_graph:
             open_session(request.warmup_graph, 1).run(None, {"x": np.zeros(1, dtype=np.float32)})
-        if request.threads > 1 and (reason := self._why_not_split(feed)):
+        if request.threads > 1 and not request.is_wanted and (reason := self._why_not_split(feed)):
             return Measured(reason, None, request.batches[-1], tuple(self._notes))
         memory = Memory.start()
         cold_s, runner = self._load(feed, is_cold=True)
@@ -200,15 +200,19 @@ class Profiler:
     # latency
 
     def _rounds(self, runner: Runner, batches: tuple[int, ...]) -> tuple[Samples, dict[int, rounds.Tally]]:
+        budget_s = self._request.budget_s
         tallies = {batch: rounds.Tally() for batch in batches}
         usual = dict.fromkeys(batches, 0.0)
         log: list[_Round] = []
+        smallest: list[tuple[float, float]] = []
+        """When, and the median: what tells whether the picture is steady where threads wait for each other."""
+        is_steady = self._request.threads == 1
         with _without_garbage_collection():
-            while not rounds.is_enough(tallies, self._request.budget_s):
+            while not rounds.is_enough(tallies, budget_s, is_steady=is_steady):
                 expected_s = 1.5 * usual[rounds.next_batch(tallies)]
                 with self._slice(expected_s):
                     until = time.perf_counter() + SLICE_S
-                    while time.perf_counter() < until and not rounds.is_enough(tallies, self._request.budget_s):
+                    while time.perf_counter() < until and not rounds.is_enough(tallies, budget_s, is_steady=is_steady):
                         batch = rounds.next_batch(tallies)
                         if log and usual[batch] > until - time.perf_counter() and usual[batch] < SLICE_S:
                             break
@@ -218,7 +222,11 @@ class Profiler:
                         tallies[batch] = rounds.with_round(tallies[batch], runs_s, is_spoiled=spoiled)
                         usual[batch] = min(median(runs_s), usual[batch] or median(runs_s))
                         log.append(_Round(batch, spoiled, runs_s, own_s))
-                self._channel.send("progress", fraction=rounds.progress(tallies, self._request.budget_s))
+                        if batch == batches[0] and not spoiled:
+                            smallest.append((time.perf_counter(), median(runs_s)))
+                is_steady = is_steady or rounds.are_steady(smallest)
+                fraction = rounds.progress(tallies, budget_s, is_steady=is_steady)
+                self._channel.send("progress", fraction=fraction)
         return _as_samples(log), tallies
 
     def _round(self, runner: Runner, batch: int, usual_s: float) -> tuple[list[float], list[float]]:

@@ -67,6 +67,12 @@ def test_the_typical_latency_comes_from_the_quiet_half_and_the_tail_from_all() -
     assert found.samples == 80
 
 
+def test_the_typical_latency_of_several_threads_comes_from_the_middle_half() -> None:
+    near, usual, far = [0.010] * 10, [0.013] * 10, [0.017] * 10
+    (found,) = latency_points(samples_of([(1, runs, False) for runs in (near, usual, usual, far)] * 2), threads=2)
+    assert (found.p50_s, found.mean_s, found.p95_s) == (0.013, pytest.approx(0.013), pytest.approx(0.017))
+
+
 def test_spoiled_rounds_do_not_count_unless_there_are_no_others() -> None:
     clean, spoiled = [0.010] * 10, [0.010] * 9 + [0.300]
     (found,) = latency_points(samples_of([(1, clean, False), (1, spoiled, True)] * 4))
@@ -87,9 +93,11 @@ def test_few_long_runs_are_all_counted() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=9), st.booleans()),
-                min_size=1, max_size=40))  # fmt: skip
-def test_quantiles_are_in_order_whatever_was_measured(rounds: list[tuple[int, list[float], bool]]) -> None:
-    points = latency_points(samples_of(rounds))
+                min_size=1, max_size=40), st.integers(1, 2))  # fmt: skip
+def test_quantiles_are_in_order_whatever_was_measured(
+    rounds: list[tuple[int, list[float], bool]], threads: int
+) -> None:
+    points = latency_points(samples_of(rounds), threads)
     assert [p.batch for p in points] == sorted({batch for batch, _, _ in rounds})
     for p in points:
         assert p.p50_s <= p.p95_s * (1 + 1e-9)
