@@ -1,0 +1,1 @@
+"""What controller, generator and worker share about Triton servers that are attached, not managed (docs/triton.md)."""
