@@ -53,6 +53,9 @@ class ControllerSettings(_Section):
     )
     max_queue_size: int = Field(10_000, ge=1, description="Items that may wait per task before queries are refused")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest query")
+    read_timeout_s: float = Field(
+        20.0, gt=0, description="For a REST request's header; a body has as long, and a second more per KiB that came"
+    )
     max_upload_bytes: int = Field(2 * 2**30, ge=1024, description="Largest registration, all files together")
     decision_memory: int = Field(10_000, ge=1, description="Decisions kept for `explain`")
     journal_sample: float = Field(0.01, ge=0, le=1, description="Share of answered queries written to the journal")

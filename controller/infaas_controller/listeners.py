@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from infaas.errors import SettingsError
+from infaas_controller.api.http_protocol import Limits
 from infaas_controller.api.http_server import server_config
 
 _BACKLOG = 2048
@@ -48,9 +49,11 @@ class _Quiet(uvicorn.Server):
 class HttpListener:
     """`run` serves until `stop`; the caller owns the task that runs it."""
 
-    def __init__(self, app: Any, listener: socket.socket, *, drain_timeout_s: float) -> None:
+    def __init__(
+        self, app: Any, listener: socket.socket, *, drain_timeout_s: float, limits: Limits | None = None
+    ) -> None:
         self._listener = listener
-        config = server_config(app, loop="none", timeout_graceful_shutdown=max(1, int(drain_timeout_s)))
+        config = server_config(app, limits, loop="none", timeout_graceful_shutdown=max(1, int(drain_timeout_s)))
         self._server = _Quiet(config)
 
     @property

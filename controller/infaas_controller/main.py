@@ -38,6 +38,7 @@ from infaas_controller.api.admin import admin_router
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
+from infaas_controller.api.http_protocol import Limits
 from infaas_controller.dispatch import Dispatcher
 from infaas_controller.journal import Journal
 from infaas_controller.listeners import HttpListener, bind
@@ -79,7 +80,8 @@ class Controller:
         http_port = int(rest_socket.getsockname()[1])
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
         parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog)
-        rest = HttpListener(parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s)
+        limits = Limits(patience_s=own.read_timeout_s)
+        rest = HttpListener(parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s, limits=limits)
         exposition = exposition_app(parts.metrics.registry, Authenticator(settings.token()).check)
         scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0)
         grpc_port = await parts.grpc_server.start()  # before any lease is taken: a port that is taken ends it here

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import msgspec
 
@@ -17,6 +18,11 @@ from infaas.errors import InfaasError
 
 log = logging.getLogger(__name__)
 
+MAX_TEXT = 4_000
+"""Characters of an error's text: what it quotes of a request is as long as its caller likes."""
+MAX_PROBLEMS = 100
+MAX_STATUS_BYTES = 3_000
+"""Of a gRPC status message as it is encoded: clients take about 8 KiB of trailers by default, all keys together."""
 HIDDEN_TEXT = "internal error; the log of the controller has the details under this request id"
 
 
@@ -55,6 +61,7 @@ EDGES: Mapping[Code, Edge] = {
     Code.UNSUPPORTED: Edge(501, "UNIMPLEMENTED"),
 }
 
+_STATUS_SAFE = "".join(chr(number) for number in range(0x20, 0x7F) if chr(number) != "%")
 _WORTH_WAITING = frozenset({429, 503})
 _CODE_OF_STATUS = {
     400: Code.INVALID,
@@ -62,12 +69,14 @@ _CODE_OF_STATUS = {
     403: Code.FORBIDDEN,
     404: Code.NOT_FOUND,
     405: Code.INVALID,
+    408: Code.INVALID,
     409: Code.CONFLICT,
     412: Code.PRECONDITION,
     413: Code.TOO_LARGE,
     415: Code.INVALID,
     422: Code.INVALID,
     429: Code.SATURATED,
+    431: Code.TOO_LARGE,
     501: Code.UNSUPPORTED,
     503: Code.UNAVAILABLE,
     504: Code.DEADLINE_PASSED,
@@ -101,8 +110,25 @@ def error_body(error: InfaasError, request_id: str | None, decision_id: str | No
 
 
 def error_document(error: InfaasError, request_id: str | None, decision_id: str | None = None) -> ErrorBody:
-    problems = error.problems if len(error.problems) > 1 else ()
-    return ErrorBody(error.text, error.code.value, request_id, decision_id, error.is_retryable, problems)
+    problems = tuple(shortened(problem) for problem in error.problems[:MAX_PROBLEMS]) if len(error.problems) > 1 else ()
+    return ErrorBody(
+        shortened(error.text), error.code.value, request_id, decision_id, error.is_retryable, problems
+    )  # fmt: skip
+
+
+def shortened(text: str) -> str:
+    """A text that any answer can hold: of bounded length, and of characters that UTF-8 has."""
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT - 3]}..."
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def status_text(text: str) -> str:
+    """The same for gRPC, which spells every byte beyond printable ASCII as three."""
+    text = shortened(text)
+    while len(quote(text, safe=_STATUS_SAFE)) > MAX_STATUS_BYTES:
+        text = f"{text[: len(text) * 3 // 4]}..."
+    return text
 
 
 def retry_after_s(error: InfaasError) -> float | None:

@@ -19,12 +19,14 @@ from infaas.domain.query import AccuracyConfidence, Code
 from infaas.errors import InfaasError, NotFoundError, SettingsError, UnsupportedError
 from infaas.observe.metrics import Metrics
 from infaas.oip.v2 import grpc_service_pb2 as pb
-from infaas.rpc.edges import as_error, edge_of, retry_after_s
+from infaas.rpc.edges import as_error, edge_of, retry_after_s, status_text
+from infaas.rpc.requirements import PREFIX
 from infaas.rpc.tensors_grpc import decode_request, encode_answer
 from infaas.settings import Settings
 from infaas_controller.api import documents, stats
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.grpc_health import Health
+from infaas_controller.api.grpc_messages import checked, reader
 from infaas_controller.api.headers import REQUEST_ID, answer_fields, error_fields, read_caller
 from infaas_controller.api.intake import find_task, parse_version
 from infaas_controller.api.repository import Repository
@@ -114,11 +116,11 @@ class GrpcServer:
     def _handlers(self) -> Any:
         unary = grpc.unary_unary_rpc_method_handler
         handlers = {
-            name: unary(self._guarded(handler), kind.FromString, lambda message: message.SerializeToString())
+            name: unary(self._guarded(handler), reader(kind), lambda message: message.SerializeToString())
             for name, (kind, handler) in self._models.table().items()
         }
         handlers["ModelInfer"] = unary(
-            self._infer, pb.ModelInferRequest.FromString, pb.ModelInferResponse.SerializeToString
+            self._infer, reader(pb.ModelInferRequest), pb.ModelInferResponse.SerializeToString
         )
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._stream, pb.ModelInferRequest.FromString, pb.ModelStreamInferResponse.SerializeToString
@@ -138,7 +140,7 @@ class GrpcServer:
                 ticket.caller = read_caller(headers)
                 if not is_open:
                     self._authenticator.check(headers.get("authorization"))
-                answer = await handler(request, context)
+                answer = await handler(checked(request), context)
             except Exception as exception:
                 error = as_error(exception, ticket.caller.request_id)
                 await _abort(context, error, ticket, is_query=False)
@@ -156,7 +158,7 @@ class GrpcServer:
             headers = read_metadata(context)
             ticket.caller = read_caller(headers, request.id)
             self._authenticator.check(headers.get("authorization"))
-            answer = await self._answer(ticket, request, headers, remaining_s)
+            answer = await self._answer(ticket, checked(request), headers, remaining_s)
         except asyncio.CancelledError:
             self._inference.count(ticket, InfaasError("cancelled", code=Code.CANCELLED))
             raise
@@ -306,11 +308,14 @@ class ModelCalls:
 
 
 def read_metadata(context: Any) -> dict[str, str]:
-    """A call's metadata as REST's headers are read: a key sent twice is joined; binary entries are nobody's here."""
+    """A call's metadata as REST's headers are read: a key sent twice is joined. No key of ours is binary: one that
+    pretends to be is kept for its name, which is refused, and others are nobody's here."""
     found: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():
         if isinstance(value, str):
             found[key] = f"{found[key]}, {value}" if key in found else value
+        elif key.startswith(PREFIX):
+            found[key] = ""
     return found
 
 
@@ -329,4 +334,4 @@ async def _abort(context: Any, error: InfaasError, ticket: Ticket, *, is_query: 
     if wait_s is not None and error.is_retryable:
         # What gRPC's own retry policies obey.
         fields.append(("grpc-retry-pushback-ms", str(int(wait_s * 1000))))
-    await context.abort(grpc.StatusCode[edge_of(error.code).grpc], error.text, tuple(fields))
+    await context.abort(grpc.StatusCode[edge_of(error.code).grpc], status_text(error.text), tuple(fields))

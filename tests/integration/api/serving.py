@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
+from infaas_controller.api.http_protocol import Limits
 from infaas_controller.api.http_server import server_config
 
 from infaas.observe.metrics import Metrics
@@ -41,14 +42,14 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(
-    service: Any, settings: Settings | None = None, routers: tuple[Any, ...] = ()
+    service: Any, settings: Settings | None = None, routers: tuple[Any, ...] = (), limits: Limits | None = None
 ) -> AsyncIterator[Serving]:
     settings = settings or Settings()
     metrics = Metrics()
     app = create_app(service, settings, routers, metrics)
     grpc_server = GrpcServer(service, settings, metrics)
     grpc_port = await grpc_server.start("127.0.0.1", 0)
-    async with _http(app) as http:
+    async with _http(app, limits) as http:
         try:
             yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server)
         finally:
@@ -56,10 +57,10 @@ async def serving(
 
 
 @asynccontextmanager
-async def _http(app: Any) -> AsyncIterator[str]:
+async def _http(app: Any, limits: Limits | None) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = server_config(app, loop="none")
+    config = server_config(app, limits, loop="none")
     server = _Server(config)
     task = asyncio.create_task(server.serve([listener]), name="uvicorn")
     await server.listening.wait()

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from infaas_controller.api.http_server import JOIN_BYTES, JoiningTransport
+from infaas_controller.api.http_transport import JOIN_BYTES, JoiningTransport
 from serving import Serving
 
 
@@ -33,7 +33,7 @@ class Recorder:
 def a_transport() -> tuple[Any, Recorder]:
     recorder = Recorder()
     transport: Any = recorder
-    return JoiningTransport(transport, asyncio.get_running_loop()), recorder
+    return JoiningTransport(transport, asyncio.get_running_loop(), lambda: False), recorder
 
 
 async def test_two_writes_of_one_iteration_leave_as_one() -> None:

@@ -1,0 +1,293 @@
+"""One REST connection, as long as its caller behaves and no longer: uvicorn's HTTP/1.1 protocol with bounds.
+
+The bounds are those of Apache's mod_reqtimeout and nginx's lingering close: a request's header comes within a time and
+a size, its body at a least rate (a slow caller earns time with every byte), and an answer is taken at some rate. What
+breaks a bound or the protocol itself is answered in the words of SURFACE §3, after the answers of the requests before
+it. An answer that was given before the request was wholly read closes the connection, but not before the caller
+had the time to read it: the rest of the request is thrown away meanwhile, never kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from infaas.domain.query import Code
+from infaas.errors import InfaasError
+from infaas.observe.log import get_logger
+from infaas.rpc.edges import error_body
+from infaas_controller.api.headers import REQUEST_ID, fresh_caller
+from infaas_controller.api.http_transport import JoiningTransport
+
+_log = get_logger(__name__)
+_UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may take of us."""
+
+    header_bytes: int = 64 * 1024
+    patience_s: float = 20.0
+    """For a header to come whole, for a body to begin to come, for an answer to be taken in part."""
+    least_bytes_per_s: float = 1024.0
+    linger_s: float = 5.0
+    """How long the rest of a refused request is read and thrown away."""
+
+
+class HeaderTooLargeError(Exception):
+    """Raised inside the parser's callback; the parser hands it on."""
+
+
+class NoPathError(Exception):
+    """The same, for a request that wants a tunnel."""
+
+
+def allowed_s(limits: Limits, received_bytes: int, *, is_header: bool) -> float:
+    """How long after its first byte a request of which `received_bytes` came may still be incomplete."""
+    if is_header:
+        return limits.patience_s
+    return limits.patience_s + received_bytes / limits.least_bytes_per_s
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Parser callbacks and transport events of one connection; all on the loop that serves it."""
+
+    def __init__(self, limits: Limits, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits = limits
+        self._is_receiving = False
+        """Between a request's first byte and its last."""
+        self._is_header = False
+        self._began_at = 0.0
+        self._received = 0
+        self._piece = 0
+        self._keeps_alive = False
+        self._is_upgrade = False
+        self._is_deaf = False
+        """What comes is thrown away: the connection is about to end."""
+        self._is_over = False
+        self._is_shutting_down = False
+        self._refusal: tuple[int, InfaasError] | None = None
+        """To be sent once the requests before the refused one are answered."""
+        self._watch: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(JoiningTransport(transport, self.loop, self._takes_close))  # type: ignore[arg-type]
+        self._await_first_byte()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_over = True
+        for timer in (self._watch, self._linger, self._stall):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        self._is_shutting_down = True
+        super().shutdown()
+
+    def _await_first_byte(self) -> None:
+        """A connection that says nothing ends like one that has nothing more to say."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    # What comes in
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._received += len(data)
+        self._piece = len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(*_explained(error, self._limits))
+            return
+        if self._is_receiving:
+            if self._is_header and self._received > self._limits.header_bytes:
+                self._refuse(*_header_too_large(self._limits))
+            elif self._watch is None:
+                self._watch = self.loop.call_later(self._limits.patience_s, self._check_progress)
+        elif self.cycle is None or self.cycle.response_complete:
+            self._await_first_byte()  # blank lines are no request
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+                self._is_upgrade = False
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """The head of a request that asks for another protocol, without that wish.
+
+        Nobody is obliged to upgrade (RFC 9110, 7.8), and there are clients that ask on every first request (Java's).
+        The parser takes what follows such a head for the other protocol's, a body too, so it is given another head.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                kept = [word for word in value.split(b",") if word.strip().lower() not in _UPGRADE_FIELDS]
+                value = b",".join(kept)
+            if name not in _UPGRADE_FIELDS and (value or name != b"connection"):
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_receiving = self._is_header = True
+        self._received = 0
+        self._began_at = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        if self._received + self._piece > self._limits.header_bytes:  # else there is nothing to count
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._limits.header_bytes:
+                raise HeaderTooLargeError
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise NoPathError
+            self._is_upgrade = True  # it comes again without that wish
+            return
+        super().on_headers_complete()
+        self._is_header = False
+        # An answer that starts before the body is here ends the connection, and says so.
+        self._keeps_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
+
+    def on_message_complete(self) -> None:
+        if self._is_upgrade:
+            return
+        self._is_receiving = False
+        if not self._is_shutting_down:
+            self.cycle.keep_alive = self._keeps_alive
+        super().on_message_complete()
+
+    def _check_progress(self) -> None:
+        """Only while a request is incomplete; the next incomplete one starts it anew."""
+        self._watch = None
+        if self._is_over or self._is_deaf or not self._is_receiving:
+            return
+        now = self.loop.time()
+        if self.flow.read_paused or self._is_waited_for():  # it is we who are slow
+            self._began_at, self._received = now, 0
+        until = self._began_at + allowed_s(self._limits, self._received, is_header=self._is_header)
+        if now < until:
+            self._watch = self.loop.call_later(until - now, self._check_progress)
+            return
+        part = "header" if self._is_header else "body"
+        text = (
+            f"the request's {part} did not come whole within {now - self._began_at:.0f} s; a header has "
+            f"{self._limits.patience_s:g} s, a body that and a second more per {self._limits.least_bytes_per_s:g} bytes"
+        )
+        self._refuse(408, InfaasError(text, code=Code.INVALID, is_retryable=True))
+
+    # Refusals
+
+    def _is_waited_for(self) -> bool:
+        """Whether a request before the one that is coming in has no answer yet."""
+        return self._is_header and self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, status: int, error: InfaasError) -> None:
+        """The last answer of this connection."""
+        _log.debug("request refused by the connection", status=status, reason=error.text)
+        self._is_deaf = True
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:  # a whole request, and what follows it is broken
+                self._refusal = (status, error)
+                return
+            cycle.disconnected = True  # nobody waits for the answer of a request that will never be whole
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.abort()
+                return
+        self._send_refusal(status, error)
+
+    def _send_refusal(self, status: int, error: InfaasError) -> None:
+        request_id = fresh_caller().request_id
+        body = error_body(error, request_id)
+        fields = (
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"{REQUEST_ID}: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(b"".join((STATUS_LINE[status], fields.encode("ascii"), body)))
+        self._is_receiving = True  # whatever of it is still on its way
+        self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._refusal is not None and self.cycle.response_complete and not self.transport.is_closing():
+            refusal, self._refusal = self._refusal, None
+            self._send_refusal(*refusal)
+
+    # The end
+
+    def _takes_close(self) -> bool:
+        """Closing while the caller sends would destroy the answer on its way to him (RFC 9112, 9.6)."""
+        if not self._is_receiving or self._is_over or self._linger is not None or self.transport.is_closing():
+            return False
+        self._is_deaf = True
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._linger = self.loop.call_later(self._limits.linger_s, self.transport.abort)
+        return True
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        super().resume_writing()
+
+    def _watch_writing(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        self._stall = self.loop.call_later(self._limits.patience_s, self._check_writing, waiting)
+
+    def _check_writing(self, before: int) -> None:
+        """A caller who takes nothing of his answer does not keep it in our memory."""
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # a close would wait for a caller who takes nothing
+        else:
+            super().timeout_keep_alive_handler()
+
+
+def _header_too_large(limits: Limits) -> tuple[int, InfaasError]:
+    text = (
+        f"the request's line and header fields take more than {limits.header_bytes} bytes; send fewer or shorter ones"
+    )
+    return 431, InfaasError(text, code=Code.TOO_LARGE)
+
+
+def _explained(error: httptools.HttpParserError, limits: Limits) -> tuple[int, InfaasError]:
+    """Status and words for what the parser could not take."""
+    cause = error.__context__
+    if isinstance(cause, HeaderTooLargeError):
+        return _header_too_large(limits)
+    if cause is not None:  # raised by a callback: only the target is parsed there
+        return 400, InfaasError("the request's target is no path, as in 'POST /v2/models/m/infer'", code=Code.INVALID)
+    return 400, InfaasError(f"not a valid HTTP/1.1 request: {error}", code=Code.INVALID)
