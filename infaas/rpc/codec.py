@@ -10,6 +10,9 @@ from infaas.errors import InvalidError
 
 T = TypeVar("T")
 
+_UNFIT = (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError)
+"""Besides what is not of the type: bytes that are no UTF-8, half a surrogate pair, endless nesting, numbers too large."""
+
 
 def encode(value: object) -> bytes:
     return msgspec.json.encode(value)
@@ -19,7 +22,7 @@ def decode(data: bytes | str, kind: type[T]) -> T:
     """Raises `InvalidError` naming the field that does not fit `kind`."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except _UNFIT as error:
         raise InvalidError(f"not a {kind.__name__}: {error}") from error
 
 
@@ -29,7 +32,8 @@ def to_plain(value: object) -> Any:
 
 
 def from_plain(value: object, kind: type[T]) -> T:
+    """Raises `InvalidError` as `decode` does."""
     try:
         return msgspec.convert(value, type=kind)
-    except msgspec.MsgspecError as error:
+    except _UNFIT as error:
         raise InvalidError(f"not a {kind.__name__}: {error}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from infaas.domain.query import AccuracyConfidence, Objective, Priority, Requirements
@@ -34,6 +34,10 @@ MAX_LATENCY_MS = 24 * 3600 * 1000.0
 
 _TWINS = {header: header.removeprefix(PREFIX).replace("-", "_") for header in REQUEST_HEADERS}
 _OURS = frozenset(_TWINS.values())
+_PARAMETERS = sorted(_OURS)
+_MAX_NAMED = 8
+"""Unknown names that a refusal lists: finding the nearest known one costs time, and a request may hold thousands."""
+_MAX_SHOWN = 60
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _FALLBACK_WORDS = {"allow": True, "deny": False}
 _BOOL_WORDS = {"true": True, "false": False}
@@ -128,22 +132,20 @@ def _of_the_task(
 
 def unknown_headers(headers: Mapping[str, str]) -> list[str]:
     """A requirement that is not understood must not be ignored: the caller would believe that it was met."""
-    found = []
-    for name in headers:
-        if name.startswith(PREFIX) and name not in _TWINS:
-            nearest = difflib.get_close_matches(name, REQUEST_HEADERS, n=1, cutoff=0.0)[0]
-            found.append(f"unknown header {name!r}; the nearest known one is {nearest!r}")
-    return found
+    unknown = [name for name in headers if name.startswith(PREFIX) and name not in _TWINS]
+    return [_unknown_text("header", name, REQUEST_HEADERS) for name in unknown[:_MAX_NAMED]]
+
+
+def _unknown_text(what: str, name: str, known: Sequence[str]) -> str:
+    shown = name if len(name) <= _MAX_SHOWN else name[: _MAX_SHOWN - 3] + "..."
+    nearest = difflib.get_close_matches(shown, known, n=1, cutoff=0.0)[0]
+    return f"unknown {what} {shown!r}; the nearest known one is {nearest!r}"
 
 
 def _unknown_parameters(parameters: Mapping[str, Scalar]) -> list[str]:
     """Parameters are open to everyone, so only names that can be meant for nobody else are refused."""
-    return [
-        f"unknown parameter {name!r}; the nearest known one is "
-        f"{difflib.get_close_matches(name, sorted(_OURS), n=1, cutoff=0.0)[0]!r}"
-        for name in parameters
-        if name.startswith("slo_") and name not in _OURS
-    ]
+    unknown = [name for name in parameters if name.startswith("slo_") and name not in _OURS]
+    return [_unknown_text("parameter", name, _PARAMETERS) for name in unknown[:_MAX_NAMED]]
 
 
 def _refuse_sequences(parameters: Mapping[str, Scalar]) -> None:
@@ -153,6 +155,8 @@ def _refuse_sequences(parameters: Mapping[str, Scalar]) -> None:
 
 
 def _latency_s(latency_ms: float | None, time_remaining_s: float | None, defaults: TaskDefaults) -> float | None:
+    if time_remaining_s is not None:  # a deadline of years is how some clients say none
+        time_remaining_s = min(max(0.0, time_remaining_s), MAX_LATENCY_MS / 1000)
     if latency_ms is not None:
         stated_s = latency_ms / 1000
         return stated_s if time_remaining_s is None else min(stated_s, time_remaining_s)
@@ -254,4 +258,4 @@ def _word(value: Scalar) -> str:
 
 def _shown(value: Scalar) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."

@@ -1,0 +1,244 @@
+"""Whatever strangers send, both protocols' readers return a value or refuse in words; values survive the way back.
+
+Every property is tried a few hundred times by `make test` and many thousand times by `make test-long`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fuzzing import (
+    check_tensors,
+    damaged,
+    grpc_bytes,
+    grpc_messages,
+    header_texts,
+    headers,
+    junk,
+    rest_bodies,
+    rest_requests,
+    twins,
+    value_or_refusal,
+)
+from google.protobuf.message import DecodeError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from infaas_controller.api.headers import answer_fields, read_caller
+from infaas_controller.api.intake import parse_version
+
+from infaas.domain.query import Requirements
+from infaas.domain.task import Task, TaskDefaults
+from infaas.domain.tensor import Datatype, TensorSpec
+from infaas.domain.variant import Variant
+from infaas.errors import InvalidError
+from infaas.oip.v2 import grpc_service_pb2 as pb
+from infaas.rpc import tensors_grpc, tensors_json
+from infaas.rpc.codec import decode, encode, from_plain, to_plain
+from infaas.rpc.requirements import MAX_LATENCY_MS, read_requirements
+from infaas.rpc.tensors import InferRequest
+from infaas.testing.builders import a_task, a_variant
+
+SHORT = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+LONG = settings(max_examples=15_000, deadline=None, suppress_health_check=list(HealthCheck))
+
+SPECS = st.lists(
+    st.builds(
+        TensorSpec,
+        st.just("x"),
+        st.sampled_from(list(Datatype)),
+        st.lists(st.sampled_from([-1, 0, 1, 4]), max_size=3).map(lambda tail: (-1, *tail)),
+    ),
+    max_size=2,
+)
+
+
+def read_rest(request: tuple[bytes, int | None]) -> None:
+    body, length = request
+    decoded = value_or_refusal(lambda: tensors_json.decode_request(body, length))
+    if decoded is None:
+        return
+    check_tensors(decoded.inputs)
+    for is_binary in (True, False):
+        sent = [(tensor, is_binary) for tensor in decoded.inputs]
+        value_or_refusal(
+            lambda sent=sent: tensors_json.encode_answer(sent, model_name="m", model_version="1", id=decoded.id)
+        )
+    back = read_back(decoded)
+    assert [(t.name, t.datatype, t.shape, bytes(t.data)) for t in back.inputs] == [
+        (t.name, t.datatype, t.shape, bytes(t.data)) for t in decoded.inputs
+    ]
+
+
+def read_back(decoded: InferRequest) -> InferRequest:
+    """The same inputs, sent as binary data."""
+    sizes = [{"binary_data_size": len(tensor.data)} for tensor in decoded.inputs]
+    said = [
+        {"name": t.name, "shape": t.shape, "datatype": t.datatype.value, "parameters": size}
+        for t, size in zip(decoded.inputs, sizes, strict=True)
+    ]
+    head = json.dumps({"inputs": said}).encode()
+    return tensors_json.decode_request(head + b"".join(bytes(t.data) for t in decoded.inputs), len(head))
+
+
+def read_raw(request: tuple[bytes, list[TensorSpec]]) -> None:
+    body, specs = request
+    decoded = value_or_refusal(lambda: tensors_json.decode_raw_request(body, specs))
+    if decoded is not None:
+        check_tensors(decoded.inputs)
+
+
+def read_grpc(message: Any) -> None:
+    decoded = value_or_refusal(lambda: tensors_grpc.decode_request(message))
+    if decoded is None:
+        return
+    check_tensors(decoded.inputs)
+    answer = tensors_grpc.encode_answer(decoded.inputs, model_name="m", model_version="1", id=decoded.id)
+    again = pb.ModelInferResponse.FromString(answer.SerializeToString())
+    assert list(again.raw_output_contents) == [bytes(tensor.data) for tensor in decoded.inputs]
+
+
+def read_grpc_bytes(data: bytes) -> None:
+    try:
+        message = pb.ModelInferRequest.FromString(data)
+    except DecodeError:
+        return
+    read_grpc(message)
+
+
+def read_wishes(said: tuple[dict[str, str], dict[str, Any], float | None]) -> None:
+    given_headers, parameters, remaining_s = said
+    wishes = value_or_refusal(
+        lambda: read_requirements(given_headers, parameters, TaskDefaults(), time_remaining_s=remaining_s)
+    )
+    if wishes is None:
+        return
+    assert isinstance(wishes, Requirements)
+    assert wishes.latency_s is None or 0 <= wishes.latency_s <= MAX_LATENCY_MS / 1000
+    assert wishes.accuracy_min is None or 0 <= wishes.accuracy_min <= 1
+    assert wishes.max_cost is None or 0 <= wishes.max_cost < float("inf")
+
+
+def read_words(said: tuple[str, str, str, str]) -> None:
+    version, request_id, trace, body_id = said
+    number = value_or_refusal(lambda: parse_version(version))
+    assert number is None or number >= 1
+    found = {"x-request-id": request_id, "traceparent": trace, "tracestate": trace}
+    caller = value_or_refusal(lambda: read_caller(found, body_id))
+    for name, text in answer_fields(caller, None) if caller else ():
+        assert name
+        assert text.isascii()
+        assert text.isprintable()
+
+
+def read_documents(value: Any) -> None:
+    for kind in (Task, Variant, TaskDefaults):
+        try:
+            decode(json.dumps(value), kind)
+        except InvalidError:
+            pass
+        try:
+            from_plain(value, kind)
+        except InvalidError:
+            pass
+
+
+def read_damaged_documents(body: bytes) -> None:
+    try:
+        variant = decode(body, Variant)
+    except InvalidError:
+        return
+    assert decode(encode(variant), Variant) == variant
+
+
+REMAINING = st.none() | st.floats(0, 1e6)
+A_TASK, A_VARIANT = encode(a_task("t")), encode(a_variant("v"))
+CASES: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
+    "rest": (read_rest, rest_requests()),
+    "rest-raw": (read_raw, st.tuples(st.binary(max_size=64), SPECS)),
+    "rest-noise": (read_rest, st.tuples(damaged(rest_bodies), st.none())),
+    "grpc": (read_grpc, grpc_messages()),
+    "grpc-bytes": (read_grpc_bytes, grpc_bytes),
+    "requirements": (read_wishes, st.tuples(headers, twins, REMAINING)),
+    "ids-and-versions": (read_words, st.tuples(header_texts, header_texts, header_texts, header_texts)),
+    "codec": (read_documents, junk),
+    "codec-damaged": (read_damaged_documents, damaged(st.sampled_from([A_TASK, A_VARIANT]))),
+}
+
+
+def attempts(case: str, profile: settings) -> None:
+    check, strategy = CASES[case]
+
+    @profile
+    @given(strategy)
+    def attempt(value: Any) -> None:
+        check(value)
+
+    attempt()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_but_a_value_or_a_refusal_in_words(case: str) -> None:
+    attempts(case, SHORT)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_but_a_value_or_a_refusal_in_words_many_times_over(case: str) -> None:
+    attempts(case, LONG)
+
+
+@SHORT
+@given(
+    st.lists(
+        st.builds(
+            TensorSpec, st.text(max_size=5), st.sampled_from(list(Datatype)), st.lists(st.integers(-1, 9)).map(tuple)
+        ),
+        max_size=3,
+    ).map(tuple),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+def test_domain_values_survive_the_codec(specs: tuple[TensorSpec, ...], labels: dict[str, str], cost: float) -> None:
+    task = Task(a_task("t").name, specs, specs, labels=labels, defaults=TaskDefaults(max_cost=cost))
+    assert decode(encode(task), Task) == task
+    assert from_plain(to_plain(task), Task) == task
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["\\ud800"]},NaN]}',
+        b'{"id":"\\udfff","inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[NaN]}]}',
+        b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[NaN,1' + b"0" * 400 + b"]}]}",
+        b'{"inputs":[{"name":"x","shape":[1' + b"0" * 4299 + b'],"datatype":"FP32","data":[NaN]}]}',
+        b'{"inputs":[{"name":"x","shape":[9' + b"0" * 5000 + b'],"datatype":"INT8","data":[1]}]}',
+        b'{"inputs":[{"name":"x","shape":[1],"datatype":"INT8","parameters":{"binary_data_size":1'
+        + b"0" * 999
+        + b"}}]}",
+    ],
+    ids=["half-a-pair-in-bytes", "half-a-pair-in-id", "int-too-big-for-float", "shape-of-4300-digits", "5000", "size"],
+)
+def test_what_the_fuzzer_found_stays_refused(body: bytes) -> None:
+    assert value_or_refusal(lambda: tensors_json.decode_request(body)) is None
+
+
+@pytest.mark.parametrize("count", [1, 5000])
+def test_a_flood_of_unknown_headers_is_named_in_part(count: int) -> None:
+    flood = {f"x-infaas-{'y' * 3000}{n}": "1" for n in range(count)}
+    with pytest.raises(InvalidError) as refusal:
+        read_requirements(flood, {}, TaskDefaults())
+    assert "unknown header 'x-infaas-yyy" in refusal.value.text
+    assert len(refusal.value.text) < 2000
+
+
+def test_a_parsed_infinity_was_sent_as_one() -> None:
+    body = b'{"inputs":[{"name":"x","shape":[2],"datatype":"FP32","data":[NaN,-Infinity]}]}'
+    (tensor,) = tensors_json.decode_request(body).inputs
+    values = np.frombuffer(tensor.data, np.float32)
+    assert np.isnan(values[0])
+    assert values[1] == -np.inf
