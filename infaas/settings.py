@@ -121,6 +121,17 @@ class LogSettings(_Section):
     format: Literal["console", "json"] = "console"
 
 
+class ObserveSettings(_Section):
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+",
+        description="OpenTelemetry collector (OTLP over HTTP), such as `http://localhost:4318`; needs the extra `otel`",
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of traces that are recorded where a query came without trace context"
+    )
+
+
 def _default_state_dir() -> Path:
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "infaas"
@@ -138,6 +149,7 @@ class Settings(_Section):
     tasks: dict[str, TaskSettings] = Field(default_factory=dict)
     auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
+    observe: ObserveSettings = ObserveSettings()
 
     @property
     def redis_url(self) -> str:

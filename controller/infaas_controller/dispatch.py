@@ -133,8 +133,10 @@ class Dispatcher:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         began = self._clock.now()
         ticket = self.engine.arrive(query, future, began)
+        ticket.decided_at = began
+        ticket.decide_s = self._clock.now() - began
         if self._observer is not None:
-            self._observer.observe_selection(self._clock.now() - began)
+            self._observer.observe_selection(ticket.decide_s)
         self._after()
         try:
             return await future
@@ -351,6 +353,8 @@ class Dispatcher:
             worker=lane.worker.id if lane is not None else None,
             instance=lane.id if lane is not None else None,
             attempts=ticket.attempts,
+            decided_at=ticket.decided_at,
+            decide_s=ticket.decide_s,
             queue_s=ticket.queue_s if error is None else total_s,
             run_s=ticket.run_s,
             total_s=total_s,

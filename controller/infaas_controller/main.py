@@ -29,6 +29,7 @@ from infaas.errors import UnavailableError
 from infaas.exposure import require_safe_binding
 from infaas.observe.log import get_logger
 from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
+from infaas.observe.trace import Tracing, open_tracing
 from infaas.repository.base import open_repository
 from infaas.settings import Settings
 from infaas.store.leader import Leadership
@@ -51,6 +52,7 @@ _log = get_logger(__name__)
 _LEADERSHIP = "controller"
 _LEASE_TTL_S = 6.0
 _LISTENER_GRACE_S = 0.5
+_LAST_SPANS_S = 2.0
 _STORE_FRESH_S = 5.0
 """The store counts as up while the view was confirmed this recently."""
 
@@ -112,6 +114,8 @@ class Controller:
             await parts.leadership.stop()
             await supervisor.stop()
             await parts.dispatcher.close()
+            if parts.tracing is not None:
+                await asyncio.to_thread(parts.tracing.close, _LAST_SPANS_S)
             await parts.store.close()
             await asyncio.to_thread(catalog.close)
             asked.cancel()
@@ -148,12 +152,13 @@ class Parts:
     metrics: Metrics
     rest_app: FastAPI
     grpc_server: GrpcServer
+    tracing: Tracing | None
 
 
 def build_parts(
     settings: Settings, clock: Clock, record: ControllerRecord, store: RedisStore, catalog: Catalog
 ) -> Parts:
-    """Raises SettingsError for a repository, policy or token that cannot be had."""
+    """Raises SettingsError for a repository, policy, token or tracing that cannot be had."""
     own, token = settings.controller, settings.token()
     keeper = ViewKeeper(store, clock)
     links = WorkerLinks(
@@ -170,9 +175,10 @@ def build_parts(
     dispatcher.observe_with(metrics)
     dispatcher.on_decision(journal.record)
     admin = admin_router(registrar, dispatcher, links, journal, peers.decision)
-    app = create_app(dispatcher, settings, [admin], metrics, dispatcher.decision, clock=clock)
-    grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock)
-    return Parts(store, keeper, dispatcher, leadership, registrar, journal, peers, metrics, app, grpc_server)
+    tracing = open_tracing(settings, "controller", clock)
+    app = create_app(dispatcher, settings, [admin], metrics, dispatcher.decision, clock=clock, tracing=tracing)
+    grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock, tracing=tracing)
+    return Parts(store, keeper, dispatcher, leadership, registrar, journal, peers, metrics, app, grpc_server, tracing)
 
 
 def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:

@@ -24,6 +24,9 @@ class Outcome:
     worker: WorkerId | None = None
     instance: InstanceId | None = None
     attempts: int = 0
+    decided_at: float = 0.0
+    """When choosing for it began on arrival, on the controller's monotonic clock; 0: it did not come to that."""
+    decide_s: float = 0.0
     queue_s: float = 0.0
     run_s: float = 0.0
     total_s: float = 0.0

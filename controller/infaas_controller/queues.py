@@ -32,9 +32,9 @@ class Ticket:
     """One query's way through the controller. `owner` is the shell's, nothing here looks at it."""
 
     __slots__ = (
-        "admission", "attempts", "batch", "batch_items", "choice", "deadline", "deaths", "eligibility", "entry",
-        "excluded", "is_cold", "items", "lane", "losses", "number", "owner", "policy", "query", "queue_s", "rank",
-        "run_s", "selected", "selected_at", "state", "task",
+        "admission", "attempts", "batch", "batch_items", "choice", "deadline", "deaths", "decide_s", "decided_at",
+        "eligibility", "entry", "excluded", "is_cold", "items", "lane", "losses", "number", "owner", "policy",
+        "query", "queue_s", "rank", "run_s", "selected", "selected_at", "state", "task",
     )  # fmt: skip
 
     def __init__(self, number: int, query: Query, owner: object) -> None:
@@ -51,6 +51,8 @@ class Ticket:
         self.choice: Choice | None = None
         self.selected: Selected | None = None
         self.selected_at = query.arrived_at
+        self.decided_at = 0.0
+        self.decide_s = 0.0
         self.lane: Lane | None = None
         """The instance it is promised to, or runs on."""
         self.eligibility: EligibilityClass | None = None

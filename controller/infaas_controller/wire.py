@@ -16,6 +16,7 @@ _MESSAGE_BATCH = 2
 _BATCH_ID, _BATCH_INSTANCE, _BATCH_NAMES, _BATCH_DATATYPES, _BATCH_OUTPUTS, _BATCH_QUERIES = 1, 2, 3, 4, 5, 6
 _BATCH_REMAINING_US = 7
 _QUERY_ID, _QUERY_ITEMS, _QUERY_INPUTS, _QUERY_REMAINING_US = 1, 2, 3, 4
+_QUERY_TRACEPARENT, _QUERY_TRACESTATE = 5, 6
 _TENSOR_SHAPE, _TENSOR_DATA = 1, 2
 
 Buffer = bytes | memoryview
@@ -63,6 +64,10 @@ def _query_chunks(wire: WireQuery, names: list[str]) -> list[Buffer]:
         head = _head(_TENSOR_DATA, len(data))
         chunks += (_head(_QUERY_INPUTS, len(shape) + len(head) + len(data)), shape, head, data)
     chunks.append(_number(_QUERY_REMAINING_US, _micros(left_s)))
+    if query.trace is not None:
+        chunks.append(_bytes(_QUERY_TRACEPARENT, query.trace.traceparent.encode()))
+        if query.trace.tracestate:
+            chunks.append(_bytes(_QUERY_TRACESTATE, query.trace.tracestate.encode()))
     return chunks
 
 

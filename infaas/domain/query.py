@@ -62,6 +62,14 @@ class Requirements:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceContext:
+    """W3C trace context as it travels with a query: the caller's own, or our span below it."""
+
+    traceparent: str
+    tracestate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One request inside the controller. Times are seconds on the controller's monotonic clock."""
 
@@ -79,6 +87,8 @@ class Query:
     arrived_at: float
     deadline: float
     """`arrived_at` plus the objective, or plus the hard limit."""
+    trace: TraceContext | None = None
+    """What the worker's part of the trace hangs below; None: nobody traces this query."""
 
 
 class Code(StrEnum):

@@ -28,12 +28,14 @@ from infaas.domain.lifecycle import WorkerState
 from infaas.errors import SettingsError
 from infaas.exposure import host_of, require_safe_binding
 from infaas.observe.log import get_logger
+from infaas.observe.trace import open_tracing
 from infaas.repository.base import open_repository
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.settings import Settings
 from infaas.store.redis import RedisStore
 from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
 from infaas_worker.api.publisher import Publisher
+from infaas_worker.api.tracing import RunSpans
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import Executors
 from infaas_worker.instances import Instances
@@ -53,6 +55,7 @@ from infaas_worker.reports import Reporter
 
 _log = get_logger(__name__)
 _LISTENER_GRACE_S = 0.5
+_LAST_SPANS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,9 @@ class Worker:
             settings.worker.heartbeat_s,
         )
         publisher.attach(lambda: reporter.report(instances.serving))
-        service = WorkerService(instances, publisher, settings.token())
+        tracing = open_tracing(settings, "worker", self._clock)
+        spans = None if tracing is None else RunSpans(tracing, place.record.id, self._clock)
+        service = WorkerService(instances, publisher, settings.token(), spans)
         probes = health.HealthServicer()
         server = _server(service, probes, place)
         monitor.start()
@@ -168,6 +173,8 @@ class Worker:
             await server.stop(_LISTENER_GRACE_S)
             await store.close()
             monitor.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close, _LAST_SPANS_S)
             remove_socket(place.listen)
             asked.cancel()
         _log.info("worker stopped", worker=place.record.id, is_drained=is_drained)

@@ -18,6 +18,7 @@ from infaas.clock import Clock, SystemClock
 from infaas.domain.query import AccuracyConfidence, Code
 from infaas.errors import InfaasError, NotFoundError, SettingsError, UnsupportedError
 from infaas.observe.metrics import Metrics
+from infaas.observe.trace import Tracing
 from infaas.oip.v2 import grpc_service_pb2 as pb
 from infaas.rpc.edges import as_error, edge_of, retry_after_s, status_text
 from infaas.rpc.requirements import PREFIX
@@ -26,17 +27,17 @@ from infaas.settings import Settings
 from infaas_controller.api import documents, stats
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.grpc_health import Health
+from infaas_controller.api.grpc_stream import QueryStream
 from infaas_controller.api.grpc_messages import checked, reader
 from infaas_controller.api.headers import REQUEST_ID, answer_fields, error_fields, read_caller
 from infaas_controller.api.intake import find_task, parse_version
 from infaas_controller.api.repository import Repository
 from infaas_controller.api.service import ExplainLookup, Inference, Ticket
+from infaas_controller.api.spans import QuerySpans
 from infaas_controller.ports import QueryService
 
 SERVICE = "inference.GRPCInferenceService"
 CODE_KEY = "x-infaas-code"
-STREAM_DEPTH = 64
-"""Requests of one stream that may be in flight; more wait unread, so that a stream cannot fill the memory."""
 MESSAGE_SLACK = 1 << 20
 """What a message may hold beside its tensors."""
 
@@ -67,12 +68,14 @@ class GrpcServer:
         explain_lookup: ExplainLookup | None = None,
         *,
         clock: Clock | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         clock = clock or SystemClock()
         self._settings = settings
         self._authenticator = Authenticator(settings.token())
         confidence = AccuracyConfidence(settings.controller.accuracy_confidence)
-        self._inference = Inference(service, clock, confidence, metrics, explain_lookup)
+        spans = None if tracing is None else QuerySpans(tracing, "grpc")
+        self._inference = Inference(service, clock, confidence, metrics, explain_lookup, spans)
         self._models = ModelCalls(service, Repository(service, clock))
         self.health = Health(service.is_ready, (SERVICE,))
         self._server: Any = None
@@ -184,33 +187,21 @@ class GrpcServer:
         )
 
     async def _stream(self, requests: Any, context: Any) -> None:
-        """Several queries in flight, answered in the order they came (as Triton does for models that answer once).
-
-        A query's error is its own; the stream goes on. Metadata holds for every request. The call's deadline is the
-        stream's, so it is no query's objective.
-        """
-        headers: dict[str, str] = {}
+        """Metadata holds for every request of the stream. The call's deadline is the stream's, so it is no query's
+        objective."""
         opening = self._inference.ticket("")
         try:
             headers = read_metadata(context)
             opening.caller = read_caller(headers)
             self._authenticator.check(headers.get("authorization"))
+
+            async def answer(message: Any) -> Any:
+                return await self._one_of_stream(message, headers)
+
+            context.set_trailing_metadata(tuple(answer_fields(opening.caller, None)))
+            await QueryStream(answer, context.write, self.health.draining).serve(requests)
         except InfaasError as error:
             await _abort(context, error, opening, is_query=False)
-        context.set_trailing_metadata(tuple(answer_fields(opening.caller, None)))
-        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_DEPTH)
-        async with asyncio.TaskGroup() as group:
-
-            async def read() -> None:
-                async for message in requests:
-                    name = f"stream-query-{message.model_name}"
-                    await waiting.put(group.create_task(self._one_of_stream(message, headers), name=name))
-                await waiting.put(None)
-
-            reader = group.create_task(read(), name="stream-reader")
-            while (task := await waiting.get()) is not None:
-                await context.write(await task)
-            await reader
 
     async def _one_of_stream(self, message: Any, headers: dict[str, str]) -> Any:
         ticket = self._inference.ticket(message.model_name)

@@ -22,11 +22,12 @@ class Health:
     def __init__(self, is_ready: Callable[[], bool], services: Sequence[str]) -> None:
         self._is_ready = is_ready
         self._names = frozenset({"", *services})
-        self._draining = asyncio.Event()
+        self.draining = asyncio.Event()
+        """Set for good once `drain` was called."""
 
     def drain(self) -> None:
         """Not ready from now on; every watcher hears it and its stream ends."""
-        self._draining.set()
+        self.draining.set()
 
     def handlers(self) -> Any:
         return grpc.method_handlers_generic_handler(
@@ -55,14 +56,14 @@ class Health:
             if status != told:
                 await context.write(_Status(status=status))
                 told = status
-            if self._draining.is_set():
+            if self.draining.is_set():
                 return
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._draining.wait()
+                    await self.draining.wait()
             except TimeoutError:
                 continue
 
     def _status(self) -> int:
-        is_serving = not self._draining.is_set() and self._is_ready()
+        is_serving = not self.draining.is_set() and self._is_ready()
         return int(_Status.SERVING if is_serving else _Status.NOT_SERVING)

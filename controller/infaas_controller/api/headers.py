@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infaas.domain.ids import fresh_id
+from infaas.domain.query import TraceContext
 from infaas.errors import InfaasError, InvalidError
 from infaas.rpc.edges import edge_of, retry_after_header
 from infaas_controller.ports import Outcome
@@ -35,6 +36,10 @@ class Caller:
     request_id: str
     traceparent: str | None = None
     tracestate: str | None = None
+
+    @property
+    def trace(self) -> TraceContext | None:
+        return None if self.traceparent is None else TraceContext(self.traceparent, self.tracestate or "")
 
 
 def fresh_caller() -> Caller:

@@ -20,6 +20,7 @@ from infaas.clock import Clock, SystemClock
 from infaas.domain.query import AccuracyConfidence, Code
 from infaas.errors import InfaasError, InvalidError
 from infaas.observe.metrics import Metrics
+from infaas.observe.trace import Tracing
 from infaas.rpc.edges import as_error, code_of_status, edge_of, error_body
 from infaas.settings import Settings
 from infaas_controller.api.auth import Authenticator
@@ -35,29 +36,14 @@ from infaas_controller.api.http_infer import (
     read_headers,
 )
 from infaas_controller.api.http_models import HEALTH_PATHS, ModelEndpoints
+from infaas_controller.api.openapi import complete
 from infaas_controller.api.repository import Repository
 from infaas_controller.api.service import ExplainLookup, Inference
+from infaas_controller.api.spans import QuerySpans
 from infaas_controller.ports import QueryService
 
 CALLER_KEY = "infaas.caller"
 HANDLED_KEY = "infaas.handled"
-
-_ERROR_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["error", "code", "request_id", "decision_id", "retryable"],
-    "properties": {
-        "error": {"type": "string"},
-        "code": {"type": "string", "enum": [code.value for code in Code]},
-        "request_id": {"type": ["string", "null"]},
-        "decision_id": {"type": ["string", "null"]},
-        "retryable": {"type": "boolean"},
-        "problems": {"type": "array", "items": {"type": "string"}},
-    },
-}
-_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": "An error", "content": {JSON_TYPE: {"schema": _ERROR_SCHEMA}}} for status in ("4XX", "5XX")
-}
-
 
 class EdgeApp(FastAPI):
     """FastAPI behind a short cut for queries and a guard for everything else."""
@@ -66,6 +52,11 @@ class EdgeApp(FastAPI):
         super().__init__(**options)
         self._infer = infer
         self._authenticator = authenticator
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = complete(super().openapi())
+        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,6 +98,7 @@ def create_app(
     explain_lookup: ExplainLookup | None = None,
     *,
     clock: Clock | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The whole REST surface. `admin_routers` are served as they are, behind the same credential and error bodies.
 
@@ -115,14 +107,14 @@ def create_app(
     """
     clock = clock or SystemClock()
     confidence = AccuracyConfidence(settings.controller.accuracy_confidence)
-    inference = Inference(service, clock, confidence, metrics, explain_lookup)
+    spans = None if tracing is None else QuerySpans(tracing, "rest")
+    inference = Inference(service, clock, confidence, metrics, explain_lookup, spans)
     authenticator = Authenticator(settings.token())
     app = EdgeApp(
         InferEndpoint(inference, authenticator, settings.controller.max_body_bytes),
         authenticator,
         title="INFaaS",
         version=__version__,
-        responses=_ERROR_RESPONSES,
         redirect_slashes=False,
         redoc_url=None,
     )

@@ -17,6 +17,7 @@ from infaas.rpc.edges import as_error, edge_of, error_body
 from infaas.rpc.requirements import PREFIX
 from infaas.rpc.tensors_json import decode_raw_request, decode_request, encode_answer
 from infaas_controller.api.auth import Authenticator
+from infaas_controller.api.compression import coding_of, compressed
 from infaas_controller.api.headers import (
     REQUEST_ID,
     TRACEPARENT,
@@ -43,6 +44,7 @@ INFLATE_IN_THREAD = 64 * 1024
 _WANTED = frozenset(
     name.encode()
     for name in (
+        "accept-encoding",
         "authorization",
         "content-length",
         "content-encoding",
@@ -139,6 +141,10 @@ class InferEndpoint:
             fields.append(("content-type", JSON_TYPE))
         else:
             fields += [("content-type", BINARY_TYPE), (HEADER_LENGTH, str(head))]
+        coding = coding_of(headers.get("accept-encoding"))
+        if coding is not None:
+            encoded = await compressed(encoded, coding)
+            fields += [("content-encoding", coding), ("vary", "accept-encoding")]
         return 200, fields, encoded
 
     async def _body(self, headers: dict[str, str], watch: _Watch) -> memoryview:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import ModelName, TaskName, VariantName
-from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Decision, Query
+from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Decision, Query, TraceContext
 from infaas.domain.task import Task
 from infaas.domain.tensor import Datatype, Tensor, signature
 from infaas.errors import InfaasError, InvalidError, NotFoundError
@@ -80,6 +80,7 @@ def build_query(
     caller: Caller,
     arrival: Arrival,
     confidence: AccuracyConfidence,
+    trace: TraceContext | None = None,
 ) -> Query:
     """Raises NotFoundError, InvalidError or UnsupportedError; whatever it returns is well-formed."""
     task = find_task(view, handle)
@@ -103,6 +104,7 @@ def build_query(
         outputs=tuple(output.name for output in request.outputs),
         arrived_at=arrival.at,
         deadline=arrival.at + (HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s),
+        trace=trace,
     )
 
 

@@ -11,6 +11,7 @@ from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 from infaas.observe.metrics import Metrics
+from infaas.observe.trace import Span
 from infaas.rpc.requirements import Scalar
 from infaas.rpc.tensors import InferRequest
 from infaas_controller.api.headers import Caller, fresh_caller
@@ -21,6 +22,7 @@ from infaas_controller.api.intake import (
     build_query,
     cost_usd,
 )
+from infaas_controller.api.spans import QuerySpans
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService
 
 ExplainLookup = Callable[[str], Decision | None]
@@ -47,6 +49,8 @@ class Ticket:
     items: int = 0
     outcome: Outcome | None = None
     caller: Caller = field(default_factory=fresh_caller)
+    span: Span | None = None
+    """From when its inputs were read; None where nothing is traced."""
 
 
 class Inference:
@@ -59,12 +63,14 @@ class Inference:
         confidence: AccuracyConfidence,
         metrics: Metrics | None = None,
         explain_lookup: ExplainLookup | None = None,
+        spans: QuerySpans | None = None,
     ) -> None:
         self.service = service
         self.clock = clock
         self._confidence = confidence
         self._metrics = metrics
         self._explain = explain_lookup or service.decision
+        self._spans = spans
 
     def ticket(self, handle: str) -> Ticket:
         return Ticket(handle, self.clock.now())
@@ -82,8 +88,11 @@ class Inference:
     ) -> Served:
         """Raises InfaasError; the ticket then holds the outcome, if there was one."""
         arrival = Arrival(ticket.arrived_at, time_remaining_s)
-        view = self.service.view
-        query = build_query(view, ticket.handle, version, request, headers, ticket.caller, arrival, self._confidence)
+        view, caller = self.service.view, ticket.caller
+        if self._spans is not None:
+            ticket.span = self._spans.begin(caller, ticket.arrived_at)
+        trace = caller.trace if ticket.span is None else ticket.span.context
+        query = build_query(view, ticket.handle, version, request, headers, caller, arrival, self._confidence, trace)
         ticket.priority, ticket.items = query.requirements.priority, query.items
         try:
             answer = await (submit or self.service.submit)(query)
@@ -101,6 +110,8 @@ class Inference:
 
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""
+        if self._spans is not None:
+            self._spans.end(ticket, error, self.clock.now())
         if self._metrics is None:
             return
         view, outcome = self.service.view, ticket.outcome

@@ -57,16 +57,20 @@ class Batch(_message.Message):
     def __init__(self, id: _Optional[int] = ..., instance: _Optional[str] = ..., input_names: _Optional[_Iterable[str]] = ..., input_datatypes: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[_Union[QueryInputs, _Mapping]]] = ..., remaining_us: _Optional[int] = ...) -> None: ...
 
 class QueryInputs(_message.Message):
-    __slots__ = ("id", "items", "inputs", "remaining_us")
+    __slots__ = ("id", "items", "inputs", "remaining_us", "traceparent", "tracestate")
     ID_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     REMAINING_US_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     id: int
     items: int
     inputs: _containers.RepeatedCompositeFieldContainer[TensorValue]
     remaining_us: int
-    def __init__(self, id: _Optional[int] = ..., items: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ..., remaining_us: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    tracestate: str
+    def __init__(self, id: _Optional[int] = ..., items: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ..., remaining_us: _Optional[int] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class TensorValue(_message.Message):
     __slots__ = ("shape", "data")

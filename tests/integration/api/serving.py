@@ -16,6 +16,7 @@ from infaas_controller.api.http_protocol import Limits
 from infaas_controller.api.http_server import server_config
 
 from infaas.observe.metrics import Metrics
+from infaas.observe.trace import Tracing
 from infaas.settings import Settings
 
 
@@ -42,12 +43,16 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(
-    service: Any, settings: Settings | None = None, routers: tuple[Any, ...] = (), limits: Limits | None = None
+    service: Any,
+    settings: Settings | None = None,
+    routers: tuple[Any, ...] = (),
+    tracing: Tracing | None = None,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Serving]:
     settings = settings or Settings()
     metrics = Metrics()
-    app = create_app(service, settings, routers, metrics)
-    grpc_server = GrpcServer(service, settings, metrics)
+    app = create_app(service, settings, routers, metrics, tracing=tracing)
+    grpc_server = GrpcServer(service, settings, metrics, tracing=tracing)
     grpc_port = await grpc_server.start("127.0.0.1", 0)
     async with _http(app, limits) as http:
         try:

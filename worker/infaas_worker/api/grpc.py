@@ -25,6 +25,7 @@ from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
 from infaas_worker.api import messages
 from infaas_worker.api.auth import is_allowed
 from infaas_worker.api.publisher import Publisher
+from infaas_worker.api.tracing import RunSpans
 from infaas_worker.batches import Ran
 from infaas_worker.instances import Instances
 
@@ -47,8 +48,11 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]  # generated, untyped
     """Lives on the event loop; `begin_stop` refuses new streams and leases before the listener closes."""
 
-    def __init__(self, instances: Instances, publisher: Publisher, token: str | None) -> None:
+    def __init__(
+        self, instances: Instances, publisher: Publisher, token: str | None, spans: RunSpans | None = None
+    ) -> None:
         self._instances = instances
+        self._spans = spans
         self._publisher = publisher
         self._token = token
         self._numbers = itertools.count(1)
@@ -62,7 +66,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc
         first = await context.read()
         if first is grpc.aio.EOF or first.WhichOneof("body") != "hello":
             await _abort(context, InvalidError("the first message on Attach must be Hello"))
-        stream = ControllerStream(f"{first.hello.controller}#{next(self._numbers)}", self._instances)
+        stream = ControllerStream(f"{first.hello.controller}#{next(self._numbers)}", self._instances, self._spans)
         _log.info("controller attached", controller=stream.id, version=first.hello.version)
         writer = asyncio.get_running_loop().create_task(stream.write_to(context), name=f"write-{stream.id}")
         self._publisher.add(stream)
@@ -72,6 +76,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc
         finally:
             self._publisher.remove(stream)
             self._instances.leave(stream.id)
+            if self._spans is not None:
+                self._spans.left(stream.id)
             writer.cancel()
             await asyncio.wait((writer,))
             broken = None if writer.cancelled() else writer.exception()
@@ -118,9 +124,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc
 class ControllerStream:
     """One controller's stream: takes its messages, keeps what is to be sent to it in order. An `Owner` of batches."""
 
-    def __init__(self, stream_id: str, instances: Instances) -> None:
+    def __init__(self, stream_id: str, instances: Instances, spans: RunSpans | None = None) -> None:
         self._id = stream_id
         self._instances = instances
+        self._spans = spans
         self._queries: dict[int, tuple[int, ...]] = {}
         self._outbox: deque[worker_pb2.WorkerMessage] = deque()
         self._report: worker_pb2.WorkerMessage | None = None
@@ -151,9 +158,13 @@ class ControllerStream:
 
     def ran(self, batch: int, ran: Ran) -> None:
         self._send(messages.ran(batch, self._queries.pop(batch), ran))
+        if self._spans is not None:
+            self._spans.ran(self._id, batch, ran, self._instances.variants)
 
     def refused(self, batch: int, code: Code, text: str, was_running: bool, held_s: float) -> None:
         self._queries.pop(batch, None)
+        if self._spans is not None:
+            self._spans.refused(self._id, batch)
         self._send(messages.refused(batch, code, text, was_running, held_s))
 
     def report(self, message: worker_pb2.WorkerMessage) -> None:
@@ -191,6 +202,8 @@ class ControllerStream:
             return
         queries = messages.to_queries(batch, self._instances.now())
         self._queries[batch.id] = tuple(query.id for query in queries)
+        if self._spans is not None:
+            self._spans.arrived(self._id, batch)
         self._instances.submit(self, batch.id, InstanceId(batch.instance), value, queries)
 
     def _take_load(self, load: worker_pb2.LoadInstance) -> None:
