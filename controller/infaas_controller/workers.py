@@ -80,6 +80,7 @@ class Link:
         self.worker = worker
         self.address = address
         self.is_connected = False
+        self._is_closed = False
         self.heard_at: float | None = None
         self.report: pb.WorkerReport | None = None
         self._outbox: deque[pb.ControllerMessage | bytes] = deque()
@@ -95,9 +96,12 @@ class Link:
         return True
 
     async def close(self) -> None:
+        """Nothing that still comes up the stream is told to anyone."""
+        self._is_closed = True
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        self._disconnected()
 
     async def _run(self) -> None:
         failures = 0
@@ -124,6 +128,7 @@ class Link:
             async with asyncio.timeout(self._links.lost_after_s) as patience:
                 await call.write(hello)
                 writer = asyncio.get_running_loop().create_task(self._write(call), name=f"link-{self.worker}-writer")
+                writer.add_done_callback(lambda _: call.cancel())  # the reader must not wait for answers to nothing
                 while (message := await call.read()) is not grpc.aio.EOF:
                     patience.reschedule(asyncio.get_running_loop().time() + self._links.lost_after_s)
                     self._take(message)
@@ -141,13 +146,16 @@ class Link:
             return f"the stream broke: {error}"
         except InfaasError as error:
             return f"the worker's report cannot be read: {error}"
+        except Exception as error:  # a fault of ours must not leave the worker without a link for ever
+            _log.error("what a worker said was not taken in", worker=self.worker, exc_info=error)
+            return f"{type(error).__name__}: {error}"
         finally:
             if writer is not None:
                 writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
+                (end,) = await asyncio.gather(writer, return_exceptions=True)
+                if isinstance(end, Exception):
+                    _log.error("writing to the worker broke", worker=self.worker, exc_info=end)
             await channel.close()
-            if self._links.is_closing:
-                self._disconnected()
 
     async def _write(self, call: Any) -> None:
         """Drain the outbox in order. A broken stream ends it; the reader then learns why."""
@@ -161,6 +169,8 @@ class Link:
             _log.debug("writing to the worker ended", worker=self.worker, reason=str(error))
 
     def _take(self, message: pb.WorkerMessage) -> None:
+        if self._is_closed:
+            return
         self.heard_at = self._links.clock.now()
         sink = self._links.sink
         body = message.WhichOneof("body")
@@ -188,8 +198,11 @@ class Link:
         if self.is_connected:
             self.is_connected = False
             self._outbox.clear()
-            self._links.view_source.worker_stream_lost(self.worker)
-            self._links.sink.worker_lost(self.worker)
+            for tell in (self._links.view_source.worker_stream_lost, self._links.sink.worker_lost):
+                try:
+                    tell(self.worker)
+                except Exception as error:  # whoever calls goes on to dial again, or to close
+                    _log.error("the loss of a worker was not taken in", worker=self.worker, exc_info=error)
 
 
 class WorkerLinks:
@@ -213,7 +226,6 @@ class WorkerLinks:
         self.draw = draw
         self.lost_after_s = lost_after_s
         self.metadata = (("authorization", f"Bearer {token}"),) if token else None
-        self.is_closing = False
         self._links: dict[WorkerId, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] | None = None
@@ -224,7 +236,6 @@ class WorkerLinks:
         self._on_view(self.view_source.view, self.view_source.view)
 
     async def close(self) -> None:
-        self.is_closing = True
         if self._unsubscribe is not None:
             self._unsubscribe()
         links, self._links = list(self._links.values()), {}
@@ -318,6 +329,7 @@ def _document(record: WorkerRecord, link: Link | None, now: float, wall: float) 
                 staged=load.staged if load else 0,
                 items_done=load.items_done if load else 0,
                 busy_ratio=_busy_ratio(instance.loaded_at, load.busy_s, wall) if load else 0.0,
+                isolation=instance.isolation.value,
             )
         )
     return WorkerDocument(
@@ -335,6 +347,7 @@ def _document(record: WorkerRecord, link: Link | None, now: float, wall: float) 
         memory_ratio=report.memory_ratio if report is not None else None,
         stall_ratio=report.stall_ratio if report is not None else None,
         instances=tuple(instances),
+        reason=record.reason,
     )
 
 
