@@ -128,8 +128,8 @@ def sixteen(engine: Engine) -> None:
         engine.arrive(_TYPICAL, None, NOW)
     while engine.live:
         engine.flush(NOW)
-        commands, engine.commands = engine.commands, []
-        for command in commands:
+        while engine.commands:
+            command = engine.commands.popleft()
             if isinstance(command, SendBatch):
                 outputs: dict[int, object] = {ticket.number: None for ticket in command.tickets}
                 engine.done(command.number, BatchResult(run_s=0.001, outputs=outputs), NOW)

@@ -17,7 +17,6 @@ class SendBatch:
     lane: Lane
     number: int
     tickets: tuple[Ticket, ...]
-    remaining_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from infaas.observe.log import get_logger
 from infaas.rpc.codec import encode
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
-from infaas_controller.commands import BatchResult, CancelStaged, Finish, LoadOn, SendBatch
+from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
 from infaas_controller.decisions import DecisionHook, Decisions, Trace
 from infaas_controller.engine import Engine
 from infaas_controller.liveness import can_serve
@@ -132,16 +132,23 @@ class Dispatcher:
             raise QueryFailedError(error, Outcome(self.decisions.next_id()))
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         began = self._clock.now()
-        ticket = self.engine.arrive(query, future, began)
+        try:
+            ticket = self.engine.arrive(query, future, began)
+        except BaseException:
+            future.cancel()  # nobody will await it; its deadline clears away what is left of the query
+            self._after()
+            raise
         ticket.decided_at = began
         ticket.decide_s = self._clock.now() - began
         if self._observer is not None:
             self._observer.observe_selection(ticket.decide_s)
-        self._after()
         try:
+            self._after()
             return await future
-        except asyncio.CancelledError:
-            self.engine.cancel(ticket, self._clock.now())
+        except QueryFailedError:
+            raise
+        except BaseException:
+            self.engine.cancel(ticket)
             self._after()
             raise
 
@@ -205,15 +212,19 @@ class Dispatcher:
     # -- what comes up the streams -----------------------------------------------------------------------------------
 
     def worker_connected(self, record: WorkerRecord) -> None:
-        self.engine.worker_reported(record, self._clock.now())
-        self._after()
+        try:
+            self.engine.worker_reported(record, self._clock.now())
+        finally:
+            self._after()
 
     def worker_lost(self, worker: WorkerId) -> None:
         _log.warning("worker lost", worker=worker, in_flight=self.engine.live)
-        self.engine.worker_lost(worker, self._clock.now())
-        if worker in self._keeper.view.workers:
-            self.engine.view_changed(self._keeper.view, self._clock.now())
-        self._after()
+        try:
+            self.engine.worker_lost(worker, self._clock.now())
+            if worker in self._keeper.view.workers:
+                self.engine.view_changed(self._keeper.view, self._clock.now())
+        finally:
+            self._after()
 
     def batch_started(self, batch: int) -> None:
         self.engine.started(batch, self._clock.now())
@@ -221,15 +232,16 @@ class Dispatcher:
     def batch_done(self, done: pb.BatchDone) -> None:
         outputs = {query.id: _Outputs(done, query) for query in done.queries if not query.error_code}
         failed = {query.id: (query.error_code, query.error) for query in done.queries if query.error_code}
-        lane = self.engine.lane_of(done.id)
-        if lane is not None and not done.error_code:
-            items = self.engine.items_of(done.id)
-            self._tally.batch_ran(lane.variant, items, done.run_s)
-            if self._observer is not None:
-                self._observer.observe_batch(lane.variant, items)
         result = BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)
-        self.engine.done(done.id, result, self._clock.now())
-        self._after()
+        try:
+            if not done.error_code and (ran := self.engine.ran(done.id, result)) is not None:
+                lane, items = ran
+                self._tally.batch_ran(lane.variant, items, done.run_s)
+                if self._observer is not None:
+                    self._observer.observe_batch(lane.variant, items)
+            self.engine.done(done.id, result, self._clock.now())
+        finally:
+            self._after()
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         now = self._clock.now()
@@ -238,9 +250,11 @@ class Dispatcher:
 
     def _on_view(self, _old: ClusterView, new: ClusterView) -> None:
         now = self._clock.now()
-        self.engine.view_changed(new, now)
-        self._note_loaded(now)
-        self._after()
+        try:
+            self.engine.view_changed(new, now)
+            self._note_loaded(now)
+        finally:
+            self._after()
 
     def _note_loaded(self, now: float) -> None:
         """See which of the instances ordered from here are READY, and forget those that are gone."""
@@ -263,8 +277,10 @@ class Dispatcher:
 
     def _flush(self) -> None:
         self._flush_handle = None
-        self.engine.flush(self._clock.now())
-        self._after()
+        try:
+            self.engine.flush(self._clock.now())
+        finally:
+            self._after()
 
     def _arm(self) -> None:
         due = self.engine.next_due()
@@ -278,22 +294,47 @@ class Dispatcher:
 
     def _ring(self) -> None:
         self._timer, self._timer_due = None, float("inf")
-        self.engine.expire(self._clock.now())
-        self._after()
+        try:
+            self.engine.expire(self._clock.now())
+        finally:
+            self._after()
 
     def _perform(self) -> None:
+        """One command after the other, those too that come of performing them; one that fails costs what it was about
+        and no other."""
         while self.engine.commands:
-            commands, self.engine.commands = self.engine.commands, []
-            for command in commands:
-                if isinstance(command, Finish):
-                    self._finish(command)
-                elif isinstance(command, SendBatch):
-                    self._send(command)
-                elif isinstance(command, CancelStaged):
-                    cancel = pb.CancelQueries(batch=command.batch, queries=command.tickets)
-                    self._links.send(command.worker, pb.ControllerMessage(cancel=cancel))
-                else:
-                    self._load(command)
+            command = self.engine.commands.popleft()
+            try:
+                self._do(command)
+            except Exception as error:
+                _log.error("a command was not performed", command=type(command).__name__, exc_info=error)
+                self._make_up_for(command, error)
+
+    def _do(self, command: Command) -> None:
+        if isinstance(command, Finish):
+            self._finish(command)
+        elif isinstance(command, SendBatch):
+            self._send(command)
+        elif isinstance(command, CancelStaged):
+            cancel = pb.CancelQueries(batch=command.batch, queries=command.tickets)
+            self._links.send(command.worker, pb.ControllerMessage(cancel=cancel))
+        else:
+            self._load(command)
+
+    def _make_up_for(self, command: Command, error: Exception) -> None:
+        """Nobody waits for what was not performed."""
+        text = f"the controller failed: {type(error).__name__}: {error}"
+        if isinstance(command, Finish):
+            future = command.ticket.owner
+            if isinstance(future, asyncio.Future) and not future.done():
+                outcome = Outcome(self.decisions.next_id(), attempts=command.ticket.attempts)
+                future.set_exception(QueryFailedError(InfaasError(text, code=Code.INTERNAL), outcome))
+            if not self.engine.live:
+                self._settled.set()
+        elif isinstance(command, SendBatch):
+            self.engine.done(command.number, BatchResult(Code.INTERNAL.value, text), self._clock.now())
+        elif isinstance(command, LoadOn):
+            self.engine.load_unsent(command.instance, self._clock.now())
 
     def _send(self, command: SendBatch) -> None:
         now = self._clock.now()
@@ -312,6 +353,8 @@ class Dispatcher:
 
     def _finish(self, command: Finish) -> None:
         ticket, error = command.ticket, command.error
+        if error is not None and error.code is Code.INTERNAL and error.__cause__ is not None:
+            _log.error("a query failed inside the controller", query=ticket.query.id, exc_info=error.__cause__)
         future = ticket.owner
         if not isinstance(future, asyncio.Future):
             raise TypeError(f"a ticket of the dispatcher is owned by a future, not {type(future).__name__}")

@@ -7,32 +7,35 @@ dispatcher performs its commands on a real loop and real streams; scenario tests
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Callable, Iterable
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import AccuracyConfidence, Code, Query
 from infaas.errors import InfaasError
 from infaas_controller.commands import BatchResult, SendBatch
 from infaas_controller.decide.form import turn
 from infaas_controller.decide.policies.base import Policy
+from infaas_controller.decide.retry import How, Verdict, how_batch_ended, retry
 from infaas_controller.filling import Filling
 from infaas_controller.lanes import Lane
-from infaas_controller.placing import Placing, Sent
-from infaas_controller.quarantine import Quarantine, RetryBudget
+from infaas_controller.placing import Placing, Sent, internal
+from infaas_controller.quarantine import QUARANTINE_S, Quarantine, RetryBudget
 from infaas_controller.queues import Ticket, TicketState
 from infaas_controller.timers import Due
 
 OVERDUE_FACTOR = 3.0
 """A batch that takes this much longer than expected makes the queries promised to its instance be looked at again."""
 OVERDUE_LEAST_S = 0.05
-STAGED_LOSSES = 2
-"""Staged work is always retried, but one that was lost more often than this is suspected: the word that it had begun to
-run may have been lost with its instance."""
-_FINAL = frozenset({Code.INVALID.value, Code.DEADLINE_PASSED.value, Code.TOO_LARGE.value, Code.UNSUPPORTED.value})
-"""Words of a worker about a batch that another try would not change."""
-_MODEL_FAILED = Code.MODEL_FAILED.value
+UNREACHED_FOR_S = 1.0
+"""A worker that could not be told to load is not asked again for so long."""
+QUARANTINED = (
+    "this input ended the two instances that ran it, the second of them alone in a process of its own: it is in "
+    f"quarantine and not run for {QUARANTINE_S / 60:.0f} minutes after that"
+)
 REVIEWED_AT_ONCE = 64
 STEPS_PER_FLUSH = 512
 """Batches sent and late queries chosen again in one turn of the loop."""
@@ -75,23 +78,33 @@ class Engine(Placing):
         """Decide on a query and reserve, or refuse it: its `Finish` is then among the commands already."""
         ticket = Ticket(next(self._tickets), query, owner)
         self._open[ticket.number] = ticket
+        self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
         self._budget.arrived()
         if self._quarantine.holds(query, now):
-            self._fail(ticket, Code.MODEL_FAILED, "this input ended its instance twice and is not run for a while")
+            self._fail(ticket, Code.MODEL_FAILED, QUARANTINED)
             return ticket
-        if self._choose(ticket, now, is_arrival=True):
-            self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
+        if self._quarantine.suspects(query, now):
+            ticket.deaths = 1
+        self._choose(ticket, now, is_arrival=True)
         return ticket
 
     def flush(self, now: float) -> None:
         """Fill the free slots of every instance that something changed for. Called once per turn of the loop, so that
         queries that arrived together leave together. The work of one call is bounded; `has_work` says that some of
-        it is left for the next turn."""
+        it is left for the next turn. When it raises, the queries promised to the instance at hand have ended and
+        everything else stands as it did."""
         self._steps_left = STEPS_PER_FLUSH
         while self._dirty and self._steps_left > 0:
             dirty, self._dirty = self._dirty, {}
-            for lane in dirty.values():
-                self._fill(lane, now)
+            lanes = iter(dirty.values())
+            for lane in lanes:
+                try:
+                    self._fill(lane, now)
+                except Exception as error:
+                    for untouched in lanes:
+                        self._dirty.setdefault(untouched.id, untouched)
+                    self._abandon(lane, error)
+                    raise
 
     def started(self, batch: int, now: float) -> None:
         sent = self._sent.get(batch)
@@ -108,22 +121,24 @@ class Engine(Placing):
         flight = self.ledger.done(lane, batch)
         self._dirty[lane.id] = lane
         if result.error:
-            self._batch_failed(sent, result, now)
+            self._batch_failed(sent, batch, result, now)
             return
-        if flight is not None:
-            self.ledger.observed_batch(lane, flight, result.staged_s, result.run_s, now)
+        if flight is not None and (items := sent.items_that_ran(result)):
+            self.ledger.observed_batch(lane, flight, items, result.staged_s, result.run_s, now)
         outputs, failed = result.outputs or {}, result.failed or {}
-        for ticket in sent.tickets:
-            if ticket.state is not TicketState.SENT or ticket.batch != batch:
-                continue
-            if ticket.number in outputs:
+        for ticket in self._still(sent, batch):
+            if ticket.deaths and ticket.number in outputs:
+                self._quarantine.clear(ticket.query)
+            if ticket.deadline <= now:
+                self._pass_deadline(ticket)
+            elif ticket.number in outputs:
                 ticket.run_s = result.run_s
                 ticket.queue_s = max(0.0, sent.sent_at + result.staged_s - ticket.query.arrived_at)
                 self._finish(ticket, None, result)
             elif (failure := failed.get(ticket.number)) is not None and failure[0] != Code.CANCELLED.value:
-                self._end(ticket, InfaasError(failure[1] or failure[0], code=_code(failure[0])))
+                self._fail(ticket, _code(failure[0]), failure[1] or failure[0])
             else:
-                self._again(ticket, now, "the worker left it out of its batch", died_running=False)
+                self._again(ticket, How.REFUSED, "the worker left it out of its batch", now)
 
     def batch_unsent(self, batch: int, now: float) -> None:
         """The stream would not take it."""
@@ -132,7 +147,7 @@ class Engine(Placing):
             self.ledger.done(sent.lane, batch)
             for ticket in self._still(sent, batch):
                 ticket.attempts -= 1
-                self._again(ticket, now, "its worker cannot be reached", died_running=False)
+                self._again(ticket, How.REFUSED, "its worker cannot be reached", now)
 
     def view_changed(self, view: ClusterView, now: float) -> None:
         self.view = view
@@ -143,6 +158,7 @@ class Engine(Placing):
         self._follow(*self.ledger.worker_reported(record, self.view, now), now)
         for lane in self.ledger.set_reachable(record.id, True):
             self._dirty[lane.id] = lane
+        self._house(now)
 
     def worker_lost(self, worker: WorkerId, now: float) -> None:
         """The stream ended or fell silent: nothing that was sent there will come back."""
@@ -152,8 +168,8 @@ class Engine(Placing):
     def load_reported(self, instance: InstanceId, batches: int, now: float) -> None:
         self.ledger.reported_load(instance, batches, now)
 
-    def cancel(self, ticket: Ticket, now: float) -> None:
-        """The caller is gone. No command comes of it but taking back what is staged."""
+    def cancel(self, ticket: Ticket) -> None:
+        """The caller is gone. What is staged of it is taken back."""
         self._end(ticket, InfaasError("the caller cancelled the query", code=Code.CANCELLED))
 
     def expire(self, now: float) -> None:
@@ -161,11 +177,13 @@ class Engine(Placing):
         while (rung := self._timers.pop(now)) is not None:
             due, what = rung
             if isinstance(what, Lane):
-                self._give_up_load(what, now)
+                (self._give_up_load if due is Due.UNREPORTED else self._look_at_load)(what, now)
             elif due is Due.OVERDUE:
                 self._look_at_overdue(what, now)
+            elif due is Due.PARKED:
+                self._end_parking(self._open[what], now)
             elif (ticket := self._open.get(what)) is not None:
-                self._pass_deadline(ticket, now)
+                self._pass_deadline(ticket)
 
     def next_due(self) -> float | None:
         """When `expire` wants to be called, on the controller's clock."""
@@ -175,16 +193,16 @@ class Engine(Placing):
         """The stream would not take the order to load."""
         lane = self.ledger.load_abandoned(instance)
         if lane is not None:
-            self._lane_lost(lane, now)
+            self.ledger.load_failed(lane.variant, lane.worker.id, "it could not be reached", now, UNREACHED_FOR_S)
+            self._follow((), (lane,), now)
 
-    def lane_of(self, batch: int) -> Lane | None:
-        """Where a batch is; None once it has come back."""
+    def ran(self, batch: int, result: BatchResult) -> tuple[Lane, int] | None:
+        """Where a batch ran that is not `done` yet, and how many items; None when none did, or it is not known any
+        more."""
         sent = self._sent.get(batch)
-        return sent.lane if sent is not None else None
-
-    def items_of(self, batch: int) -> int:
-        sent = self._sent.get(batch)
-        return sum(ticket.items for ticket in sent.tickets) if sent is not None else 0
+        if sent is None or not (items := sent.items_that_ran(result)):
+            return None
+        return sent.lane, items
 
     @property
     def has_work(self) -> bool:
@@ -212,7 +230,7 @@ class Engine(Placing):
                 continue
             drawn = self._filling.draw(turn(heads, now), lane, curve, now)
             for ticket in drawn.expired:
-                self._pass_deadline(ticket, now)
+                self._pass_deadline(ticket)
             if drawn.batch:
                 self._send(drawn.batch, drawn.items, lane, now)
             for ticket in drawn.late:
@@ -222,115 +240,154 @@ class Engine(Placing):
 
     def _send(self, tickets: list[Ticket], items: int, lane: Lane, now: float) -> None:
         number = next(self._batch_numbers)
-        for ticket in tickets:
+        was_idle = not lane.flights
+        flight = self.ledger.sent(lane, number, items, now)
+        together = tuple(tickets)
+        self._sent[number] = Sent(lane, together, now)
+        for ticket in together:
             self.queues.take(ticket, lane)
             ticket.state = TicketState.SENT
             ticket.batch, ticket.batch_items, ticket.lane = number, items, lane
             ticket.attempts += 1
-        together = tuple(tickets)
-        self._sent[number] = Sent(lane, together, now)
-        was_idle = not lane.flights
-        flight = self.ledger.sent(lane, number, items, now)
+            ticket.is_cold = lane.ready_at > ticket.query.arrived_at
         if was_idle:
-            flight.gathered_s = now - max(ticket.query.arrived_at for ticket in tickets)
+            flight.gathered_s = now - max(ticket.query.arrived_at for ticket in together)
         self._timers.set(
             lane.free_at(now) + max(OVERDUE_LEAST_S, (OVERDUE_FACTOR - 1) * flight.expected_s), Due.OVERDUE, number
         )
-        remaining_s = min(ticket.deadline for ticket in tickets) - now
-        self.commands.append(SendBatch(lane, number, together, remaining_s))
+        self.commands.append(SendBatch(lane, number, together))
+
+    def _abandon(self, lane: Lane, error: Exception) -> None:
+        """A fault of ours at one instance: whoever is promised to it would meet it again and again."""
+        self.queues.restore()
+        for ticket in self.queues.promised_to(lane):
+            self._end(ticket, internal(f"the controller failed to serve it: {type(error).__name__}: {error}", error))
 
     # -- losses ------------------------------------------------------------------------------------------------------
 
     def _follow(self, ready: Iterable[Lane], lost: Iterable[Lane], now: float) -> None:
-        """Act on what the ledger found: fill what became ready, choose again for what cannot be served where it was."""
+        """Act on what the ledger found: fill what became ready, choose again for what cannot be served where it was.
+
+        All of these leave the queues before the first is chosen for, the most urgent first, so that none is refused
+        for the promises of another that has not moved yet.
+        """
         for lane in ready:
             self._dirty[lane.id] = lane
+        displaced: list[Ticket] = []
         for lane in lost:
-            self._lane_lost(lane, now)
+            displaced += self._lose(lane, now)
         for lane in self.queues.lanes():
             if not lane.is_usable:
-                for ticket in self.queues.promised_to(lane):
-                    self._choose(ticket, now)
+                displaced += self._take_back(lane)
+        for ticket in sorted(displaced, key=lambda each: (each.rank, each.deadline, each.number)):
+            self._choose(ticket, now)
+        self._house(now)
 
-    def _lane_lost(self, lane: Lane, now: float) -> None:
+    def _lose(self, lane: Lane, now: float) -> list[Ticket]:
+        """The queries of a lost instance that are to be tried again."""
         self._dirty.pop(lane.id, None)
         why = f"instance {lane.id} of {lane.variant} on {lane.worker.id} was lost"
+        found = self._take_back(lane)
         for number in list(lane.flights):
             self.ledger.done(lane, number)
             sent = self._sent.pop(number, None)
             if sent is not None:
-                for ticket in self._still(sent, number):
-                    self._again(ticket, now, why, died_running=sent.is_started)
-        for ticket in self.queues.promised_to(lane):
+                how = How.RAN if sent.is_started else How.STAGED
+                if how is How.RAN:
+                    self._blame_ended(sent, number, now)
+                found += [each for each in self._still(sent, number) if self._may_again(each, how, why, now)]
+        return found
+
+    def _take_back(self, lane: Lane) -> list[Ticket]:
+        promised = self.queues.promised_to(lane)
+        for ticket in promised:
+            self.queues.remove(ticket)
+        return promised
+
+    def _batch_failed(self, sent: Sent, batch: int, result: BatchResult, now: float) -> None:
+        how = how_batch_ended(result.error, was_running=result.was_running, queries=len(sent.tickets))
+        if how is How.RAN:
+            self._blame_ended(sent, batch, now)
+        for ticket in self._still(sent, batch):
+            self._again(ticket, how, result.reason or result.error, now, _code(result.error))
+
+    def _blame_ended(self, sent: Sent, batch: int, now: float) -> None:
+        """Queries that were running when their instance died, and that their deadline or their caller had ended by
+        then: the next with the same input is as dangerous."""
+        for ticket in sent.tickets:
+            if ticket.state is TicketState.FINISHED and ticket.batch == batch:
+                if ticket.deaths:
+                    self._quarantine.add(ticket.query, now)
+                else:
+                    self._quarantine.suspect(ticket.query, now)
+
+    def _again(self, ticket: Ticket, how: How, why: str, now: float, code: Code = Code.MODEL_FAILED) -> None:
+        if self._may_again(ticket, how, why, now, code):
             self._choose(ticket, now)
 
-    def _batch_failed(self, sent: Sent, result: BatchResult, now: float) -> None:
-        """What a worker refused before it ran is staged work. What raised while running is the model's own error: each
-        query of such a batch is then tried alone once, so that one bad input does not fail its neighbours. Any other
-        end of a run is taken for the death of its instance."""
-        tickets = [ticket for ticket in sent.tickets if ticket.state is TicketState.SENT]
-        if not result.was_running:
-            for ticket in tickets:
-                self._again(ticket, now, result.reason or result.error, died_running=False)
-            return
-        for ticket in tickets:
-            if result.error in _FINAL or (result.error == _MODEL_FAILED and (len(sent.tickets) == 1 or ticket.deaths)):
-                self._end(ticket, InfaasError(result.reason or "the run failed", code=_code(result.error)))
-            else:
-                has_raised = result.error == _MODEL_FAILED
-                self._again(ticket, now, result.reason, died_running=True, excludes=not has_raised)
-
-    def _again(self, ticket: Ticket, now: float, why: str, *, died_running: bool, excludes: bool = True) -> None:
-        """SURFACE rule 15: staged work always gets another place; work that ran gets one more try, alone."""
-        if ticket.state is TicketState.FINISHED:
-            return
+    def _may_again(self, ticket: Ticket, how: How, why: str, now: float, code: Code = Code.MODEL_FAILED) -> bool:
+        """SURFACE rule 15: staged work always gets another place; work that ran gets one more try, alone, in an
+        instance with a process of its own. False: it has ended, with `code` when the worker's word is final."""
+        verdict = retry(ticket.deaths, ticket.losses, how)
+        if verdict is Verdict.FAILED:
+            self._fail(ticket, code, why)
+            return False
+        if verdict is Verdict.QUARANTINED:
+            self._quarantine.add(ticket.query, now)
+            self._fail(ticket, Code.MODEL_FAILED, f"{why} while it ran this query, for the second time")
+            return False
         ticket.state = TicketState.WAITING
-        lane = ticket.lane
-        if not died_running:
-            ticket.losses += 1
-        if died_running or ticket.losses > STAGED_LOSSES:
-            if ticket.deaths:
-                self._quarantine.add(ticket.query, now)
-                self._fail(ticket, Code.MODEL_FAILED, f"{why} while it ran this query, for the second time")
-                return
-            ticket.deaths += 1
+        ticket.losses += how is How.STAGED
+        if verdict is Verdict.ALONE:
+            if how is How.RAISED:
+                ticket.raised = True
+            else:
+                ticket.deaths += 1
+                self._quarantine.suspect(ticket.query, now)
             if not self._budget.spend():
                 text = f"{why} while it ran this query; no retries are left in the budget"
                 self._end(ticket, InfaasError(text, code=Code.UNAVAILABLE, is_retryable=True, retry_after_s=1.0))
-                return
-        if excludes and lane is not None:
-            ticket.excluded |= {lane.id}
-        self._choose(ticket, now)
+                return False
+        if how is not How.RAISED and ticket.lane is not None:
+            ticket.excluded |= {ticket.lane.id}
+        return True
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    def _pass_deadline(self, ticket: Ticket, now: float) -> None:
-        if ticket.state is TicketState.FINISHED:
-            return
-        if ticket.deadline > now:
-            self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
-            return
+    def _pass_deadline(self, ticket: Ticket) -> None:
         where = "while it ran or was staged" if ticket.state is TicketState.SENT else "while it waited"
         limit_ms = (ticket.deadline - ticket.query.arrived_at) * 1e3
         self._fail(ticket, Code.DEADLINE_PASSED, f"the deadline of {limit_ms:.4g} ms passed {where}")
 
     def _look_at_overdue(self, batch: int, now: float) -> None:
-        """A batch hangs: queries promised to its instance that would now be late go elsewhere if they can."""
+        """A batch hangs."""
         sent = self._sent.get(batch)
         if sent is None:
             return
-        lane = sent.lane
-        for ticket in self.queues.promised_to(lane)[:REVIEWED_AT_ONCE]:
-            is_bound = ticket.choice is not None and ticket.choice.is_bound
-            if not is_bound and self._filling.at_head_of(lane, ticket, now) > ticket.deadline:
-                self._choose(ticket, now, may_refuse=False)
+        self._review(sent.lane, now)
         self._timers.set(now + max(OVERDUE_LEAST_S, now - sent.sent_at), Due.OVERDUE, batch)
+
+    def _look_at_load(self, lane: Lane, now: float) -> None:
+        """An instance that was to be READY is still loading, or has been lost."""
+        if lane.instance_state is not InstanceState.LOADING:
+            lane.is_watched = False
+            return
+        self._review(lane, now)
+        self._timers.set(now + max(OVERDUE_LEAST_S, now - lane.ready_at), Due.SLOW_LOAD, lane)
+
+    def _review(self, lane: Lane, now: float) -> None:
+        """Queries promised to an instance that takes longer than expected go elsewhere, if they would be late here and
+        can: the earliest deadlines first, as many as may be looked at in one turn."""
+        movable = [t for t in self.queues.promised_to(lane) if t.choice is None or not t.choice.is_bound]
+        for ticket in heapq.nsmallest(REVIEWED_AT_ONCE, movable, key=lambda each: (each.deadline, each.number)):
+            if self._filling.at_head_of(lane, ticket, now) > ticket.deadline:
+                self._choose(ticket, now, may_refuse=False)
 
     def _give_up_load(self, lane: Lane, now: float) -> None:
         abandoned = self.ledger.load_abandoned(lane.id)
         if abandoned is not None:
             self.ledger.load_failed(lane.variant, lane.worker.id, "the worker never reported the instance", now)
-            self._lane_lost(abandoned, now)
+            self._follow((), (abandoned,), now)
 
     def _still(self, sent: Sent, batch: int) -> list[Ticket]:
         return [t for t in sent.tickets if t.state is TicketState.SENT and t.batch == batch]

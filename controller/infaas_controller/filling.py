@@ -98,7 +98,7 @@ class Filling:
         there = ticket.lane
         if there is None or there is lane or lane.id in ticket.excluded or lane.curve is None:
             return False
-        if ticket.items > lane.curve.hard_limit:
+        if ticket.items > lane.curve.hard_limit or (ticket.deaths and not lane.is_isolated):
             return False
         here_at = self._ledger.predict(lane, ticket.rank, ticket.items, now)
         there_at = self.at_head_of(there, ticket, now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import InstanceState, WorkerState
+from infaas.domain.variant import Isolation
 from infaas_controller.decide.curve import Curve
 from infaas_controller.observed import Hop
 
@@ -34,8 +35,8 @@ class Lane:
     """What one instance has been promised. `ready_at` lies ahead while it loads."""
 
     __slots__ = (
-        "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_cold", "ready_at", "reserved",
-        "slots", "variant", "worker",
+        "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_watched", "isolation", "ready_at",
+        "reserved", "slots", "variant", "worker",
     )  # fmt: skip
 
     def __init__(self, id: InstanceId, variant: VariantName, worker: Deck, curve: Curve | None) -> None:
@@ -46,9 +47,11 @@ class Lane:
         """None while the variant's profile is not known here; such a lane is never chosen."""
         self.instance_state = InstanceState.LOADING
         self.slots = 2
+        self.isolation = Isolation.THREAD
         self.ready_at = 0.0
-        self.is_cold = False
-        """Whether this controller asked for it to be loaded and it has answered nothing since."""
+        """When it is expected to be READY, then when it became that; 0: before this controller knew of it."""
+        self.is_watched = False
+        """Whether a timer will look at it while it loads."""
         self.reserved = [0] * RANKS
         """Items promised to it that still wait here, by priority rank."""
         self.flights: dict[int, Flight] = {}
@@ -66,6 +69,11 @@ class Lane:
     @property
     def is_ready(self) -> bool:
         return self.instance_state is InstanceState.READY and self.worker.is_ready
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether its death would harm nothing else."""
+        return self.isolation is Isolation.PROCESS
 
     @property
     def is_started_up(self) -> bool:
@@ -155,7 +163,10 @@ class Deck:
         return at
 
     def changed(self, lane: Lane) -> None:
-        """Something was promised to a lane of this worker, or done: what was worked out of it no longer holds."""
+        """Something was promised to a lane of this worker, or done: what was worked out of it no longer holds. One that
+        was forgotten is not taken in again by what is still released of it."""
+        if self.lanes.get(lane.id) is not lane:
+            return
         if lane.flights or any(lane.reserved):
             self.busy[lane.id] = lane
         else:

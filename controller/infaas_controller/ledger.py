@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
-from infaas.domain.variant import Variant
+from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
 from infaas_controller.decide.curve import Curve
 from infaas_controller.lanes import Deck, Flight, Lane
 from infaas_controller.observed import HOP_BOUNDS_S, VariantLoad
@@ -49,7 +49,6 @@ class Ledger(Roster):
             lane.worker.changed(lane)
 
     def done(self, lane: Lane, number: int) -> Flight | None:
-        lane.is_cold = False
         flight = lane.flights.pop(number, None)
         lane.worker.changed(lane)
         return flight
@@ -68,12 +67,12 @@ class Ledger(Roster):
         outstanding = sum(sum(lane.reserved) + sum(f.items for f in lane.flights.values()) for lane in lanes)
         return self.seen.load(variant, len(lanes), outstanding, now)
 
-    def observed_batch(self, lane: Lane, flight: Flight, staged_s: float, run_s: float, now: float) -> None:
-        """Learn from a batch that ran. What it took beyond waiting for its turn and running, from the arrival of its
-        last query on, is the way there and back."""
-        self.seen.count(lane.variant, flight.items, staged_s + run_s, now)
+    def observed_batch(self, lane: Lane, flight: Flight, items: int, staged_s: float, run_s: float, now: float) -> None:
+        """Learn from a batch of which `items` ran. What it took beyond waiting for its turn and running, from the
+        arrival of its last query on, is the way there and back."""
+        self.seen.count(lane.variant, items, staged_s + run_s, now)
         if lane.curve is not None:
-            self.seen.ran(lane.curve, flight.items, run_s, now)
+            self.seen.ran(lane.curve, items, run_s, now)
         lane.worker.hop.add(now - flight.sent_at + flight.gathered_s - staged_s - run_s, now)
 
     @property
@@ -116,13 +115,18 @@ class Ledger(Roster):
         if curve is None or profile is None:
             return float("inf")
         load_s = profile.warm_load_s if variant.name in deck.loaded else profile.cold_load_s
+        if variant.isolation is Isolation.PROCESS:
+            load_s += PROCESS_START_S
         start = max(now + load_s, deck.cores_free_at(None, variant.threads, now))
         return start + self._work_s(curve, 0, items, now) + deck.hop.at(now)
 
     def place_for(self, variant: Variant, now: float) -> Deck | None:
         """Where a variant would be loaded: the least utilised READY worker without an instance of it that could free
-        the memory and did not just fail to load it; None when there is none."""
-        taken = {lane.worker.id for lane in self.lanes_of(variant.name) if lane.is_usable}
+        the memory and did not just fail to load it; None when there is none. One that is to have a process of its own
+        may come beside one that has none."""
+        needs_process = variant.isolation is Isolation.PROCESS
+        lanes = self.lanes_of(variant.name)
+        taken = {lane.worker.id for lane in lanes if lane.is_usable and (lane.is_isolated or not needs_process)}
         best: tuple[float, WorkerId] | None = None
         for deck in self.ready_decks():
             if deck.id in taken or not self.could_hold(deck, variant):

@@ -6,15 +6,18 @@ once, in one way, wherever a query stands.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import InstanceId, VariantName, WorkerId
+from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import AccuracyConfidence, Choice, Code, Refusal
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError
 from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn
 from infaas_controller.decide.candidates import Admissions
+from infaas_controller.decide.options import isolated
 from infaas_controller.decide.policies.base import Policy
 from infaas_controller.decide.select import select_traced
 from infaas_controller.lanes import Lane
@@ -22,20 +25,38 @@ from infaas_controller.ledger import Ledger
 from infaas_controller.queues import Queues, Ticket, TicketState
 from infaas_controller.timers import Due, Timers
 
+PARKED_S = 5.0
+"""A query whose last worker was lost waits this long for one to come back before it is told to try again."""
 REPORT_WITHIN_S = 10.0
 """A requested instance that its worker has not reported this long after it should be ready is given up."""
+
+SLOW_LOAD_LEAST_S = 0.05
+_NOT_RUN = frozenset({Code.CANCELLED.value, Code.DEADLINE_PASSED.value})
 
 
 class Sent:
     """A batch that a worker has."""
 
-    __slots__ = ("is_started", "lane", "sent_at", "tickets")
+    __slots__ = ("is_started", "lane", "left", "sent_at", "tickets")
 
     def __init__(self, lane: Lane, tickets: tuple[Ticket, ...], sent_at: float) -> None:
         self.lane = lane
         self.tickets = tickets
         self.sent_at = sent_at
         self.is_started = False
+        self.left: set[int] = set()
+        """Queries that ended here while they ran there: the worker calls them cancelled, but their items ran."""
+
+    def items_that_ran(self, result: BatchResult) -> int:
+        """Not what was cancelled, or too late, before it began."""
+        outputs, failed = result.outputs or {}, result.failed or {}
+        return sum(
+            ticket.items
+            for ticket in self.tickets
+            if ticket.number in outputs
+            or ticket.number in self.left
+            or (ticket.number in failed and failed[ticket.number][0] not in _NOT_RUN)
+        )
 
 
 class Placing:
@@ -61,12 +82,14 @@ class Placing:
         self.ledger = Ledger(needs_streams=needs_streams)
         self.queues = Queues(self.ledger)
         self.view = ClusterView()
-        self.commands: list[Command] = []
+        self.commands: deque[Command] = deque()
         self._admissions = Admissions(confidence)
         self._sent: dict[int, Sent] = {}
         self._dirty: dict[InstanceId, Lane] = {}
         self._open: dict[int, Ticket] = {}
         """Queries that have not ended. Timers know them by number, so that an ended one is not kept by them."""
+        self._homeless: dict[int, Ticket] = {}
+        """Queries that were let in and have no worker to wait for."""
         self._timers = Timers(self._open, self._sent)
 
     def load(self, variant: Variant, worker: WorkerId, now: float) -> Lane:
@@ -78,46 +101,63 @@ class Placing:
 
     # -- choosing ----------------------------------------------------------------------------------------------------
 
-    def _choose(self, ticket: Ticket, now: float, *, is_arrival: bool = False, may_refuse: bool = True) -> bool:
+    def _choose(
+        self, ticket: Ticket, now: float, *, is_arrival: bool = False, may_refuse: bool = True, may_park: bool = True
+    ) -> bool:
         """Select and reserve. False: refused, and with `may_refuse` also ended."""
         query = ticket.query
         ticket.policy = query.requirements.policy or self._default_policy
         admission = self._admissions.of(query, self.view)
         try:
             policy = self._policies(ticket.policy)
-        except InfaasError as error:
-            self._end(ticket, error)
+            selected = select_traced(
+                query, admission, self.ledger, policy, now, self._draw(), ticket.excluded,
+                needs_process=ticket.deaths > 0,
+            )  # fmt: skip
+        except Exception as error:  # a policy is anyone's code: what it raises ends its query and nothing else
+            if may_refuse:
+                text = f"policy {ticket.policy!r} failed: {type(error).__name__}: {error}"
+                self._end(ticket, error if isinstance(error, InfaasError) else internal(text, error))
             return False
-        selected = select_traced(query, admission, self.ledger, policy, now, self._draw(), ticket.excluded)
         if isinstance(selected.outcome, Refusal) and not may_refuse:
             return False
         ticket.admission, ticket.selected, ticket.selected_at = admission, selected, now
-        ticket.task = admission.task or ""
+        if ticket.eligibility is None:
+            ticket.task = admission.task or ""
         if isinstance(selected.outcome, Refusal):
-            self._refuse(ticket, selected.outcome, now)
+            if selected.outcome.code is Code.NO_WORKER and not is_arrival and may_park:
+                self._park(ticket, now)
+            else:
+                self._refuse(ticket, selected.outcome, now)
             return False
         if is_arrival and not self._has_room(ticket, now):
             return False
         if ticket.eligibility is not None:
             self.queues.remove(ticket)
+            ticket.task = admission.task or ""
         self._place(ticket, selected.outcome, now)
         return True
 
     def _place(self, ticket: Ticket, choice: Choice, now: float) -> None:
         ticket.choice = choice
+        self._homeless.pop(ticket.number, None)
         if choice.load is not None:
-            self._warm(choice.load, now)
+            self._warm(ticket, choice.load, now)
         if choice.instance is None:
-            lane = self.load(self.view.variants[choice.variant], choice.worker, now)
+            lane = self.load(_as_loaded(ticket, self.view.variants[choice.variant]), choice.worker, now)
         else:
             lane = self.ledger.lanes[choice.instance]
-        ticket.is_cold = ticket.is_cold or not lane.is_ready
+        ticket.is_cold = not lane.is_ready
+        if lane.instance_state is InstanceState.LOADING and not lane.is_watched:
+            lane.is_watched = True
+            patience_s = max(SLOW_LOAD_LEAST_S, self.ledger.load_s(lane))
+            self._timers.set(max(now, lane.ready_at) + patience_s, Due.SLOW_LOAD, lane)
         self.queues.add(
             ticket,
             lane,
             is_bound=choice.is_bound,
             is_fallback=choice.fallback is not None,
-            is_alone=ticket.deaths > 0,
+            is_alone=ticket.raised or ticket.deaths > 0,
         )
         self._dirty[lane.id] = lane
 
@@ -138,9 +178,31 @@ class Placing:
             self._end(victim, InfaasError(text, code=Code.EVICTED, is_retryable=True, retry_after_s=1.0))
         return True
 
+    def _park(self, ticket: Ticket, now: float) -> None:
+        """A query that was let in and lost its place to the end of the last worker waits a little for one to come
+        back: a worker that is started again takes a second or two."""
+        if ticket.eligibility is not None:
+            self.queues.remove(ticket)
+        ticket.lane = None
+        if ticket.number not in self._homeless:
+            self._homeless[ticket.number] = ticket
+            self._timers.set(now + PARKED_S, Due.PARKED, ticket.number)
+
+    def _end_parking(self, ticket: Ticket, now: float) -> None:
+        """No worker came back in time: the query is refused with the reason, unless it found a place by now."""
+        if ticket.number in self._homeless:
+            del self._homeless[ticket.number]
+            self._choose(ticket, now, may_park=False)
+
+    def _house(self, now: float) -> None:
+        """Give parked queries a place, now that something about the workers has changed."""
+        if self._homeless and any(True for _ in self.ledger.ready_decks()):
+            for ticket in list(self._homeless.values()):
+                self._choose(ticket, now)
+
     def _refuse(self, ticket: Ticket, refusal: Refusal, now: float) -> None:
         if refusal.load is not None:
-            self._warm(refusal.load, now)
+            self._warm(ticket, refusal.load, now)
         self._end(
             ticket,
             InfaasError(
@@ -151,10 +213,10 @@ class Placing:
             ),
         )
 
-    def _warm(self, what: tuple[VariantName, WorkerId], now: float) -> None:
+    def _warm(self, ticket: Ticket, what: tuple[VariantName, WorkerId], now: float) -> None:
         variant = self.view.variants.get(what[0])
         if variant is not None and what[1] in self.ledger.decks:
-            self.load(variant, what[1], now)
+            self.load(_as_loaded(ticket, variant), what[1], now)
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
@@ -165,16 +227,37 @@ class Placing:
         """End without an answer, wherever the ticket is; what is staged of it is taken back."""
         if ticket.state is TicketState.FINISHED:
             return
+        try:
+            self._leave(ticket)
+        finally:
+            self._finish(ticket, error, None)
+
+    def _leave(self, ticket: Ticket) -> None:
+        lane = ticket.lane
+        if lane is None:
+            return
         if ticket.eligibility is not None:
-            lane = ticket.lane
             self.queues.remove(ticket)
-            if lane is not None:
-                self._dirty[lane.id] = lane
-        elif ticket.state is TicketState.SENT and ticket.batch in self._sent and ticket.lane is not None:
-            self.commands.append(CancelStaged(ticket.lane.worker.id, ticket.batch, (ticket.number,)))
-        self._finish(ticket, error, None)
+            self._dirty[lane.id] = lane
+        elif ticket.state is TicketState.SENT and (sent := self._sent.get(ticket.batch)) is not None:
+            self.commands.append(CancelStaged(lane.worker.id, ticket.batch, (ticket.number,)))
+            if sent.is_started:
+                sent.left.add(ticket.number)
 
     def _finish(self, ticket: Ticket, error: InfaasError | None, result: BatchResult | None) -> None:
         ticket.state = TicketState.FINISHED
+        self._homeless.pop(ticket.number, None)
         del self._open[ticket.number]
         self.commands.append(Finish(ticket, error, result))
+
+
+def _as_loaded(ticket: Ticket, variant: Variant) -> Variant:
+    """A query whose instance died before gets one that dies alone."""
+    return isolated(variant) if ticket.deaths else variant
+
+
+def internal(text: str, cause: Exception) -> InfaasError:
+    """A fault of ours, or of what is plugged into us; `cause` is for the log."""
+    error = InfaasError(text, code=Code.INTERNAL)
+    error.__cause__ = cause
+    return error

@@ -34,7 +34,7 @@ class Ticket:
     __slots__ = (
         "admission", "attempts", "batch", "batch_items", "choice", "deadline", "deaths", "decide_s", "decided_at",
         "eligibility", "entry", "excluded", "is_cold", "items", "lane", "losses", "number", "owner", "policy",
-        "query", "queue_s", "rank", "run_s", "selected", "selected_at", "state", "task",
+        "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state", "task",
     )  # fmt: skip
 
     def __init__(self, number: int, query: Query, owner: object) -> None:
@@ -62,7 +62,10 @@ class Ticket:
         self.batch_items = 0
         self.attempts = 0
         self.deaths = 0
-        """How often its instance died while running it."""
+        """How often its instance died while running it, or an input like it. From the first on it runs alone, in an
+        instance that has a process of its own."""
+        self.raised = False
+        """Whether the model raised on a whole batch that it was in: it is then tried alone, once."""
         self.losses = 0
         """How often its instance was lost before it was known to run there."""
         self.excluded: frozenset[InstanceId] = frozenset()
@@ -113,6 +116,13 @@ class EligibilityClass:
             heapq.heappop(self._heap)
             yield ticket
 
+    def restore(self) -> None:
+        """Put exactly what waits into the heap."""
+        self._heap.clear()
+        for tickets in self.promised.values():
+            for ticket in tickets.values():
+                self.push(ticket)
+
     def tidy(self) -> None:
         """Drop what has left from the heap when it is more than what waits: tickets hold their inputs."""
         if not self.count:
@@ -152,22 +162,24 @@ class Queues:
         ticket.state = TicketState.WAITING
         eligibility.push(ticket)
         eligibility.count += 1
-        self._count(ticket, ticket.items)
-        self._arrivals.setdefault((ticket.task, ticket.rank), {})[ticket.number] = ticket
+        self._count(eligibility, ticket.items)
+        self._arrivals.setdefault((eligibility.task, eligibility.rank), {})[ticket.number] = ticket
         self._promise(ticket, eligibility, lane)
 
     def remove(self, ticket: Ticket) -> None:
-        """Take a waiting ticket out, wherever it stands; it keeps no promise."""
+        """Take a waiting ticket out, wherever it stands; it keeps no promise. The class says under which task it was
+        counted: what its handle names may have changed since."""
         eligibility = _class(ticket)
         self._withdraw(ticket, eligibility)
         eligibility.count -= 1
-        self._count(ticket, -ticket.items)
+        self._count(eligibility, -ticket.items)
         ticket.eligibility = None
         ticket.entry = 0
-        arrivals = self._arrivals[ticket.task, ticket.rank]
+        key = eligibility.task, eligibility.rank
+        arrivals = self._arrivals[key]
         del arrivals[ticket.number]
         if not arrivals:
-            del self._arrivals[ticket.task, ticket.rank]
+            del self._arrivals[key]
         eligibility.tidy()
 
     def take(self, ticket: Ticket, lane: Lane) -> None:
@@ -194,6 +206,11 @@ class Queues:
     def put_back(self, ticket: Ticket) -> None:
         """A ticket that was popped from its class's heap but goes on waiting."""
         _class(ticket).push(ticket)
+
+    def restore(self) -> None:
+        """After a fault: what was popped from any heap and still waits goes back."""
+        for eligibility in self._classes.values():
+            eligibility.restore()
 
     def classes_for(self, lane: Lane) -> list[EligibilityClass]:
         """Those that hold a promise of this instance."""
@@ -286,8 +303,8 @@ class Queues:
                 del self._by_lane[lane.id]
         self._ledger.release(lane, ticket.rank, ticket.items)
 
-    def _count(self, ticket: Ticket, items: int) -> None:
-        self._items.setdefault(ticket.task, [0] * RANKS)[ticket.rank] += items
+    def _count(self, eligibility: EligibilityClass, items: int) -> None:
+        self._items.setdefault(eligibility.task, [0] * RANKS)[eligibility.rank] += items
 
 
 def _class(ticket: Ticket) -> EligibilityClass:

@@ -6,12 +6,12 @@ is the ledger's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from infaas.domain.cluster import ClusterView, InstanceRecord, WorkerRecord
 from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState, WorkerState
-from infaas.domain.variant import Variant
+from infaas.domain.variant import PROCESS_START_S, Variant
 from infaas_controller.decide.curve import Curve
 from infaas_controller.lanes import Deck, Lane
 from infaas_controller.observed import DEFAULT_HOP_S, Observations
@@ -147,22 +147,27 @@ class Roster:
         lane = deck.lanes.get(instance.id)
         if lane is None:
             lane = self._add(instance.id, instance.variant, deck, view.variants.get(instance.variant))
+            lane.isolation = instance.isolation
             if instance.state is InstanceState.LOADING:
-                lane.ready_at = now + self._load_s(lane, deck)
+                lane.ready_at = now + self.load_s(lane)
         self._pending.pop(instance.id, None)
         before, lane.instance_state, lane.slots = lane.instance_state, instance.state, instance.slots
+        lane.isolation = instance.isolation
         deck.changed(lane)
         if instance.state is not InstanceState.READY or before is InstanceState.READY:
             return None
-        lane.ready_at = min(lane.ready_at, now)
+        if before is InstanceState.LOADING and lane.ready_at:
+            lane.ready_at = now
         deck.loaded.add(instance.variant)
         return lane
 
-    def _load_s(self, lane: Lane, deck: Deck) -> float:
+    def load_s(self, lane: Lane) -> float:
+        """What loading it is expected to take, all in all."""
         profile = lane.curve.variant.profile if lane.curve else None
         if profile is None:
             return 1.0
-        return profile.warm_load_s if lane.variant in deck.loaded else profile.cold_load_s
+        load_s = profile.warm_load_s if lane.variant in lane.worker.loaded else profile.cold_load_s
+        return load_s + (PROCESS_START_S if lane.is_isolated else 0.0)
 
     def _add(self, id: InstanceId, variant: VariantName, deck: Deck, known: Variant | None) -> Lane:
         lane = Lane(id, variant, deck, self.curve(known) if known is not None else None)
@@ -191,8 +196,8 @@ class Roster:
         """Count on an instance before its worker reports it. It is lost again if the worker is, or the load fails."""
         deck = self.decks[worker]
         lane = self._add(id, variant.name, deck, variant)
-        lane.ready_at = now + self._load_s(lane, deck)
-        lane.is_cold = True
+        lane.isolation = variant.isolation
+        lane.ready_at = now + self.load_s(lane)
         self._pending[id] = lane
         return lane
 
@@ -201,12 +206,11 @@ class Roster:
         lane = self._pending.get(id)
         return self._drop(lane) if lane is not None else None
 
-    def pending(self) -> Iterable[Lane]:
-        return tuple(self._pending.values())
-
-    def load_failed(self, variant: VariantName, worker: WorkerId, reason: str, now: float) -> None:
+    def load_failed(
+        self, variant: VariantName, worker: WorkerId, reason: str, now: float, for_s: float = FAILED_LOAD_FOR_S
+    ) -> None:
         self._failed_loads = {pair: kept for pair, kept in self._failed_loads.items() if kept[0] > now}
-        self._failed_loads[variant, worker] = (now + FAILED_LOAD_FOR_S, reason or "the load failed")
+        self._failed_loads[variant, worker] = (now + for_s, reason or "the load failed")
 
     def failed_load(self, variant: VariantName, worker: WorkerId, now: float) -> str | None:
         """Why this pair is not tried for a while; None when it may be."""

@@ -18,6 +18,8 @@ class Due(Enum):
     DEADLINE = 0
     OVERDUE = 1
     UNREPORTED = 2
+    PARKED = 5
+    SLOW_LOAD = 3
 
 
 class Timers:
@@ -25,7 +27,7 @@ class Timers:
 
     def __init__(self, queries: Container[int], batches: Container[int]) -> None:
         """The containers are those of what has not ended; timers of the rest are stale."""
-        self._of = {Due.DEADLINE: queries, Due.OVERDUE: batches}
+        self._of = {Due.DEADLINE: queries, Due.PARKED: queries, Due.OVERDUE: batches}
         self._heap: list[tuple[float, int, Due, int | Lane]] = []
         self._numbers = itertools.count()
         self._tidy_above = _TIDY_ABOVE

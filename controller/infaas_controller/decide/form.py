@@ -118,7 +118,7 @@ def turn(heads: Sequence[H], now: float) -> H:
 
 
 def aged_rank(rank: int, waited_s: float) -> int:
-    return max(0, rank - int(waited_s / AGEING_S))
+    return max(0, rank - int(max(0.0, waited_s) / AGEING_S))
 
 
 def until(queue: Iterator[E], count: int) -> Iterator[E]:

@@ -7,17 +7,23 @@ carry the ledger's predicted completion; policies compare them, they do not comp
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.query import Query
-from infaas.domain.variant import Variant
+from infaas.domain.variant import Isolation, Variant
 from infaas_controller.decide.candidates import Admission
 from infaas_controller.lanes import Deck, Lane
 from infaas_controller.ledger import Ledger
 
 SAMPLE_ABOVE = 64
 """With more instances of one variant than this, a sample of half as many is compared instead of all."""
+
+
+def isolated(variant: Variant) -> Variant:
+    """The same variant in a process of its own."""
+    return variant if variant.isolation is Isolation.PROCESS else replace(variant, isolation=Isolation.PROCESS)
 
 
 class Option(NamedTuple):
@@ -39,7 +45,7 @@ class Looked(NamedTuple):
 class Situation:
     """One query at one moment. `looked` grows with what policies compare."""
 
-    __slots__ = ("admission", "draw", "excluded", "ledger", "looked", "now", "query", "rank")
+    __slots__ = ("admission", "draw", "excluded", "ledger", "looked", "needs_process", "now", "query", "rank")
 
     def __init__(
         self,
@@ -49,6 +55,8 @@ class Situation:
         now: float,
         draw: float,
         excluded: frozenset[InstanceId] = frozenset(),
+        *,
+        needs_process: bool = False,
     ) -> None:
         self.query = query
         self.admission = admission
@@ -58,6 +66,8 @@ class Situation:
         """A random number in [0, 1) for policies that sample."""
         self.excluded = excluded
         """Instances that have just failed this query."""
+        self.needs_process = needs_process
+        """Whether only an instance with a process of its own may run it (SURFACE rule 15)."""
         self.rank = query.requirements.priority.rank
         self.looked: list[Looked] = []
 
@@ -78,7 +88,7 @@ class Situation:
         at = float("inf")
         predict, rank, items, now = self.ledger.predict, self.rank, self.query.items, self.now
         for lane in self._sample(self.ledger.lanes_of(variant.name)):
-            if not lane.is_usable or lane.id in self.excluded:
+            if not self.can_use(lane):
                 continue
             this = predict(lane, rank, items, now)
             if this < at or (this == at and found is not None and lane.id < found.id):
@@ -91,10 +101,19 @@ class Situation:
         profile = variant.profile
         if profile is None or self.now + profile.warm_load_s > self.query.deadline:
             return None
-        deck = self.ledger.place_for(variant, self.now)
+        wanted = self.as_loaded(variant)
+        deck = self.ledger.place_for(wanted, self.now)
         if deck is None:
             return None
-        return Option(variant, None, deck, self.ledger.predict_cold(variant, deck, self.query.items, self.now))
+        return Option(variant, None, deck, self.ledger.predict_cold(wanted, deck, self.query.items, self.now))
+
+    def can_use(self, lane: Lane) -> bool:
+        """Whether this query may run on an instance at all."""
+        return lane.is_usable and lane.id not in self.excluded and (lane.is_isolated or not self.needs_process)
+
+    def as_loaded(self, variant: Variant) -> Variant:
+        """The variant as it would be loaded for this query."""
+        return isolated(variant) if self.needs_process else variant
 
     def _sample(self, lanes: Sequence[Lane]) -> Iterable[Lane]:
         count = len(lanes)

@@ -32,7 +32,7 @@ def refuse(situation: Situation) -> Refusal:
         )
     if not any(True for _ in ledger.ready_decks()):
         return Refusal(Code.NO_WORKER, f"none of {len(ledger.decks)} known worker(s) is READY", NO_WORKER_RETRY_S)
-    ready = [lane for v in able for lane in ledger.lanes_of(v.name) if lane.is_usable and lane.is_ready]
+    ready = [lane for v in able for lane in ledger.lanes_of(v.name) if situation.can_use(lane) and lane.is_ready]
     if ready:
         return _overloaded(situation, ready)
     return _not_loaded(situation, able)
@@ -54,13 +54,13 @@ def _not_loaded(situation: Situation, able: list[Variant]) -> Refusal:
     """The most preferred variant that is loading or could be loaded; `load` is empty if it is on its way already."""
     ledger, now = situation.ledger, situation.now
     for variant in able:
-        loading = [lane for lane in ledger.lanes_of(variant.name) if lane.is_usable]
+        loading = [lane for lane in ledger.lanes_of(variant.name) if situation.can_use(lane)]
         if loading:
             wait_s = min(lane.free_at(now) for lane in loading) - now
             return Refusal(
                 Code.LOADING, f"{variant.name} is loading, about {wait_s * 1e3:.4g} ms more", _bounded(wait_s)
             )
-        deck = ledger.place_for(variant, now)
+        deck = ledger.place_for(situation.as_loaded(variant), now)
         if deck is not None and variant.profile is not None:
             is_warm = variant.name in deck.loaded
             wait_s = variant.profile.warm_load_s if is_warm else variant.profile.cold_load_s

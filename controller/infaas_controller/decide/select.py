@@ -61,9 +61,11 @@ def select_traced(
     now: float,
     draw: float,
     excluded: frozenset[InstanceId] = frozenset(),
+    *,
+    needs_process: bool = False,
 ) -> Selected:
     """As `select`, with candidates left unmade: what the query path uses."""
-    situation = Situation(query, admission, ledger, now, draw, excluded)
+    situation = Situation(query, admission, ledger, now, draw, excluded, needs_process=needs_process)
     if query.deadline <= now:
         return Selected(_too_late(situation), situation, None)
     if admission.refusal is not None:

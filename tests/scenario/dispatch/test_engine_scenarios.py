@@ -107,19 +107,18 @@ class SimulatedCluster:
 
     def _perform(self) -> None:
         while self.engine.commands:
-            commands, self.engine.commands = self.engine.commands, []
-            for command in commands:
-                if isinstance(command, Finish):
-                    ticket = command.ticket
-                    self.ended[ticket.query.id] = command.error.code if command.error else None
-                    if command.error is None and ticket.lane is not None:
-                        self.served[ticket.query.id] = ticket.lane.variant
-                elif isinstance(command, SendBatch):
-                    self._run(command)
-                elif isinstance(command, LoadOn):
-                    profile = command.variant.profile
-                    assert profile is not None
-                    self._plan(self.now + profile.cold_load_s, "loaded", command)
+            command = self.engine.commands.popleft()
+            if isinstance(command, Finish):
+                ticket = command.ticket
+                self.ended[ticket.query.id] = command.error.code if command.error else None
+                if command.error is None and ticket.lane is not None:
+                    self.served[ticket.query.id] = ticket.lane.variant
+            elif isinstance(command, SendBatch):
+                self._run(command)
+            elif isinstance(command, LoadOn):
+                profile = command.variant.profile
+                assert profile is not None
+                self._plan(self.now + profile.cold_load_s, "loaded", command)
 
     def _run(self, batch: SendBatch) -> None:
         self.sizes.append(sum(ticket.items for ticket in batch.tickets))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from importlib.metadata import entry_points
 from itertools import count
 
 from hypothesis import HealthCheck, settings
@@ -10,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from infaas_controller.commands import BatchResult, CancelStaged, Finish, LoadOn, SendBatch
 from infaas_controller.engine import Engine
-from infaas_controller.policies import installed_policies
+from infaas_controller.policies import GROUP, PolicyBook
 from infaas_controller.queues import Ticket, TicketState
 
-from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Code, Objective, Priority
+from infaas.domain.variant import Variant, VariantState
 from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
 
 VARIANTS = [
@@ -24,6 +27,9 @@ VARIANTS = [
     a_variant("good", cost=0.50, accuracy=0.97, p95_ms=20, per_item_ms=20, threads=2, max_batch=4),
     a_variant("rigid", cost=0.02, accuracy=0.90, p95_ms=2, fixed_batch=1, max_batch=1),
 ]
+MOST_WAITING = 40
+POLICIES = {point.name: point.load() for point in entry_points(group=GROUP)}
+BY_NAME: dict[str, Variant] = {variant.name: variant for variant in VARIANTS}
 LIMITS = {variant.name: variant.fixed_batch or variant.max_batch_size for variant in VARIANTS}
 ACCURACY = {variant.name: variant.profile.accuracy.value for variant in VARIANTS if variant.profile}
 
@@ -37,9 +43,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.names = count(1)
         rng = random.Random(3)
         self.engine = Engine(
-            installed_policies(),
+            PolicyBook(POLICIES),
             "slo",
-            max_queue_items=40,
+            max_queue_items=MOST_WAITING,
             draw=rng.random,
             fresh_instance=lambda: InstanceId(f"made-{next(self.names)}"),
         )
@@ -69,10 +75,12 @@ class EngineMachine(RuleBasedStateMachine):
         fallback=st.booleans(),
         policy=st.sampled_from([None, None, "infaas", "static:fair"]),
         how_many=st.integers(1, 12),
+        handle=st.sampled_from(["digits", "digits", "m1", "fair", "poor"]),
     )
     def arrive(
         self,
         how_many: int,
+        handle: str,
         latency_ms: float | None,
         items: int,
         floor: float | None,
@@ -81,10 +89,12 @@ class EngineMachine(RuleBasedStateMachine):
     ) -> None:
         for _ in range(how_many):
             query = a_query(
-                id=f"q{len(self.tickets)}", at=self.now, latency_ms=latency_ms, items=items, accuracy_min=floor,
+                handle, id=f"q{len(self.tickets)}", at=self.now, latency_ms=latency_ms, items=items, accuracy_min=floor,
                 max_cost=cap, **given,  # type: ignore[arg-type]
             )  # fmt: skip
+            before = self.engine.queues.items("digits")
             self.tickets.append(self.engine.arrive(query, None, self.now))
+            assert self.engine.queues.items("digits") <= max(MOST_WAITING, before), "let in beyond the bound"
         self.perform()
 
     @rule()
@@ -135,7 +145,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        self.engine.cancel(data.draw(st.sampled_from(self.tickets)), self.now)
+        self.engine.cancel(data.draw(st.sampled_from(self.tickets)))
         self.perform()
 
     @rule(data=st.data(), state=st.sampled_from(list(InstanceState)))
@@ -144,7 +154,8 @@ class EngineMachine(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(sorted(self.view.workers)))
         record = self.view.workers[WorkerId(worker)]
         ids = sorted(record.instances)
-        pending = sorted(lane.id for lane in self.engine.ledger.pending() if lane.worker.id == worker)
+        lanes = self.engine.ledger.lanes.values()
+        pending = sorted(lane.id for lane in lanes if lane.worker.id == worker and lane.id not in record.instances)
         id = data.draw(st.sampled_from([*ids, *pending, "fresh"]))
         if id == "fresh":
             id = f"new-{next(self.names)}"
@@ -172,6 +183,33 @@ class EngineMachine(RuleBasedStateMachine):
         self.view = self.view.without_worker(worker)
         self.follow_view()
 
+    @rule(data=st.data(), state=st.sampled_from([VariantState.READY, VariantState.DISABLED, VariantState.RETIRED]))
+    def variant_changes(self, data: st.DataObject, state: VariantState) -> None:
+        name = data.draw(st.sampled_from(sorted(LIMITS)))
+        changed = replace(BY_NAME[name], state=state)
+        self.view = replace(self.view, variants={**self.view.variants, VariantName(name): changed})
+        self.follow_view()
+
+    @rule(data=st.data(), comes_back=st.booleans(), with_model=st.booleans())
+    def variant_leaves_and_its_instances_drain(self, data: st.DataObject, comes_back: bool, with_model: bool) -> None:
+        """As when a model is unregistered: the catalogue forgets it, its workers unload it."""
+        name = data.draw(st.sampled_from(sorted(LIMITS)))
+        whole = self.view
+        left = {key: variant for key, variant in whole.variants.items() if key != name}
+        self.view = replace(whole, variants=left, models={} if with_model else whole.models)
+        self.follow_view()
+        for record in list(self.view.workers.values()):
+            state = {key: InstanceState.DRAINING for key, one in record.instances.items() if one.variant == name}
+            instances = [replace(one, state=state.get(key, one.state)) for key, one in record.instances.items()]
+            self.view = self.view.with_worker(a_worker(record.id, instances=instances))
+        self.follow_view()
+        if comes_back or not left:
+            self.view = replace(self.view, variants=whole.variants)
+            self.follow_view()
+        if with_model:
+            self.view = replace(self.view, models=whole.models)
+            self.follow_view()
+
     def follow_view(self) -> None:
         self.engine.view_changed(self.view, self.now)
         self.perform()
@@ -182,17 +220,16 @@ class EngineMachine(RuleBasedStateMachine):
 
     def perform(self) -> None:
         while self.engine.commands:
-            commands, self.engine.commands = self.engine.commands, []
-            for command in commands:
-                if isinstance(command, Finish):
-                    number = command.ticket.number
-                    assert number not in self.ended, "a query ended twice"
-                    self.ended[number] = command.error.code if command.error else None
-                elif isinstance(command, SendBatch):
-                    self.check_batch(command)
-                    self.batches[command.number] = command
-                else:
-                    assert isinstance(command, CancelStaged | LoadOn)
+            command = self.engine.commands.popleft()
+            if isinstance(command, Finish):
+                number = command.ticket.number
+                assert number not in self.ended, "a query ended twice"
+                self.ended[number] = command.error.code if command.error else None
+            elif isinstance(command, SendBatch):
+                self.check_batch(command)
+                self.batches[command.number] = command
+            else:
+                assert isinstance(command, CancelStaged | LoadOn)
 
     def check_batch(self, batch: SendBatch) -> None:
         variant, tickets = batch.lane.variant, batch.tickets
@@ -208,22 +245,33 @@ class EngineMachine(RuleBasedStateMachine):
         for ticket in tickets:
             wanted = ticket.query.requirements
             is_fallback = ticket.choice is not None and ticket.choice.fallback is not None
-            floor = wanted.accuracy_min if wanted.accuracy_min is not None else 0.95
+            admission = ticket.admission
+            assert admission is not None
+            assert admission.floor is not None
+            floor = admission.floor if wanted.accuracy_min is None else wanted.accuracy_min
             assert is_fallback or floor == 0 or ACCURACY[variant] >= floor, "below the floor"
             assert wanted.max_cost is None or variant != "good", "above the cap"
-            if ticket.deaths:
+            if ticket.deaths or ticket.raised:
                 assert len(tickets) == 1, "what may have killed its instance runs alone"
             assert ticket.deadline > self.now
 
     # -- what always holds
 
+    def waiting(self) -> list[Ticket]:
+        """Those that are promised to an instance; without any worker for them they are parked."""
+        parked = self.engine._homeless
+        return [t for t in self.tickets if t.state is TicketState.WAITING and t.number not in parked]
+
     @invariant()
     def every_query_is_in_exactly_one_place(self) -> None:
-        waiting = [t for t in self.tickets if t.state is TicketState.WAITING]
+        waiting = self.waiting()
+        parked = [t for t in self.tickets if t.number in self.engine._homeless]
         sent = [t for t in self.tickets if t.state is TicketState.SENT]
         finished = [t for t in self.tickets if t.state is TicketState.FINISHED]
         assert len(finished) == len(self.ended)
-        assert self.engine.live == len(waiting) + len(sent)
+        assert len(parked) == len(self.engine._homeless)
+        assert all(t.state is TicketState.WAITING for t in parked)
+        assert self.engine.live == len(waiting) + len(parked) + len(sent)
         assert self.engine.queues.waiting == len(waiting)
         for ticket in sent:
             assert ticket.batch in self.batches
@@ -235,8 +283,8 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def reservations_are_exactly_what_waits(self) -> None:
         promised: dict[tuple[str, int], int] = {}
-        for ticket in self.tickets:
-            if ticket.state is TicketState.WAITING and ticket.lane is not None:
+        for ticket in self.waiting():
+            if ticket.lane is not None:
                 key = (ticket.lane.id, ticket.rank)
                 promised[key] = promised.get(key, 0) + ticket.items
         for lane in self.engine.ledger.lanes.values():
@@ -245,8 +293,25 @@ class EngineMachine(RuleBasedStateMachine):
             assert (lane.id in lane.worker.busy) == (not lane.is_idle)
 
     @invariant()
-    def the_queue_keeps_its_bound(self) -> None:
-        assert self.engine.queues.items("digits") <= 40 + 12 * 4
+    def what_is_counted_for_the_bound_and_for_eviction_is_what_waits(self) -> None:
+        waiting = self.waiting()
+        counted: dict[str, list[int]] = {}
+        came: dict[tuple[str, int], set[int]] = {}
+        for ticket in waiting:
+            assert ticket.eligibility is not None
+            counted.setdefault(ticket.eligibility.task, [0, 0, 0])[ticket.rank] += ticket.items
+            came.setdefault((ticket.eligibility.task, ticket.rank), set()).add(ticket.number)
+        queues = self.engine.queues
+        assert {task: items for task, items in queues._items.items() if any(items)} == counted
+        assert {key: set(arrivals) for key, arrivals in queues._arrivals.items()} == came
+
+    @invariant()
+    def every_waiting_query_has_one_valid_place_in_its_heap(self) -> None:
+        for eligibility in self.engine.queues._classes.values():
+            valid = [ticket.number for _, _, entry, ticket in eligibility._heap if entry == ticket.entry]
+            promised = [number for tickets in eligibility.promised.values() for number in tickets]
+            assert sorted(valid) == sorted(promised)
+            assert eligibility.count == len(promised)
 
     def teardown(self) -> None:
         """Whatever happened: time alone ends every query, and then nothing is promised to anyone."""

@@ -115,11 +115,7 @@ class InfaasPolicy:
         return sum(_promised_s(lane, situation.now) for lane in lanes) / len(lanes)
 
     def _least_loaded(self, variant: Variant, situation: Situation) -> Option | None:
-        lanes = [
-            lane
-            for lane in situation.ledger.lanes_of(variant.name)
-            if lane.is_usable and lane.is_ready and lane.id not in situation.excluded
-        ]
+        lanes = [lane for lane in situation.ledger.lanes_of(variant.name) if situation.can_use(lane) and lane.is_ready]
         if not lanes:
             return None
         lane = min(lanes, key=lambda each: (_promised_s(each, situation.now), each.id))
