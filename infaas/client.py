@@ -22,6 +22,7 @@ from infaas.client_tensors import Array, request_parts, response_arrays
 from infaas.control import (
     BuildDocument,
     ModelDocument,
+    ProfilingDocument,
     RegistrationDocument,
     TaskDocument,
     VariantDocument,
@@ -30,6 +31,7 @@ from infaas.control import (
 )
 from infaas.domain.query import Decision
 from infaas.domain.task import Task
+from infaas.domain.variant import Profile
 from infaas.rpc.codec import from_plain, to_plain
 
 __all__ = ["Client", "Inference", "QueryError", "Requirements", "Served"]
@@ -191,18 +193,7 @@ class Client:
 
     def watch_build(self, model: str, version: int) -> Iterator[BuildDocument]:
         """Every change of a build until it is over or the server ends the stream."""
-        path = f"/v1/models/{_segment(model)}/versions/{version}/build"
-        headers = {"accept": "text/event-stream"}
-        try:
-            with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
-                if answer.status_code != 200:
-                    answer.read()
-                    raise error_from(answer)
-                for line in answer.iter_lines():
-                    if line.startswith("data:"):
-                        yield from_plain(json.loads(line[5:]), BuildDocument)
-        except httpx.HTTPError as error:
-            raise self._unavailable(error) from error
+        return self._events(f"/v1/models/{_segment(model)}/versions/{version}/build", BuildDocument)
 
     def rollback(self, model: str, version: int | None = None) -> ModelDocument:
         """Serve an earlier version again; None: the one before the current."""
@@ -227,6 +218,30 @@ class Client:
 
     def enable_variant(self, name: str) -> VariantDocument:
         return self._one("POST", f"/v1/variants/{_segment(name)}/enable", VariantDocument)
+
+    def profile_variant(
+        self, name: str, budget_s: float | None = None, *, idempotency_key: str | None = None
+    ) -> ProfilingDocument:
+        """Have a variant measured anew; None: the configured budget."""
+        body = {} if budget_s is None else {"budget_s": budget_s}
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        path = f"/v1/variants/{_segment(name)}/profile"
+        return self._one("POST", path, ProfilingDocument, json=body, headers=headers)
+
+    def profiling(self, variant: str, number: int) -> ProfilingDocument:
+        return self._one("GET", f"/v1/variants/{_segment(variant)}/profilings/{number}", ProfilingDocument)
+
+    def profilings(self, variant: str) -> list[ProfilingDocument]:
+        """Newest first."""
+        return self._list(f"/v1/variants/{_segment(variant)}/profilings", "profilings", ProfilingDocument)
+
+    def watch_profiling(self, variant: str, number: int) -> Iterator[ProfilingDocument]:
+        """Every change until it is over or the server ends the stream."""
+        return self._events(f"/v1/variants/{_segment(variant)}/profilings/{number}", ProfilingDocument)
+
+    def profiles(self, variant: str) -> list[Profile]:
+        """All that were ever measured, newest first: the first one counts."""
+        return self._list(f"/v1/variants/{_segment(variant)}/profiles", "profiles", Profile)
 
     def workers(self) -> list[WorkerDocument]:
         return self._list("/v1/workers", "workers", WorkerDocument)
@@ -254,6 +269,19 @@ class Client:
 
     def _one(self, method: str, path: str, kind: type[T], **options: Any) -> T:
         return from_plain(self._json(method, path, **options), kind)
+
+    def _events(self, path: str, kind: type[T]) -> Iterator[T]:
+        headers = {"accept": "text/event-stream"}
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise error_from(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        yield from_plain(json.loads(line[5:]), kind)
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         answer = self._checked(method, path, **options)

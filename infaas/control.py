@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from infaas.domain.build import BuildProgress
 from infaas.domain.query import Decision
 from infaas.domain.task import Task
-from infaas.domain.variant import Accuracy, LatencyPoint
+from infaas.domain.variant import Accuracy, LatencyPoint, Profile
 
 __all__ = [
     "BuildDocument",
@@ -20,6 +20,9 @@ __all__ = [
     "ModelDocument",
     "ModelList",
     "OutcomeDocument",
+    "ProfileList",
+    "ProfilingDocument",
+    "ProfilingList",
     "RegistrationDocument",
     "TaskDocument",
     "TaskList",
@@ -147,6 +150,24 @@ class VariantDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfilingDocument:
+    """A variant's new measurement: the 202 of `POST /v1/variants/{v}/profile`, and where it stands."""
+
+    id: int
+    variant: str
+    state: str
+    """A `ProfilingState`."""
+    reason: str
+    budget_s: float
+    created_at: str
+    updated_at: str
+    location: str
+    holder: str | None = None
+    """The generator that works on it."""
+    progress: BuildProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInstanceDocument:
     id: str
     variant: str
@@ -194,6 +215,18 @@ class VersionList:
 @dataclass(frozen=True, slots=True)
 class VariantList:
     variants: tuple[VariantDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilingList:
+    profilings: tuple[ProfilingDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileList:
+    """Newest first: the first one counts."""
+
+    profiles: tuple[Profile, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from infaas.catalog.journals import JournalRecords
 from infaas.catalog.made import MadeRecords
+from infaas.catalog.profilings import ProfilingRecords
 from infaas.catalog.registry import RegistryRecords
 from infaas.catalog.schema import migrate, open_engine
 
 
-class Catalog(RegistryRecords, MadeRecords, JournalRecords):
-    """Tasks, models, versions, variants, profiles, decisions and audit, in domain words.
+class Catalog(RegistryRecords, MadeRecords, ProfilingRecords, JournalRecords):
+    """Tasks, models, versions, variants, profiles, profilings, decisions and audit, in domain words.
 
     Blocking, and safe to share between threads: run its methods in one. All raise UnavailableError when the database
     cannot be reached; every write is one transaction and leaves its line in the audit log.

@@ -10,13 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from infaas.catalog.base import CatalogBase
-from infaas.catalog.records import AuditRow
-from infaas.catalog.tables import audit, decisions, idempotency_keys
+from infaas.catalog.claims import claimed, complete
+from infaas.catalog.records import AuditRow, Claim
+from infaas.catalog.tables import audit, decisions
 from infaas.domain.query import Decision
-from infaas.errors import ConflictError
 from infaas.rpc.codec import decode, encode
-
-IDEMPOTENCY_TTL_S = 24 * 3600.0
 
 
 class JournalRecords(CatalogBase):
@@ -25,27 +23,15 @@ class JournalRecords(CatalogBase):
     def claim_key(self, key: str, fingerprint: str, *, at: float) -> str | None:
         """The answer kept under an idempotency key; None when the request is still to be carried out.
 
-        The key is claimed before the work, so that it can never stand for two different requests. Raises
-        ConflictError when it was used for another request within a day.
+        The key is claimed before the work, so that it can never stand for two different requests. A claim whose
+        request never came to its end (it failed, or its process died) lets the same request run again. Raises
+        ConflictError when the key was used for another request within a day.
         """
-
-        def work(connection: Connection) -> str | None:
-            expired = idempotency_keys.c.created_at < at - IDEMPOTENCY_TTL_S
-            connection.execute(sa.delete(idempotency_keys).where(expired))
-            row = connection.execute(sa.select(idempotency_keys).where(idempotency_keys.c.key == key)).first()
-            if row is None:
-                values = {"key": key, "fingerprint": fingerprint, "answer": "", "created_at": at}
-                connection.execute(sa.insert(idempotency_keys).values(values))
-                return None
-            if row.fingerprint != fingerprint:
-                raise ConflictError(f"Idempotency-Key {key!r} was used for another request; use a new key")
-            return str(row.answer) or None
-
-        return self._write(work, is_registry=False)
+        return self._write(lambda c: claimed(c, Claim(key, fingerprint), at), is_registry=False)
 
     def keep_answer(self, key: str, answer: str) -> None:
-        update = sa.update(idempotency_keys).where(idempotency_keys.c.key == key).values(answer=answer)
-        self._write(lambda c: c.execute(update), is_registry=False)
+        """The request of a claimed key was carried out."""
+        self._write(lambda c: complete(c, key, answer), is_registry=False)
 
     def write_decisions(self, batch: Sequence[Decision]) -> None:
         """Journal decisions; one that is there already is replaced by what is known of it now."""

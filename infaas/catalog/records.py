@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infaas.domain.ids import Digest, ModelName, TaskName, VersionId
+from infaas.domain.build import ProfilingState
+from infaas.domain.ids import Digest, ModelName, TaskName, VariantName, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.task import Task
 from infaas.errors import ConflictError
@@ -97,3 +98,32 @@ class AuditRow:
     action: str
     subject: str
     details: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilingRow:
+    """An order to measure a variant anew."""
+
+    id: int
+    variant: VariantName
+    budget_s: float
+    state: ProfilingState
+    reason: str
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request's idempotency key, and what tells the request from any other."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """`is_new` is false when the variant was about to be measured already."""
+
+    profiling: ProfilingRow
+    is_new: bool

@@ -10,7 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from infaas.catalog.base import CatalogBase, note, take_name
-from infaas.catalog.records import ModelRow, Registered, Registration, TaskAppearedError, VersionRow
+from infaas.catalog.claims import is_repeated
+from infaas.catalog.profilings import cancel_profilings
+from infaas.catalog.records import Claim, ModelRow, Registered, Registration, TaskAppearedError, VersionRow
 from infaas.catalog.tables import models, recipe_results, tasks, variants, versions
 from infaas.domain.ids import Digest, ModelName, TaskName, VersionId, version_id
 from infaas.domain.lifecycle import BuildState, is_allowed
@@ -27,9 +29,14 @@ _UNREGISTERED_OPEN = "unregistered before its build was over"
 class RegistryRecords(CatalogBase):
     """Part of `Catalog`."""
 
-    def create_task(self, task: Task, *, at: float, actor: str) -> None:
-        """Raises ConflictError when the name is taken."""
-        self._write(lambda c: _insert_task(c, task, at, actor))
+    def create_task(self, task: Task, *, at: float, actor: str, claim: Claim | None = None) -> None:
+        """Once per claim. Raises ConflictError when the name is taken."""
+
+        def work(connection: Connection) -> None:
+            if not is_repeated(connection, claim, at):
+                _insert_task(connection, task, at, actor)
+
+        self._write(work)
 
     def update_task(self, name: str, change: Callable[[Task], Task], *, at: float, actor: str) -> Task:
         """Raises NotFoundError. `change` may be called again when another writer came between."""
@@ -104,17 +111,32 @@ class RegistryRecords(CatalogBase):
 
         self._write(work)
 
-    def want(self, model: str, number: int, *, at: float, actor: str, action: str = "model.rollback") -> None:
-        """State which version should serve. Raises NotFoundError, or PreconditionError when it is not READY."""
+    def want(
+        self,
+        model: str,
+        number: int | None,
+        *,
+        at: float,
+        actor: str,
+        action: str = "model.rollback",
+        claim: Claim | None = None,
+    ) -> None:
+        """State which version should serve, once per claim; None: the newest READY one before the current.
+
+        Raises NotFoundError, or PreconditionError when it is not READY or there is none.
+        """
 
         def work(connection: Connection) -> None:
-            row = _version(connection, versions.c.id == version_id(model, number))
+            if is_repeated(connection, claim, at):
+                return
+            wanted = _previous(connection, model) if number is None else number
+            row = _version(connection, versions.c.id == version_id(model, wanted))
             if row is None:
-                raise NotFoundError(f"model {model!r} has no version {number}")
+                raise NotFoundError(f"model {model!r} has no version {wanted}")
             if row.state is not BuildState.READY:
-                raise PreconditionError(f"version {number} of {model!r} is {row.state}, not READY: it cannot serve")
-            _set_model(connection, model, wanted=number, reason="")
-            note(connection, at, actor, action, model, {"version": number})
+                raise PreconditionError(f"version {wanted} of {model!r} is {row.state}, not READY: it cannot serve")
+            _set_model(connection, model, wanted=wanted, reason="")
+            note(connection, at, actor, action, model, {"version": wanted})
 
         self._write(work)
 
@@ -149,6 +171,7 @@ class RegistryRecords(CatalogBase):
             for where, reason in ((is_open, _UNREGISTERED_OPEN), (is_over, _UNREGISTERED)):
                 change = {"state": BuildState.RETIRED.value, "reason": reason, "updated_at": at}
                 connection.execute(sa.update(versions).where(of_model, where).values(change))
+            cancel_profilings(connection, model, _UNREGISTERED, at)
             _set_model(connection, model, current=None, wanted=None, reason="", retired_at=at)
             note(connection, at, actor, "model.unregister", model)
             return True
@@ -245,6 +268,18 @@ def _move(
     change = {"state": after.value, "reason": reason, "updated_at": at}
     if connection.execute(sa.update(versions).where(where).values(change)).rowcount == 0:
         raise PreconditionError(f"version {version} is not {before} any more")
+
+
+def _previous(connection: Connection, model: str) -> int:
+    row = _model(connection, model)
+    if row is None:
+        raise NotFoundError(f"there is no model {model!r}")
+    where = sa.and_(versions.c.model == model, versions.c.state == BuildState.READY.value)
+    ready = list(connection.scalars(sa.select(versions.c.number).where(where).order_by(versions.c.number)))
+    before = [number for number in ready if row.current is not None and number < row.current]
+    if not before:
+        raise PreconditionError(f"model {model!r} has no READY version before {row.current}; name one of {ready}")
+    return int(max(before))
 
 
 def _is_newest_ready(connection: Connection, row: VersionRow) -> bool:

@@ -14,11 +14,13 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 NAME_LENGTH = 128
@@ -135,6 +137,21 @@ profiles = Table(
 )
 """Every measurement is kept; the newest counts."""
 
+_IS_OPEN = text("state IN ('Pending', 'Running')")
+profilings = Table(
+    "profilings",
+    metadata,
+    Column("id", BIG, primary_key=True, autoincrement=True),
+    Column("variant", String(NAME_LENGTH), ForeignKey("variants.name"), nullable=False, index=True),
+    Column("budget_s", Float, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("uq_profilings_open", "variant", unique=True, sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
+)
+"""Orders to measure a variant anew: at most one open one of each."""
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -142,7 +159,9 @@ idempotency_keys = Table(
     Column("fingerprint", String(DIGEST_LENGTH), nullable=False),
     Column("answer", Text, nullable=False),
     Column("created_at", Float, nullable=False, index=True),
+    Column("state", String(16), nullable=False, server_default="claimed"),
 )
+"""`claimed`: the request began and may not have ended; `done`: it was carried out, and this is its answer."""
 
 decisions = Table(
     "decisions",
@@ -152,7 +171,9 @@ decisions = Table(
     Column("at", String(40), nullable=False, index=True),
     Column("outcome", String(64), nullable=False),
     Column("body", Text, nullable=False),
+    Column("candidates", LargeBinary),
 )
+"""`candidates`: JSON, compressed, because it is many times as long as the rest and says much the same each time."""
 
 audit = Table(
     "audit",

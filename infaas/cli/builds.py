@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
     from infaas.client import Client
-    from infaas.control import BuildDocument
+    from infaas.control import BuildDocument, ProfilingDocument
+    from infaas.domain.build import BuildProgress
 
+T = TypeVar("T")
 OVER = frozenset({"READY", "FAILED", "RETIRED"})
+PROFILING_OVER = frozenset({"Succeeded", "Failed", "Cancelled"})
 ENDED_STAGES = frozenset({"done", "skipped", "failed"})
 WHOLE_BUILD = "*"
 """The progress record that speaks of the build rather than of a recipe."""
@@ -25,28 +28,48 @@ LOOK_EVERY_S = 0.1
 
 
 def follow(client: Client, model: str, version: int) -> Iterator[BuildDocument]:
-    """Every change of a build until it is over. A stream that breaks off is taken up again.
+    """Every change of a build until it is over. Raises UnavailableError when the controller stays away."""
+    return _follow(
+        lambda: client.watch_build(model, version),
+        lambda: client.build(model, version),
+        lambda document: document.state in OVER,
+    )
 
-    Raises UnavailableError when the controller stays away.
-    """
+
+def follow_profiling(client: Client, variant: str, number: int) -> Iterator[ProfilingDocument]:
+    """Every change of a profiling until it is over. Raises UnavailableError when the controller stays away."""
+    return _follow(
+        lambda: client.watch_profiling(variant, number),
+        lambda: client.profiling(variant, number),
+        lambda document: document.state in PROFILING_OVER,
+    )
+
+
+def _follow(watch: Callable[[], Iterator[T]], read: Callable[[], T], is_over: Callable[[T], bool]) -> Iterator[T]:
+    """A stream that breaks off is taken up again."""
     from infaas.errors import UnavailableError
 
     misses = 0
     while True:
         try:
-            for document in client.watch_build(model, version):
+            for document in watch():
                 misses = 0
                 yield document
-                if document.state in OVER:
+                if is_over(document):
                     return
         except UnavailableError:
             if misses >= RECONNECTS:
                 raise
         misses += 1
         time.sleep(RECONNECT_S)
-        document = client.build(model, version)
+        try:
+            document = read()
+        except UnavailableError:
+            if misses >= RECONNECTS:
+                raise
+            continue
         yield document
-        if document.state in OVER:
+        if is_over(document):
             return
 
 
@@ -90,19 +113,21 @@ class Bars:
 
     def update(self, build: BuildDocument) -> None:
         for progress in build.progress:
-            if progress.recipe == WHOLE_BUILD:
-                continue
-            key = (build.model, progress.recipe)
-            stage = f"{progress.stage} {progress.detail}".strip()
-            if key not in self._bars:
-                label = f"{build.model} {progress.recipe}"
-                self._bars[key] = self._progress.add_task(label, total=1.0, stage=stage)
-            is_over = progress.stage in ENDED_STAGES
-            self._progress.update(self._bars[key], completed=1.0 if is_over else progress.fraction, stage=stage)
-            if is_over and key not in self._ended:
-                self._ended.add(key)
-                if not self._out.is_terminal:
-                    self._out.print(f"{build.model} {progress.recipe}: {stage}", markup=False)
+            if progress.recipe != WHOLE_BUILD:
+                self.show(build.model, progress)
+
+    def show(self, subject: str, progress: BuildProgress) -> None:
+        """One bar's state; `subject` is whose recipe it is."""
+        key = (subject, progress.recipe)
+        stage = f"{progress.stage} {progress.detail}".strip()
+        if key not in self._bars:
+            self._bars[key] = self._progress.add_task(f"{subject} {progress.recipe}", total=1.0, stage=stage)
+        is_over = progress.stage in ENDED_STAGES
+        self._progress.update(self._bars[key], completed=1.0 if is_over else progress.fraction, stage=stage)
+        if is_over and key not in self._ended:
+            self._ended.add(key)
+            if not self._out.is_terminal:
+                self._out.print(f"{subject} {progress.recipe}: {stage}", markup=False)
 
 
 def show_outcomes(client: Client, model: str, version: int) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infaas.cli.output import Format, Output, Table, did, emit, memory, next_step, number, percent, show
+from infaas.cli.output import Format, Output, Table, console, did, emit, memory, next_step, number, percent, show
 from infaas.cli.target import TokenFile, Url, connect
 
 if TYPE_CHECKING:
-    from infaas.control import VariantDocument
-    from infaas.domain.variant import Accuracy
+    from infaas.client import Client
+    from infaas.control import ProfilingDocument, VariantDocument
+    from infaas.domain.variant import Accuracy, Profile
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Variants: ways to run a model, measured.")
 
@@ -47,6 +48,40 @@ def describe(name: Name, url: Url = None, token_file: TokenFile = None, output: 
 
 
 @app.command()
+def profile(
+    name: Name,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds of measuring. Default: the generator's own budget.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch/--detach", help="Follow until it is measured, or return.")] = True,
+    history: Annotated[bool, typer.Option("--history", help="Measure nothing; list all earlier profiles.")] = False,
+    idempotency_key: Annotated[str | None, typer.Option(help="Repeating a call with the same key is safe.")] = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Measure a variant anew while it serves on; the older profiles stay as history."""
+    with connect(url, token_file) as client:
+        if history:
+            profiles = client.profiles(name)
+            emit({"profiles": profiles}, output, lambda: _show_profiles(profiles))
+            next_step(f"infaas variant profile {name}", output)
+            return
+        before = client.variant(name)
+        ordered = client.profile_variant(name, budget, idempotency_key=idempotency_key)
+        if not watch:
+            emit(ordered, output, lambda: None)
+            did(f"Variant {name} will be measured for {ordered.budget_s:g} s (profiling {ordered.id}).", output)
+            next_step(f"infaas variant profile {name} --history", output)
+            return
+        _follow_profiling(client, ordered, output)
+        after = client.variant(name)
+    emit(after, output, lambda: _show_change(before, after))
+    did(f"Variant {name} is measured anew.", output)
+    next_step(f"infaas variant profile {name} --history", output)
+
+
+@app.command()
 def disable(name: Name, url: Url = None, token_file: TokenFile = None, output: Output = Format.TABLE) -> None:
     """Never select a variant until it is enabled again."""
     with connect(url, token_file) as client:
@@ -64,6 +99,68 @@ def enable(name: Name, url: Url = None, token_file: TokenFile = None, output: Ou
     emit(found, output, lambda: _describe(found))
     did(f"Variant {name} may be selected again.", output)
     next_step("infaas variant list", output)
+
+
+def _follow_profiling(client: Client, ordered: ProfilingDocument, output: Format) -> None:
+    """With a bar, until it succeeded; raises when it did not."""
+    from infaas.cli.builds import Bars, follow_profiling
+    from infaas.domain.query import Code
+    from infaas.errors import InfaasError
+
+    last = ordered
+    with Bars(console(is_error=output is not Format.TABLE)) as bars:
+        for last in follow_profiling(client, ordered.variant, ordered.id):
+            if last.progress is not None:
+                bars.show(last.variant, last.progress)
+    if last.state != "Succeeded":
+        text = f"profiling {last.id} of {last.variant} {last.state.lower()}: {last.reason}; the older profile counts"
+        raise InfaasError(text, code=Code.MODEL_FAILED)
+
+
+def _show_profiles(profiles: Sequence[Profile]) -> None:
+    """Newest first; the first one counts."""
+    table = Table(
+        "", "MEASURED AT", "HOST", ">BUDGET S", ">P50 MS", ">P95 MS", ">USD/1K", ">ITEMS/S", ">LOAD MS", ">MEMORY",
+        ">REPEATED", "SAMPLES",
+    )  # fmt: skip
+    for place, one in enumerate(profiles):
+        table.add(
+            "*" if place == 0 else "",
+            one.measured_at,
+            one.host,
+            number(one.budget_s),
+            number(1000 * one.latency_s(1, "p50_s")),
+            number(1000 * one.latency_s(1)),
+            number(one.cost_usd_per_1k),
+            number(one.throughput_per_s),
+            number(1000 * one.cold_load_s),
+            memory(one.resident_memory_bytes),
+            one.stalled_rounds,
+            one.samples[:12] if one.samples else None,
+            style=None if place == 0 else "dim",
+        )
+    show(table)
+
+
+def _show_change(before: VariantDocument, after: VariantDocument) -> None:
+    """What the new measurement changed."""
+    table = Table("FIGURE", ">BEFORE", ">NOW", ">CHANGE")
+    figures: tuple[tuple[str, float | None, float | None], ...] = (
+        ("p50, ms", before.p50_ms, after.p50_ms),
+        ("p95, ms", before.p95_ms, after.p95_ms),
+        ("items/s", before.throughput_per_s, after.throughput_per_s),
+        ("USD per 1,000", before.cost_usd_per_1k, after.cost_usd_per_1k),
+        ("cold load, ms", before.cold_load_ms, after.cold_load_ms),
+        ("memory, MiB", _mib(before.resident_memory_bytes), _mib(after.resident_memory_bytes)),
+    )
+    for name, old, new in figures:
+        change = f"{100 * (new / old - 1):+.1f}%" if old and new is not None else "-"
+        table.add(name, number(old), number(new), change)
+    show(table)
+
+
+def _mib(value: int | None) -> float | None:
+    return None if value is None else value / 2**20
 
 
 def show_variants(variants: Sequence[VariantDocument]) -> None:

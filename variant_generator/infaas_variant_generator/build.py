@@ -19,9 +19,9 @@ from infaas.domain.variant import Accuracy, AccuracySource, Profile, Variant
 from infaas.errors import InvalidError, NotFoundError
 from infaas.observe.log import get_logger
 from infaas.repository.base import Repository
-from infaas_variant_generator.children import ChildFailedError, ChildLimits, Event, run_child
+from infaas_variant_generator.children import ChildFailedError, Event, run_child
 from infaas_variant_generator.cores import CoreBroker
-from infaas_variant_generator.facts import HardwareFacts
+from infaas_variant_generator.measuring import BuildSettings, Inputs, Subject, measure
 from infaas_variant_generator.plan import PlannedVariant, Transform, plan_variants
 from infaas_variant_generator.publish import WHOLE, Publisher
 from infaas_variant_generator.requests import (
@@ -30,35 +30,10 @@ from infaas_variant_generator.requests import (
     Made,
     MakeRequest,
     Measured,
-    MeasureRequest,
 )
 
 _log = get_logger(__name__)
 _PACKAGE = "infaas_variant_generator"
-CHILD_CPU_S = 3600
-MEASURE_CPU_FACTOR = 20
-"""Loading, warming and comparing come on top of the budget; a graph may run on several threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuildSettings:
-    hardware: HardwareFacts
-    host: str
-    price_usd_per_core_hour: float
-    accuracy_tolerance: float
-    child_memory_bytes: int
-    """Of address space; a bound against runaways, not what variants are planned for."""
-    work_dir: Path
-    """Empty, for this build alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """Local files of the order's artifacts."""
-
-    graph: Path
-    evaluation: str | None
-    calibration: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +62,7 @@ class Build:
         self._broker = broker
         self._clock = clock
         self._artifacts: dict[str, _Artifact] = {}
-        self._limits = ChildLimits(cpu_s=CHILD_CPU_S, memory_bytes=settings.child_memory_bytes)
+        self._limits = settings.limits()
 
     async def run(self) -> BuildResult:
         """Do what is left to do and write the result that ends the build.
@@ -109,7 +84,7 @@ class Build:
             results[variant.name] = await self._recipe(variant, inputs)
         return await self._finish(*summary(results, self._order.done), begin)
 
-    async def _fetch(self) -> _Inputs:
+    async def _fetch(self) -> Inputs:
         order = self._order
 
         def fetch(digest: Digest | None) -> str | None:
@@ -117,10 +92,10 @@ class Build:
 
         graph = await asyncio.to_thread(self._repository.fetch, order.artifact)
         evaluation = await asyncio.to_thread(fetch, order.evaluation)
-        return _Inputs(graph, evaluation, await asyncio.to_thread(fetch, order.calibration))
+        return Inputs(graph, evaluation, await asyncio.to_thread(fetch, order.calibration))
 
-    async def _plan(self, inputs: _Inputs) -> tuple[PlannedVariant, ...]:
-        request = InspectRequest(str(inputs.graph), str(self._warmup))
+    async def _plan(self, inputs: Inputs) -> tuple[PlannedVariant, ...]:
+        request = InspectRequest(str(inputs.graph), str(self._settings.warmup))
         inspection = await run_child(f"{_PACKAGE}.inspection", request, Inspection, _ignore, self._limits)
         return plan_variants(
             inspection.facts,
@@ -130,7 +105,7 @@ class Build:
             fixed_batch=self._order.fixed_batch,
         )
 
-    async def _recipe(self, planned: PlannedVariant, inputs: _Inputs) -> BuildResult:
+    async def _recipe(self, planned: PlannedVariant, inputs: Inputs) -> BuildResult:
         """Try one recipe and write what came of it."""
         begin = self._clock.now()
         try:
@@ -152,7 +127,7 @@ class Build:
         )
         return result
 
-    async def _try(self, planned: PlannedVariant, inputs: _Inputs) -> BuildResult:
+    async def _try(self, planned: PlannedVariant, inputs: Inputs) -> BuildResult:
         if planned.skip is not None:
             return BuildResult(self._order.id, planned.name, None, "skipped", planned.skip)
         artifact = await self._artifact(planned, inputs)
@@ -182,14 +157,14 @@ class Build:
             accuracy,
         )
 
-    async def _artifact(self, planned: PlannedVariant, inputs: _Inputs) -> _Artifact:
+    async def _artifact(self, planned: PlannedVariant, inputs: Inputs) -> _Artifact:
         """Make, verify and score a transform's graph, or what an earlier thread count made of it."""
         transform = planned.transform
         if transform.prefix not in self._artifacts:
             self._artifacts[transform.prefix] = await self._make(planned.name, transform, inputs)
         return self._artifacts[transform.prefix]
 
-    async def _make(self, recipe: str, transform: Transform, inputs: _Inputs) -> _Artifact:
+    async def _make(self, recipe: str, transform: Transform, inputs: Inputs) -> _Artifact:
         order = self._order
         target = self._settings.work_dir / f"{transform.prefix}.onnx"
 
@@ -219,42 +194,10 @@ class Build:
         digest = await asyncio.to_thread(self._repository.put_file, target)
         return _Artifact(made, digest, await asyncio.to_thread(self._repository.fetch, digest))
 
-    async def _measure(self, planned: PlannedVariant, inputs: _Inputs, graph: Path, samples: Path) -> Measured:
-        """Measure in a child; cores are taken and given back as it asks."""
-        order, settings = self._order, self._settings
-
-        async def on_event(event: Event) -> Event | None:
-            if event["event"] == "progress":
-                await self._publisher.progress(planned.name, "profiling", 0.3 + 0.7 * event["fraction"])
-            elif event["event"] == "release":
-                await self._broker.give()
-            elif event["event"] == "cores":
-                loan = await self._broker.take(event["count"], event["max_s"])
-                return {"cores": loan.cores, "note": loan.note}
-            return None
-
-        await self._publisher.progress(planned.name, "waiting-for-cores", 0.3)
-        request = MeasureRequest(
-            graph=str(graph),
-            threads=planned.threads,
-            batches=planned.batches,
-            fixed_batch=order.fixed_batch,
-            budget_s=order.profile_budget_s,
-            inputs=order.task_spec.inputs,
-            evaluation=inputs.evaluation,
-            calibration=inputs.calibration,
-            warmup_graph=str(self._warmup),
-            samples=str(samples),
-            price_usd_per_core_hour=settings.price_usd_per_core_hour,
-            hardware_memory_bytes=settings.hardware.memory_bytes,
-            host=settings.host,
-        )
-        cpu_s = 600 + int(order.profile_budget_s * MEASURE_CPU_FACTOR * planned.threads)
-        limits = replace(self._limits, cpu_s=cpu_s)
-        try:
-            return await run_child(f"{_PACKAGE}.measure", request, Measured, on_event, limits)
-        finally:
-            await self._broker.give()
+    async def _measure(self, planned: PlannedVariant, inputs: Inputs, graph: Path, samples: Path) -> Measured:
+        batches, fixed = planned.batches, self._order.fixed_batch
+        subject = Subject(planned.name, graph, planned.threads, batches, fixed, samples)
+        return await measure(subject, self._order, inputs, self._settings, self._publisher, self._broker)
 
     async def _finish(self, outcome: str, reason: str, begin: float) -> BuildResult:
         result = BuildResult(self._order.id, WHOLE, None, outcome, reason, seconds=round(self._clock.now() - begin, 3))
@@ -288,10 +231,6 @@ class Build:
         if value is None:
             return None
         return Accuracy(self._order.metric, value, value, value, rows=0, source=AccuracySource.DECLARED)
-
-    @property
-    def _warmup(self) -> Path:
-        return self._settings.work_dir / "warmup.onnx"
 
 
 def summary(results: Mapping[str, BuildResult], done: tuple[str, ...]) -> tuple[str, str]:

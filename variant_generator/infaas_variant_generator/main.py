@@ -26,10 +26,12 @@ from infaas.repository.base import Repository, open_repository
 from infaas.rpc.codec import decode
 from infaas.settings import Settings
 from infaas.store.base import CursorLostError, Kind, Lease, MetadataStore, Record
-from infaas_variant_generator.build import Build, BuildSettings
+from infaas_variant_generator.build import Build
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
+from infaas_variant_generator.measuring import BuildSettings
 from infaas_variant_generator.publish import WHOLE, LeaseLostError, Publisher, result_key
+from infaas_variant_generator.remeasure import Profiling
 
 _log = get_logger(__name__)
 RETRY_FIRST_S = 0.5
@@ -114,9 +116,9 @@ class Generator:
         tasks: list[asyncio.Task[object]] = []
         try:
             settings = await self._build_settings(work_dir, broker)
-            build = Build(order, settings, publisher, self._repository, broker, self._clock)
+            work = self._work(order, settings, publisher, broker)
             _log.info("build started", build=order.id, generator=self.id, fence=lease.fence)
-            running = asyncio.create_task(self._run(order, build), name=f"build {order.id}")
+            running = asyncio.create_task(self._run(order, work), name=f"build {order.id}")
             keeping = asyncio.create_task(self._keep(lease), name=f"lease of {order.id}")
             tasks += [running, keeping]
             self._building = (order.id, running)
@@ -132,10 +134,16 @@ class Generator:
             await self._release(lease)
             await asyncio.to_thread(shutil.rmtree, work_dir, True)
 
-    async def _run(self, order: BuildOrder, build: Build) -> None:
+    def _work(
+        self, order: BuildOrder, settings: BuildSettings, publisher: Publisher, broker: CoreBroker
+    ) -> Build | Profiling:
+        parts = (settings, publisher, self._repository, broker, self._clock)
+        return Build(order, *parts) if order.remeasure is None else Profiling(order, order.remeasure, *parts)
+
+    async def _run(self, order: BuildOrder, work: Build | Profiling) -> None:
         """Run to the end; a failure that a later try can mend postpones the order, with growing patience."""
         try:
-            result = await build.run()
+            result = await work.run()
         except LeaseLostError as error:
             _log.warning("build lost", build=order.id, reason=str(error))
         except UnavailableError as error:

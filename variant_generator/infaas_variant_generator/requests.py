@@ -70,6 +70,8 @@ class MeasureRequest:
     price_usd_per_core_hour: float
     hardware_memory_bytes: int
     host: str
+    is_wanted: bool = False
+    """Measured even where its threads gain nothing."""
 
 
 @dataclass(frozen=True, slots=True)

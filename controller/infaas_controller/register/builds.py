@@ -15,9 +15,8 @@ from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
 from infaas.store.base import Kind, MetadataStore, Record
 from infaas_controller.register.publication import ANSWERS, OPEN
-from infaas_controller.register.signals import ended, follow_builds, wait_or
+from infaas_controller.register.signals import changes
 
-_KEEPALIVE_S = 15.0
 _log = get_logger(__name__)
 
 
@@ -43,27 +42,17 @@ class Builds:
             progress = tuple(sorted(own, key=lambda p: p.recipe))
         return BuildDocument(model, number, version.state, version.reason, holder, progress)
 
-    async def watch(self, model: str, number: int) -> AsyncIterator[BuildDocument | None]:
+    def watch(self, model: str, number: int) -> AsyncIterator[BuildDocument | None]:
         """The document now and after every change, until the build is over; None now and then when nothing happens.
 
         Raises NotFoundError. While the store is lost, the documents carry no progress.
         """
-        changed = asyncio.Event()
-        watcher = asyncio.create_task(follow_builds(self._store, changed.set), name=f"watch-build-{model}-{number}")
-        last: BuildDocument | None = None
-        try:
-            while True:
-                changed.clear()
-                document = await self.document(model, number)
-                if document != last:
-                    yield document
-                last = document
-                if BuildState(document.state) not in OPEN:
-                    return
-                if not await wait_or(changed, _KEEPALIVE_S):
-                    yield None
-        finally:
-            await ended(watcher)
+        return changes(
+            self._store,
+            lambda: self.document(model, number),
+            lambda document: BuildState(document.state) not in OPEN,
+            name=f"watch-build-{model}-{number}",
+        )
 
     async def clear(self, version: VersionRow) -> None:
         """Remove what an earlier build of a version left: its last words must not end the next one.

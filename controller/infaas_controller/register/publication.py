@@ -6,11 +6,11 @@ changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from infaas.catalog.records import ModelRow, VersionRow
-from infaas.domain.build import BuildOrder
+from infaas.catalog.records import ModelRow, ProfilingRow, VersionRow
+from infaas.domain.build import BuildOrder, profiling_build
 from infaas.domain.ids import BuildId, TaskName, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.task import Model, ModelState, Task
@@ -40,6 +40,8 @@ class Registered:
     """Of versions that are READY."""
     done: Mapping[VersionId, tuple[str, ...]]
     """Recipes with a known outcome, of open builds."""
+    profilings: Sequence[ProfilingRow] = ()
+    """Those that are open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,23 @@ def desired_records(registered: Registered, settings: Settings) -> dict[Key, byt
             task = tasks[models[version.model].task]
             order = build_order(version, task, registered.done.get(version.id, ()), settings)
             desired[Kind.BUILD, version.id] = encode(order)
+    for order in _profiling_orders(registered, tasks, settings):
+        desired[Kind.BUILD, order.id] = encode(order)
     return desired
+
+
+def _profiling_orders(
+    registered: Registered, tasks: Mapping[TaskName, Task], settings: Settings
+) -> Iterator[BuildOrder]:
+    """As the version's build was, but for one variant that is there already."""
+    variants = {variant.name: variant for variant in registered.variants}
+    versions = {(version.model, version.number): version for version in registered.versions}
+    for row in registered.profilings:
+        variant = variants.get(row.variant)
+        if variant is not None:
+            version = versions[variant.model, variant.version]
+            order = build_order(version, tasks[variant.task], (), settings)
+            yield replace(order, id=profiling_build(row.id), profile_budget_s=row.budget_s, remeasure=variant)
 
 
 def plan_writes(desired: Mapping[Key, bytes], found: Sequence[Record]) -> list[Write]:

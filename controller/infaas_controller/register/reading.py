@@ -43,6 +43,8 @@ class Reader:
         made = self._catalog.variants()
         done = {v.id: tuple(r.recipe for r in self._catalog.results(v.id)) for v in versions if v.state in OPEN}
         live = [variant for variant in made if variant.state is not VariantState.RETIRED]
-        registered = Registered(self._catalog.tasks(), self._catalog.models(), versions, live, done)
+        registered = Registered(
+            self._catalog.tasks(), self._catalog.models(), versions, live, done, self._catalog.open_profilings()
+        )
         unwanted = frozenset(variant.name for variant in made if variant.state is not VariantState.READY)
         return Reading(revision, registered, unwanted)

@@ -12,21 +12,21 @@ from typing import NoReturn
 
 from infaas.aio.every import every
 from infaas.catalog.catalog import Catalog
-from infaas.catalog.records import ModelRow
+from infaas.catalog.records import Claim, ModelRow
 from infaas.clock import Clock
 from infaas.control import (
     BuildDocument,
     ModelDocument,
+    ProfilingDocument,
     RegistrationDocument,
     TaskDocument,
     VariantDocument,
     VersionDocument,
 )
 from infaas.domain.ids import VariantName
-from infaas.domain.lifecycle import BuildState
 from infaas.domain.task import Task
 from infaas.domain.variant import VariantState
-from infaas.errors import ConflictError, InfaasError, NotFoundError, PreconditionError
+from infaas.errors import ConflictError, InfaasError, NotFoundError
 from infaas.metrics import metric_names
 from infaas.observe.log import get_logger
 from infaas.repository.base import Repository
@@ -47,6 +47,7 @@ from infaas_controller.register.options import (
     raise_problems,
     task_problems,
 )
+from infaas_controller.register.profilings import Profilings
 from infaas_controller.register.publication import (
     ANSWERS,
     PUBLISHED,
@@ -90,6 +91,8 @@ class Registrar:
         self._clock = clock
         self._lease = lease
         self._builds = Builds(catalog, store)
+        self.profilings = Profilings(catalog, store, settings, clock)
+        """For reading; `profile_variant` orders one."""
         self._intake = Intake(
             catalog, repository, inspector or Inspector(), settings, clock, before_retry=self._builds.clear
         )  # fmt: skip
@@ -114,10 +117,8 @@ class Registrar:
     ) -> TaskDocument:
         """Raises InvalidError with every problem, ConflictError when the name is taken."""
         raise_problems(task_problems(task, metric_names()))
-        said = fingerprint("task.create", to_plain(task))
-        if not await self._is_repeated(idempotency_key, said):
-            await asyncio.to_thread(self._catalog.create_task, task, at=self._clock.wall(), actor=actor)
-            await self._keep(idempotency_key)
+        claim = _claim(idempotency_key, "task.create", to_plain(task))
+        await asyncio.to_thread(self._catalog.create_task, task, at=self._clock.wall(), actor=actor, claim=claim)
         self._wake()
         return await self.describe_task(task.name)
 
@@ -191,15 +192,9 @@ class Registrar:
 
         It is warmed first; until then the document's reason says so. Raises NotFoundError, PreconditionError.
         """
-
-        def work() -> None:
-            row = self._known_model(model)
-            number = to if to is not None else self._previous(row)
-            self._catalog.want(model, number, at=self._clock.wall(), actor=actor)
-
-        if not await self._is_repeated(idempotency_key, fingerprint("model.rollback", [model, to])):
-            await asyncio.to_thread(work)
-            await self._keep(idempotency_key)
+        await asyncio.to_thread(self._known_model, model)
+        claim = _claim(idempotency_key, "model.rollback", [model, to])
+        await asyncio.to_thread(self._catalog.want, model, to, at=self._clock.wall(), actor=actor, claim=claim)
         self._wake()
         return await self.describe_model(model)
 
@@ -233,6 +228,23 @@ class Registrar:
     async def enable_variant(self, name: str, *, actor: str = "local") -> VariantDocument:
         """Raises NotFoundError, PreconditionError."""
         return await self._set_variant(name, VariantState.READY, "", actor)
+
+    async def profile_variant(
+        self,
+        name: str,
+        budget_s: float | None = None,
+        *,
+        idempotency_key: str | None = None,
+        actor: str = "local",
+    ) -> ProfilingDocument:
+        """Have a variant measured anew while it serves on; None: the configured budget.
+
+        Raises NotFoundError, InvalidError, PreconditionError for one that is retired or still being built, and
+        ConflictError for one that is being measured with another budget.
+        """
+        document = await self.profilings.order(name, budget_s, idempotency_key, actor)
+        self._wake()
+        return document
 
     async def build(self, model: str, number: int) -> BuildDocument:
         """Where a version's build stands. Without the store, its state alone. Raises NotFoundError."""
@@ -323,16 +335,6 @@ class Registrar:
         self._wake_refill.set()
         self._wake_results.set()
 
-    async def _is_repeated(self, key: str | None, said: str) -> bool:
-        """Whether this request was carried out before. Raises ConflictError when its key stands for another."""
-        if key is None:
-            return False
-        return await asyncio.to_thread(self._catalog.claim_key, key, said, at=self._clock.wall()) is not None
-
-    async def _keep(self, key: str | None) -> None:
-        if key is not None:
-            await asyncio.to_thread(self._catalog.keep_answer, key, "done")
-
     def _note_news(self) -> None:
         self._has_news = True
         self._wake_results.set()
@@ -360,11 +362,6 @@ class Registrar:
             raise NotFoundError(f"there is no model {name!r}")
         return row
 
-    def _previous(self, row: ModelRow) -> int:
-        ready = [v.number for v in self._catalog.versions(row.name) if v.state is BuildState.READY]
-        before = [number for number in ready if row.current is not None and number < row.current]
-        if not before:
-            raise PreconditionError(
-                f"model {row.name!r} has no READY version before {row.current}; name one of {ready}"
-            )
-        return max(before)
+
+def _claim(key: str | None, *said: object) -> Claim | None:
+    return None if key is None else Claim(key, fingerprint(*said))

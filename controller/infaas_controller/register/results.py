@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from infaas.catalog.catalog import Catalog
-from infaas.catalog.records import VersionRow
+from infaas.catalog.records import ProfilingRow, VersionRow
 from infaas.clock import Clock
-from infaas.domain.build import BuildResult
+from infaas.domain.build import BuildResult, ProfilingState, profiling_build
 from infaas.domain.lifecycle import BuildState
 from infaas.errors import InvalidError
 from infaas.observe.log import get_logger
@@ -53,19 +53,33 @@ class ResultKeeper:
                 self._catalog.transition(version.id, BuildState.RECEIVED, BuildState.BUILDING, "", at=now)
                 has_changed = True
             has_changed |= self._absorb_results(version, by_build[version.id])
+        for row in self._catalog.open_profilings():
+            if records := by_build.get(profiling_build(row.id)):
+                has_changed |= self._absorb_profiling(row, records)
         return has_changed
+
+    def _absorb_profiling(self, row: ProfilingRow, records: Sequence[Record]) -> bool:
+        """A profiling has one result, which ends it."""
+        if row.state is ProfilingState.PENDING:
+            self._catalog.start_profiling(row.id, at=self._clock.wall())
+        for record in records:
+            result = self._new_result(record)
+            if result is None:
+                continue
+            profile = result.variant.profile if result.variant is not None else None
+            reason = result.reason if profile is not None or result.reason else "nothing was measured"
+            is_news = self._catalog.finish_profiling(row.id, profile, reason, at=self._clock.wall())
+            self._seen.add((record.key, record.version))
+            _log.info("variant profiled", variant=row.variant, profiling=row.id, outcome=result.outcome, reason=reason)
+            return is_news
+        return False
 
     def _absorb_results(self, version: VersionRow, records: Sequence[Record]) -> bool:
         has_changed = False
         end: BuildResult | None = None
         for record in records:
-            if record.kind is not Kind.RESULT or (record.key, record.version) in self._seen:
-                continue
-            try:
-                result = decode(record.value, BuildResult)
-            except InvalidError as error:
-                _log.error("a build's result cannot be read", key=record.key, reason=error.text)
-                self._seen.add((record.key, record.version))
+            result = self._new_result(record)
+            if result is None:
                 continue
             if result.recipe == ALL_RECIPES:
                 end = result
@@ -76,6 +90,17 @@ class ResultKeeper:
             self._finish(version, end)
             has_changed = True
         return has_changed
+
+    def _new_result(self, record: Record) -> BuildResult | None:
+        """None for what is no result, was seen before, or cannot be read (which is logged once)."""
+        if record.kind is not Kind.RESULT or (record.key, record.version) in self._seen:
+            return None
+        try:
+            return decode(record.value, BuildResult)
+        except InvalidError as error:
+            _log.error("a build's result cannot be read", key=record.key, reason=error.text)
+            self._seen.add((record.key, record.version))
+            return None
 
     def _finish(self, version: VersionRow, end: BuildResult) -> None:
         made = [result.variant for result in self._catalog.results(version.id) if result.variant is not None]

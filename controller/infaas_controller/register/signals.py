@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NoReturn, TypeVar
 
 from infaas.errors import UnavailableError
 from infaas.store.base import CursorLostError, Kind, MetadataStore
 
 _KINDS = (Kind.BUILD, Kind.PROGRESS, Kind.RESULT)
 _LONGEST_PAUSE_S = 2.0
+_KEEPALIVE_S = 15.0
+T = TypeVar("T")
 
 
 async def follow_builds(store: MetadataStore, notify: Callable[[], None]) -> NoReturn:
@@ -49,3 +51,25 @@ async def ended(task: asyncio.Task[NoReturn]) -> None:
     """Cancel a helper task and wait until it is gone, whatever it ends with."""
     task.cancel()
     await asyncio.wait([task])
+
+
+async def changes(
+    store: MetadataStore, read: Callable[[], Awaitable[T]], is_over: Callable[[T], bool], *, name: str
+) -> AsyncIterator[T | None]:
+    """What `read` gives now and whenever that changes, until it is over; None now and then when nothing happens."""
+    changed = asyncio.Event()
+    watcher = asyncio.create_task(follow_builds(store, changed.set), name=name)
+    last: T | None = None
+    try:
+        while True:
+            changed.clear()
+            found = await read()
+            if found != last:
+                yield found
+            last = found
+            if is_over(found):
+                return
+            if not await wait_or(changed, _KEEPALIVE_S):
+                yield None
+    finally:
+        await ended(watcher)

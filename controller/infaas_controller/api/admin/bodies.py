@@ -11,7 +11,7 @@ from infaas.domain.task import Task, TaskDefaults
 from infaas.domain.tensor import Datatype, TensorSpec
 from infaas_controller.register.options import TaskChange
 
-__all__ = ["ErrorDocument", "RollbackBody", "TaskBody", "TaskChangeBody", "VariantBody", "errors"]
+__all__ = ["ErrorDocument", "ProfileBody", "RollbackBody", "TaskBody", "TaskChangeBody", "VariantBody", "errors"]
 
 
 class _Body(BaseModel):
@@ -85,6 +85,12 @@ class TaskChangeBody(_Body):
 
 class RollbackBody(_Body):
     to: int | None = Field(None, ge=1, description="Version; empty: the newest READY one before the current")
+
+
+class ProfileBody(_Body):
+    budget_s: float | None = Field(
+        None, gt=0, le=3600, description="Seconds of measuring; empty: generator.profile_budget_s"
+    )
 
 
 class VariantBody(_Body):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Query, Request, Response
 
 from infaas.control import (
     BuildDocument,
@@ -19,10 +18,10 @@ from infaas.control import (
     VersionList,
 )
 from infaas.errors import InvalidError
-from infaas.rpc.codec import encode
 from infaas.settings import Settings
 from infaas_controller.api.admin.bodies import RollbackBody, errors
-from infaas_controller.api.admin.paths import Name, Number, actor_of
+from infaas_controller.api.admin.events import events, wants_events
+from infaas_controller.api.admin.paths import IdempotencyKey, Name, Number, actor_of
 from infaas_controller.api.admin.upload import Form, received_form
 from infaas_controller.register.options import RegistrationOptions, Upload
 from infaas_controller.register.registrar import Registrar
@@ -72,7 +71,7 @@ def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
     async def register(
         request: Request,
         response: Response,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> RegistrationDocument:
         async with received_form(request, folder, limit) as form:
             upload, options = _registration(form)
@@ -101,7 +100,7 @@ def models_router(registrar: Registrar, settings: Settings) -> APIRouter:
         model: Name,
         request: Request,
         body: RollbackBody | None = None,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> ModelDocument:
         to = body.to if body else None
         return await registrar.rollback(model, to, idempotency_key=idempotency_key, actor=actor_of(request))
@@ -133,16 +132,7 @@ def _add_versions(router: APIRouter, registrar: Registrar) -> None:
     )
     async def build(model: Name, version: Number, request: Request) -> Any:
         document = await registrar.build(model, version)
-        if "text/event-stream" not in request.headers.get("accept", ""):
-            return document
-        events = _events(registrar, model, version)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-async def _events(registrar: Registrar, model: str, version: int) -> AsyncIterator[bytes]:
-    """Server-sent events: one per change, comments in between so that proxies keep the connection."""
-    async for document in registrar.watch_build(model, version):
-        yield b": still there\n\n" if document is None else b"event: build\ndata: " + encode(document) + b"\n\n"
+        return events("build", registrar.watch_build(model, version)) if wants_events(request) else document
 
 
 def _registration(form: Form) -> tuple[Upload, RegistrationOptions]:
