@@ -25,6 +25,7 @@ from infaas.control import (
     ProfilingDocument,
     RegistrationDocument,
     TaskDocument,
+    SystemDocument,
     VariantDocument,
     VersionDocument,
     WorkerDocument,
@@ -123,6 +124,10 @@ class Client:
             return False
 
     # Tasks
+    def system(self) -> SystemDocument:
+        """What the controller knows of the parts it depends on."""
+        return self._one("GET", "/v1/system", SystemDocument)
+
 
     def tasks(self) -> list[TaskDocument]:
         return self._list("/v1/tasks", "tasks", TaskDocument)

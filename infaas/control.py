@@ -22,10 +22,12 @@ __all__ = [
     "OutcomeDocument",
     "ProfileList",
     "ProfilingDocument",
+    "PartDocument",
     "ProfilingList",
     "RegistrationDocument",
     "TaskDocument",
     "TaskList",
+    "SystemDocument",
     "VariantDocument",
     "VariantList",
     "VersionDocument",
@@ -223,6 +225,8 @@ class ProfilingList:
 
 
 @dataclass(frozen=True, slots=True)
+    reason: str = ""
+    """Why it is FAILED, or what ended its life before this one."""
 class ProfileList:
     """Newest first: the first one counts."""
 
@@ -237,3 +241,32 @@ class WorkerList:
 @dataclass(frozen=True, slots=True)
 class DecisionList:
     decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartDocument:
+    """Something a controller depends on."""
+
+    state: str
+    """`up`, `read-only` (it answers, and takes no changes) or `lost`."""
+    reason: str = ""
+    """Why it is not up."""
+    age_s: float | None = None
+    """Since it was last heard of, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemDocument:
+    """What one controller knows of the parts it depends on."""
+
+    controller: str
+    is_ready: bool
+    is_leader: bool
+    store: PartDocument
+    catalogue: PartDocument
+    journal_waiting: int
+    """Decisions that are not in the catalogue yet."""
+    journal_dropped: int
+    """Decisions that were lost to the journal since the controller started."""
+    workers: int
+    workers_connected: int

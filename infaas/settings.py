@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -20,7 +21,10 @@ ENV_NOT_SETTINGS = frozenset(
     {"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN", "INFAAS_SUPERVISOR_PID"}
 )
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
-_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
+_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S+@")
+_URL_PARAMETER = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
+_SECRET_NAMES = frozenset({"token", "password"})
+HIDDEN = "[hidden]"
 
 
 class _Section(BaseModel):
@@ -32,7 +36,11 @@ class StoreSettings(_Section):
 
 
 class CatalogSettings(_Section):
-    database_url: str | None = Field(None, description="SQLAlchemy URL; empty: SQLite in the state folder")
+    database_url: str | None = Field(
+        None, description="`sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; empty: SQLite in the state folder"
+    )
+    password: SecretStr | None = Field(None, description="Of the database's user, when it is not in the URL")
+    password_file: Path | None = Field(None, description="File that holds the password of the database's user")
 
 
 class RepositorySettings(_Section):
@@ -157,7 +165,10 @@ class Settings(_Section):
 
     @property
     def database_url(self) -> str:
-        return self.catalog.database_url or f"sqlite:///{self.state_dir}/catalog.db"
+        """With the password, wherever that was given. Raises SettingsError when it cannot be read or placed."""
+        password = _secret("catalog.password", self.catalog.password, self.catalog.password_file)
+        url = self.catalog.database_url or f"sqlite:///{self.state_dir}/catalog.db"
+        return url if password is None else _with_password(url, password)
 
     @property
     def repository_url(self) -> str:
@@ -165,17 +176,12 @@ class Settings(_Section):
 
     def token(self) -> str | None:
         """The bearer token. Raises SettingsError when its file cannot be read or is empty."""
-        if self.auth.token is not None:
-            return self.auth.token.get_secret_value()
-        if self.auth.token_file is None:
-            return None
-        try:
-            text = self.auth.token_file.read_text().strip()
-        except OSError as error:
-            raise SettingsError(f"auth.token_file {str(self.auth.token_file)!r} cannot be read: {error}") from error
-        if not text:
-            raise SettingsError(f"auth.token_file {str(self.auth.token_file)!r} is empty; write the token into it")
-        return text
+        return _secret("auth.token", self.auth.token, self.auth.token_file)
+
+    def shown(self) -> dict[str, Any]:
+        """Every setting as plain values for people, with no secret in them."""
+        found: dict[str, Any] = _without_secrets(self.model_dump(mode="json"))
+        return found
 
 
 def load_settings(
@@ -247,7 +253,7 @@ def _from_environ(env: dict[str, str]) -> dict[str, Any]:
             problems.append(f"{name} sets a section that another INFAAS_* variable sets as well; keep one of them")
             continue
         try:
-            here[last] = _variable_value(text, is_secret=sections[:1] == ["auth"])
+            here[last] = _variable_value(text, is_secret=sections[:1] == ["auth"] or last in _SECRET_NAMES)
         except yaml.YAMLError as error:
             problems.append(f"{name} is not a value: {_yaml_problem(error)}")
     if problems:
@@ -277,7 +283,48 @@ def _describe(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting {where!r} (`infaas config show` lists the known ones)"
-    if where.split(".")[0] == "auth":  # never echo a secret
+    if where.split(".")[0] == "auth" or where.split(".")[-1] in _SECRET_NAMES:  # never echo a secret
         return f"setting {where!r}: {error['msg']}"
-    shown = _URL_PASSWORD.sub(r"\1[hidden]@", repr(error.get("input")))
-    return f"setting {where!r}: {error['msg']} (got {shown})"
+    return f"setting {where!r}: {error['msg']} (got {without_password(repr(error.get('input')))})"
+
+
+def without_password(text: str) -> str:
+    """A URL, or a text with one, with its password replaced."""
+    return _URL_PARAMETER.sub(rf"\1{HIDDEN}", _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text))
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: HIDDEN if key in _SECRET_NAMES and inner else _without_secrets(inner) for key, inner in value.items()
+        }
+    return without_password(value) if isinstance(value, str) else value
+
+
+def _secret(setting: str, value: SecretStr | None, file: Path | None) -> str | None:
+    """From the setting, else from the file that `<setting>_file` names. Raises SettingsError, never with the secret."""
+    if value is not None:
+        return value.get_secret_value()
+    if file is None:
+        return None
+    what = setting.rsplit(".", 1)[1]
+    try:
+        text = file.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{setting}_file {str(file)!r} cannot be read: {error}") from error
+    if not text:
+        raise SettingsError(f"{setting}_file {str(file)!r} is empty; write the {what} into it")
+    return text
+
+
+def _with_password(url: str, password: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    user, at, place = rest.partition("@")
+    if not separator or not at or not user or "/" in user:
+        raise SettingsError(
+            "catalog.password needs a user in catalog.database_url: postgresql://USER@HOST/DATABASE "
+            f"(got {without_password(url)!r})"
+        )
+    if ":" in user:
+        raise SettingsError("catalog.database_url has a password already; keep it, or catalog.password, but not both")
+    return f"{scheme}://{user}:{quote(password, safe='')}@{place}"

@@ -1,4 +1,5 @@
-"""What tests of every component share: a real private Redis, a store in it, and a clock that stands still."""
+"""What tests of every component share: a real private Redis, a store in it, a real PostgreSQL, and a clock that stands
+still."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from infaas.store.redis import RedisStore
 from infaas.store.server import find_redis_server, redis_command, wait_until_serving
 from infaas.testing.clock import ManualClock
+from infaas.testing.postgresql import VARIABLE, PostgresServer, find_binaries
 
 
 class RedisServer:
@@ -75,6 +78,46 @@ async def own_redis_server() -> AsyncIterator[RedisServer]:
             yield server
         finally:
             server.kill()
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """Skips where there is none."""
+    binaries = find_binaries(os.environ)
+    if binaries is None:
+        pytest.skip(f"no PostgreSQL server here: apt-get install postgresql, or name its bin folder in {VARIABLE}")
+    pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+    with tempfile.TemporaryDirectory(prefix="infaas-", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(binaries, Path(folder))
+        try:
+            server.create()
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server for the whole session; every test makes databases of its own in it."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres_server() -> Iterator[PostgresServer]:
+    """A server that the test may kill and freeze."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that a catalogue may be in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/catalog.db"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.url(server.new_database())
 
 
 @pytest.fixture

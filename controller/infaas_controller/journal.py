@@ -1,6 +1,7 @@
 """Writes decisions into the catalogue behind the query path's back: every refusal, and a sample of the rest.
 
-A query never waits for the journal. What it cannot take (its queue is bounded) is dropped and counted.
+A query never waits for the journal. What it cannot take (its queue is bounded) is dropped, counted and, now and then,
+said in the log.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from infaas.catalog.catalog import Catalog
+from infaas.clock import Clock, SystemClock
 from infaas.domain.query import Decision
-from infaas.errors import UnavailableError
+from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
 
 ANSWERED = "answered"
 _PRUNE_EVERY = 50
 """Batches between two looks at how much the journal holds."""
 _RETRY_S = 1.0
+_SAY_EVERY_S = 30.0
+"""While decisions are being dropped, or wait in vain."""
 _log = get_logger(__name__)
 
 
@@ -44,8 +48,10 @@ class Journal:
         linger_s: float = 0.2,
         keep: int = 500_000,
         draw: Callable[[], float] = random.random,
+        clock: Clock | None = None,
     ) -> None:
         self._catalog = catalog
+        self._clock = clock or SystemClock()
         self._sample = sample
         self._capacity = capacity
         self._batch = batch
@@ -55,6 +61,7 @@ class Journal:
         self._queue: deque[Decision] = deque()
         self._waiting = asyncio.Event()
         self._batches = 0
+        self._said_at = float("-inf")
         self.dropped = 0
         """Decisions that were to be journaled and were not."""
         self.written = 0
@@ -65,6 +72,7 @@ class Journal:
             return
         if len(self._queue) >= self._capacity:
             self.dropped += 1
+            self._say("decisions are dropped: the journal is full", capacity=self._capacity)
             return
         self._queue.append(decision)
         self._waiting.set()
@@ -74,15 +82,17 @@ class Journal:
         return len(self._queue)
 
     async def run(self) -> NoReturn:
-        """Write in batches, for ever. A failure is logged and tried again later."""
+        """Write in batches, for ever. A catalogue that is lost is tried again; the decisions wait meanwhile."""
         while True:
             await self._waiting.wait()
             await asyncio.sleep(self._linger_s)  # not a nap but the batch's window: what comes within shares a write
             try:
                 await self._flush()
             except UnavailableError as error:
-                _log.warning("decisions wait to be journaled", waiting=len(self._queue), reason=error.text)
+                self._say("decisions wait to be journaled", reason=error.text)
                 await asyncio.sleep(_RETRY_S)
+            else:
+                self._say_over()
 
     async def drain(self) -> None:
         """Write everything that waits. Raises UnavailableError when the catalogue cannot take it."""
@@ -102,12 +112,42 @@ class Journal:
     async def _flush(self) -> None:
         while self._queue:
             batch = [self._queue[place] for place in range(min(self._batch, len(self._queue)))]
-            await asyncio.to_thread(self._catalog.write_decisions, batch)
+            self.written += await self._write(batch)
             for decision in batch:
                 if self._queue and self._queue[0] is decision:
                     self._queue.popleft()
-            self.written += len(batch)
             self._batches += 1
             if self._batches % _PRUNE_EVERY == 0:
                 await asyncio.to_thread(self._catalog.prune_decisions, self._keep)
         self._waiting.clear()
+
+    async def _write(self, batch: Sequence[Decision]) -> int:
+        """How many were written. What no other try would mend is dropped one by one: neither the rest of its batch nor
+        the controller may depend on it."""
+        try:
+            await asyncio.to_thread(self._catalog.write_decisions, batch)
+        except UnavailableError:
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                return sum([await self._write([decision]) for decision in batch])
+            self.dropped += 1
+            reason = error.text if isinstance(error, InfaasError) else type(error).__name__
+            _log.error("a decision cannot be journaled", decision=batch[0].id, reason=reason)
+            return 0
+        return len(batch)
+
+    def _say(self, event: str, **facts: object) -> None:
+        """At once, then at most every half minute: queries may come by the thousand while the catalogue is away."""
+        now = self._clock.now()
+        if now - self._said_at < _SAY_EVERY_S:
+            return
+        self._said_at = now
+        _log.warning(event, waiting=len(self._queue), dropped=self.dropped, **facts)
+
+    def _say_over(self) -> None:
+        """The catalogue takes decisions again, after a line that said otherwise."""
+        if self._said_at == float("-inf"):
+            return
+        self._said_at = float("-inf")
+        _log.info("decisions are journaled again", written=self.written, dropped=self.dropped)

@@ -46,6 +46,7 @@ from infaas_controller.listeners import HttpListener, bind
 from infaas_controller.peers import Peers, own_url
 from infaas_controller.policies import installed_policies
 from infaas_controller.register.registrar import Registrar
+from infaas_controller.system import READ_ONLY, UP, SystemWatch
 from infaas_controller.workers import WorkerLinks
 
 _log = get_logger(__name__)
@@ -53,8 +54,6 @@ _LEADERSHIP = "controller"
 _LEASE_TTL_S = 6.0
 _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
-_STORE_FRESH_S = 5.0
-"""The store counts as up while the view was confirmed this recently."""
 
 
 def main(settings: Settings) -> None:
@@ -149,6 +148,7 @@ class Parts:
     registrar: Registrar
     journal: Journal
     peers: Peers
+    system: SystemWatch
     metrics: Metrics
     rest_app: FastAPI
     grpc_server: GrpcServer
@@ -170,15 +170,22 @@ def build_parts(
     registrar = Registrar(catalog, store, repository, dispatcher, settings, clock, lease=lambda: leadership.lease)
     journal = Journal(catalog, sample=own.journal_sample)
     peers = Peers(store, record, token)
-    metrics = Metrics(lambda: live_figures(dispatcher, links, keeper, leadership))
+    system = SystemWatch(
+        record.id, catalog, keeper, peers, leadership, journal, links, dispatcher.is_ready, clock
+    )  # fmt: skip
+    metrics = Metrics(lambda: live_figures(dispatcher, links, system))
     dispatcher.on_decision(metrics.observe_decision)
     dispatcher.observe_with(metrics)
     dispatcher.on_decision(journal.record)
-    admin = admin_router(registrar, dispatcher, links, journal, peers.decision)
+    admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)
     tracing = open_tracing(settings, "controller", clock)
-    app = create_app(dispatcher, settings, [admin], metrics, dispatcher.decision, clock=clock, tracing=tracing)
+    app = create_app(
+        dispatcher, settings, [admin], metrics, dispatcher.decision, clock=clock, tracing=tracing, parts=system.words
+    )
     grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock, tracing=tracing)
-    return Parts(store, keeper, dispatcher, leadership, registrar, journal, peers, metrics, app, grpc_server, tracing)
+    return Parts(
+        store, keeper, dispatcher, leadership, registrar, journal, peers, system, metrics, app, grpc_server, tracing
+    )
 
 
 def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
@@ -189,6 +196,7 @@ def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
     supervisor.spawn("registrar-refill", parts.registrar.run_refill())
     supervisor.spawn("journal", parts.journal.run())
     supervisor.spawn("peers", parts.peers.run())
+    supervisor.spawn("system", parts.system.run())
 
 
 def announce(state_dir: Path, host: str, http_port: int, grpc_port: int, metrics_port: int) -> Path:
@@ -211,11 +219,11 @@ def announce(state_dir: Path, host: str, http_port: int, grpc_port: int, metrics
     return target
 
 
-def live_figures(dispatcher: Dispatcher, links: WorkerLinks, keeper: ViewKeeper, leadership: Leadership) -> Live:
+def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch) -> Live:
     """What gauges show, counted from what lives now (SURFACE rule 11)."""
     documents = links.documents()
     states = Counter(instance.state for worker in documents for instance in worker.instances)
-    age_s = keeper.age_s()
+    known = system.document()
     return Live(
         in_flight=dispatcher.in_flight(),
         queue_size=dispatcher.queue_sizes(),
@@ -230,9 +238,12 @@ def live_figures(dispatcher: Dispatcher, links: WorkerLinks, keeper: ViewKeeper,
             )
             for worker in documents
         },
-        is_store_up=age_s < _STORE_FRESH_S,
-        view_age_s=age_s if age_s != float("inf") else None,
-        is_leader=leadership.lease is not None,
+        is_store_up=known.store.state in (UP, READ_ONLY),
+        view_age_s=known.store.age_s,
+        is_leader=known.is_leader,
+        is_catalog_up=known.catalogue.state == UP,
+        journal_waiting=known.journal_waiting,
+        journal_dropped=known.journal_dropped,
     )
 
 

@@ -52,16 +52,23 @@ class Peers:
         self._own = own
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._is_written = False
+        self.write_trouble: str | None = None
+        """Why the store took no write the last time; None when it did. The heartbeat is the probe."""
 
     async def run(self) -> NoReturn:
         await every(HEARTBEAT_S, self.announce, name="peers")
 
     async def announce(self) -> None:
         """Raises UnavailableError."""
-        if self._is_written and await self._store.touch(Kind.CONTROLLER, self._own.id, ttl_s=TTL_S):
-            return
-        await self._store.put(Kind.CONTROLLER, self._own.id, encode(self._own), ttl_s=TTL_S)
+        try:
+            is_kept = self._is_written and await self._store.touch(Kind.CONTROLLER, self._own.id, ttl_s=TTL_S)
+            if not is_kept:
+                await self._store.put(Kind.CONTROLLER, self._own.id, encode(self._own), ttl_s=TTL_S)
+        except UnavailableError as error:
+            self.write_trouble = error.text
+            raise
         self._is_written = True
+        self.write_trouble = None
 
     async def withdraw(self) -> None:
         """Take the record back; without a store it expires by itself."""

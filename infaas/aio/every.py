@@ -11,6 +11,8 @@ from infaas.observe.log import get_logger
 
 _log = get_logger(__name__)
 _SYSTEM_CLOCK = SystemClock()
+SAY_EVERY_S = 10.0
+"""A loop that goes on failing for the same reason says so at once and then this often."""
 
 
 async def every(
@@ -32,13 +34,17 @@ async def every(
     signal = asyncio.Event() if wake is None else wake
     due = clock.now()
     failures = 0
+    said, said_at = "", float("-inf")
     while True:
         signal.clear()
         try:
             await fn()
         except Exception as error:
             failures += 1
-            _log.error("tick failed", loop=label, reason=f"{type(error).__name__}: {error}", failures=failures)
+            reason = f"{type(error).__name__}: {error}"
+            if failures == 1 or reason != said or clock.now() - said_at >= SAY_EVERY_S:
+                said, said_at = reason, clock.now()
+                _log.error("tick failed", loop=label, reason=reason, failures=failures)
             _log.debug("tick failed here", loop=label, exc_info=error)
         else:
             if failures:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from infaas.catalog.lost import LOST, as_unavailable, is_collision, reason_of
 from infaas.catalog.schema import WRITES
 from infaas.catalog.tables import audit, names, revision
 from infaas.domain.query import Level
-from infaas.errors import ConflictError, UnavailableError
+from infaas.errors import ConflictError
 
 T = TypeVar("T")
 _WRITE_ATTEMPTS = 4
+
+
+@dataclass(slots=True)
+class Health:
+    """How the last read and the last write fared; None: well. Written by whichever thread came last."""
+
+    read_trouble: str | None = None
+    write_trouble: str | None = None
 
 
 class CatalogBase:
@@ -23,6 +33,7 @@ class CatalogBase:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.health = Health()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -30,6 +41,10 @@ class CatalogBase:
     def revision(self) -> int:
         """Grows with every change of tasks, models, versions, results or variants."""
         return self._read(lambda c: int(c.scalar(sa.select(revision.c.value)) or 0))
+
+    def prove_writable(self) -> None:
+        """Change nothing, in a writing transaction. Raises UnavailableError."""
+        self._write(lambda c: c.execute(sa.update(revision).values(value=revision.c.value)), is_registry=False)
 
     def level_of(self, name: str) -> Level | None:
         """At which level a name is taken; names of unregistered models stay taken, for their history."""
@@ -39,28 +54,36 @@ class CatalogBase:
     def _read(self, work: Callable[[Connection], T]) -> T:
         try:
             with self.engine.connect() as connection, connection.begin():
-                return work(connection)
-        except _LOST as error:
-            raise UnavailableError(f"the catalogue cannot be read: {error}") from error
+                found = work(connection)
+        except LOST as error:
+            unavailable = as_unavailable(error, "read")
+            self.health.read_trouble = unavailable.text
+            raise unavailable from error
+        self.health.read_trouble = None
+        return found
 
     def _write(self, work: Callable[[Connection], T], *, is_registry: bool = True) -> T:
         """Run `work` in a writing transaction, again from its start when another writer took a key in between."""
         for attempt in range(1, _WRITE_ATTEMPTS + 1):
             try:
                 with self.engine.connect().execution_options(**WRITES) as connection, connection.begin():
+                    if is_registry and connection.dialect.name != "sqlite":
+                        # One writer at a time, as SQLite has it: what a transaction decides on must hold at its end.
+                        connection.execute(sa.select(revision.c.value).with_for_update())
                     done = work(connection)
                     if is_registry:
                         connection.execute(sa.update(revision).values(value=revision.c.value + 1))
-                    return done
+                self.health.write_trouble = None
+                return done
             except sa.exc.IntegrityError as error:
                 if attempt == _WRITE_ATTEMPTS:
-                    raise ConflictError(f"another writer was first: {error.orig}", is_retryable=True) from error
-            except _LOST as error:
-                raise UnavailableError(f"the catalogue cannot be written: {error}") from error
+                    raise ConflictError(f"another writer was first: {reason_of(error)}", is_retryable=True) from error
+            except LOST as error:
+                if attempt == _WRITE_ATTEMPTS or not is_collision(error):
+                    unavailable = as_unavailable(error, "written")
+                    self.health.write_trouble = unavailable.text
+                    raise unavailable from error
         raise AssertionError("unreachable")
-
-
-_LOST = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
 
 
 def take_name(connection: Connection, name: str, level: Level) -> None:

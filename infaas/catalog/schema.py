@@ -7,6 +7,8 @@ start of a writing transaction, so that two writers queue instead of failing hal
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from infaas.errors import SettingsError, UnavailableError
+from infaas.catalog.lost import LOST, as_unavailable
+from infaas.errors import SettingsError
 
-BUSY_TIMEOUT_S = 15.0
+BUSY_TIMEOUT_S = 5.0
+"""How long a writer waits for another one. Callers wait as long; then they are told to come again."""
+POOL_TIMEOUT_S = 5.0
 WRITES = {"infaas_writes": True}
 """Execution option of connections that will write."""
 _MIGRATION_LOCK = 0x1FAA5
@@ -30,17 +35,24 @@ def open_engine(url: str) -> Engine:
     """An engine for `sqlite:///file` or a PostgreSQL URL. Raises SettingsError for a URL that names neither."""
     try:
         parsed = make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise SettingsError(f"catalog.database_url is not a database URL: {error}") from None
+    except sa.exc.ArgumentError:  # whose text may quote the URL, and with it a password
+        raise SettingsError(
+            "catalog.database_url is not a database URL; use sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        ) from None
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise SettingsError(
                 "catalog.database_url: SQLite needs a file; an in-memory catalogue would lose everything"
             )
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(parsed.database).parent)
         engine = sa.create_engine(
-            parsed, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, pool_size=4, max_overflow=8
+            parsed,
+            connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+            pool_size=4,
+            max_overflow=8,
+            pool_timeout=POOL_TIMEOUT_S,
+            hide_parameters=True,
         )
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
@@ -48,8 +60,30 @@ def open_engine(url: str) -> Engine:
     if backend == "postgresql":
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return sa.create_engine(parsed, pool_size=4, max_overflow=8, pool_pre_ping=True)
+        return _open_postgresql(parsed)
     raise SettingsError(f"catalog.database_url: {backend!r} is not supported; use sqlite:///file or postgresql://...")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"catalog.database_url: its folder {str(folder)!r} cannot be made: {error}") from error
+
+
+def _open_postgresql(url: sa.URL) -> Engine:
+    if url.drivername != "postgresql+psycopg":
+        raise SettingsError(
+            f"catalog.database_url: the driver of {url.drivername!r} is not supported; use postgresql://..."
+        )
+    try:
+        from infaas.catalog.postgresql import postgresql_engine
+    except ImportError as error:
+        raise SettingsError(
+            f"catalog.database_url names PostgreSQL, whose driver cannot be loaded ({error}); "
+            "pip install 'infaas[postgres]'"
+        ) from error
+    return postgresql_engine(url)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
@@ -74,9 +108,12 @@ def migrate(engine: Engine, target: str = "head") -> None:
     """
     script = ScriptDirectory.from_config(_config())
     try:
-        with engine.connect().execution_options(**WRITES) as connection, connection.begin():
-            if engine.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        with (
+            engine.connect().execution_options(**WRITES) as connection,
+            _unchecked_references(connection),
+            connection.begin(),
+            _taking_turns(connection),
+        ):
             now = MigrationContext.configure(connection).get_current_revision()
             _refuse_unknown(script, now)
             if target == "head" and now == script.get_current_head():
@@ -87,13 +124,56 @@ def migrate(engine: Engine, target: str = "head") -> None:
                 command.downgrade(config, target)
             else:
                 command.upgrade(config, target)
-    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-        raise UnavailableError(f"the catalogue cannot be opened: {error.orig}") from error
+    except LOST as error:
+        raise as_unavailable(error, "opened") from error
+
+
+@contextmanager
+def _unchecked_references(connection: Connection) -> Iterator[None]:
+    """SQLite changes a table by making it anew, which must not be taken for the deletion of all that others refer to.
+    It heeds this setting outside of transactions only."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
+
+
+@contextmanager
+def _taking_turns(connection: Connection) -> Iterator[None]:
+    """One migration at a time. SQLite's write lock, which the transaction began with, sees to it by itself; there,
+    every reference is checked at the end instead of at each step."""
+    if connection.dialect.name != "postgresql":
+        yield
+        if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall():
+            raise SettingsError(
+                f"the migration would leave references to nothing in {sorted({row[0] for row in broken})}"
+            )
+        return
+    from infaas.catalog.postgresql import patient
+
+    with patient(connection):
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        yield
+
+
+def revisions() -> tuple[str, ...]:
+    """All that there are, oldest first."""
+    script = ScriptDirectory.from_config(_config())
+    return tuple(revision.revision for revision in reversed(list(script.walk_revisions())))
 
 
 def current_revision(engine: Engine) -> str | None:
-    with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    """None for a database without our tables. Raises UnavailableError."""
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except LOST as error:
+        raise as_unavailable(error, "opened") from error
 
 
 def _config() -> Config:

@@ -16,12 +16,14 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    String,
     Table,
-    Text,
     UniqueConstraint,
     text,
 )
+from sqlalchemy import String as _AnyString
+from sqlalchemy import Text as _AnyText
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
 
 NAME_LENGTH = 128
 VERSION_ID_LENGTH = 160
@@ -36,6 +38,32 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+class _Safe(TypeDecorator[str]):
+    """Text that every database takes. Callers' ids and models' error texts may hold what one of them refuses: NUL
+    (PostgreSQL), half a surrogate pair (both), or more than the column is wide (PostgreSQL)."""
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else storable(value, getattr(self.impl, "length", None))
+
+
+class String(_Safe):
+    impl = _AnyString
+    cache_ok = True
+
+
+class Text(_Safe):
+    impl = _AnyText
+    cache_ok = True
+
+
+def storable(text: str, length: int | None = None) -> str:
+    """The text with what cannot be stored replaced, and cut to `length` characters."""
+    whole = text.encode("utf-8", "replace").decode() if not text.isascii() else text
+    return whole.replace("\0", "\N{REPLACEMENT CHARACTER}")[:length]
+
+
 BIG = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only in a column of type INTEGER."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ def validate(
 
     settings = load_settings(file)
     settings.token()
+    _ = settings.database_url  # its password may be in a file
     if output is not Format.TABLE:
         print_plain({"valid": True, "file": str(file) if file else None}, output)
     did(f"{file or 'the configuration'} is valid", output)
@@ -34,8 +35,7 @@ def show(config: ConfigFile = None, output: Output = Format.YAML) -> None:
     """Print every setting with the value that applies (secrets are hidden)."""
     from infaas.settings import load_settings
 
-    plain: dict[str, Any] = load_settings(config).model_dump(mode="json")
-    print_plain(plain, Format.YAML if output is Format.TABLE else output)
+    print_plain(load_settings(config).shown(), Format.YAML if output is Format.TABLE else output)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,6 +180,7 @@ def _show_status(folder: Path, record: UpRecord | None, output: Format) -> bool:
             }
         )
     state = record.state if is_running and record else "down"
+    parts = health.parts(endpoints, _token()) if endpoints is not None and is_running else None
     document = {
         "state": state,
         "ready": is_ready,
@@ -188,6 +190,7 @@ def _show_status(folder: Path, record: UpRecord | None, output: Format) -> bool:
         "url": endpoints.url if endpoints else None,
         "grpc": endpoints.grpc if endpoints else None,
         "metrics": endpoints.metrics_url if endpoints else None,
+        "parts": parts,
         "programs": programs,
     }
     emit(document, output, lambda: _draw_status(document))
@@ -199,6 +202,8 @@ def _draw_status(document: dict[str, Any]) -> None:
     typer.echo(f"infaas is {document['state']} ({ready}); state in {document['state_dir']}")
     if document["url"]:
         typer.echo(f"  REST {document['url']}   gRPC {document['grpc']}   metrics {document['metrics']}")
+    for line in _part_lines(document["parts"]):
+        typer.echo(line)
     table = Table("PROGRAM", "STATE", ">PID", ">MEMORY", ">RESTARTS", "LAST EXIT", ">NEXT TRY", "LOG")
     for one in document["programs"]:
         again = "-" if one["next_try_in_s"] is None else f"in {one['next_try_in_s']} s"
@@ -216,6 +221,30 @@ def _draw_status(document: dict[str, Any]) -> None:
         )
     if document["programs"]:
         show(table)
+
+
+def _part_lines(parts: Mapping[str, Any] | None) -> list[str]:
+    """What the controller depends on, in words; nothing when it does not answer."""
+    if parts is None:
+        return []
+    lines = []
+    for name in ("store", "catalogue"):
+        part = parts[name]
+        seen = "" if part["age_s"] is None else f", heard of {part['age_s']:.1f} s ago"
+        why = f": {part['reason']}" if part["reason"] else ""
+        lines.append(f"  {name:<9} {part['state']}{seen}{why}")
+    if parts["journal_waiting"] or parts["journal_dropped"]:
+        lines.append(f"  journal   {parts['journal_waiting']} decisions wait, {parts['journal_dropped']} were dropped")
+    lines.append(f"  workers   {parts['workers_connected']} of {parts['workers']} connected")
+    return lines
+
+
+def _token() -> str | None:
+    """What the local system's own settings say; without it only the parts are not shown."""
+    from infaas.cli.target import read_token
+    from infaas.settings import load_settings
+
+    return read_token(None) or load_settings().token()
 
 
 def _flag(state_dir: Path | None) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -64,6 +64,9 @@ class Live:
     is_store_up: bool | None = None
     view_age_s: float | None = None
     is_leader: bool | None = None
+    is_catalog_up: bool | None = None
+    journal_waiting: int | None = None
+    journal_dropped: int | None = None
 
 
 class LiveCollector(Collector):
@@ -79,7 +82,7 @@ class LiveCollector(Collector):
         return list(_families(self._read()))
 
 
-def _families(live: Live) -> Iterator[GaugeMetricFamily]:
+def _families(live: Live) -> Iterator[Metric]:
     yield _family("infaas_in_flight", "Queries accepted and not yet answered", [], {(): live.in_flight})
     yield _family(
         "infaas_queue_size", "Items that wait for a slot", ["task"], {(k,): v for k, v in live.queue_size.items()}
@@ -97,6 +100,13 @@ def _families(live: Live) -> Iterator[GaugeMetricFamily]:
     yield _family("infaas_store_up", "1 while the live metadata store answers", [], {(): live.is_store_up})
     yield _family("infaas_view_age_seconds", "Since the view last changed or was confirmed", [], {(): live.view_age_s})
     yield _family("infaas_leader", "1 on the controller that holds the lease", [], {(): live.is_leader})
+    yield _family("infaas_catalog_up", "1 while the catalogue can be read and written", [], {(): live.is_catalog_up})
+    waiting = {(): live.journal_waiting}
+    yield _family("infaas_journal_waiting", "Decisions that are not in the catalogue yet", [], waiting)
+    dropped = CounterMetricFamily("infaas_journal_dropped", "Decisions that the journal could not keep")
+    if live.journal_dropped is not None:
+        dropped.add_metric([], live.journal_dropped)
+    yield dropped
 
 
 def _family(

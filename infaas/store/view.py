@@ -54,6 +54,8 @@ class ViewKeeper:
         """None: list before watching."""
         self._epoch: str | None = None
         self._heard_at: float | None = None
+        self.trouble: str | None = None
+        """Why the store is not being followed now; None while it is."""
         self._first_sync = asyncio.Event()
 
     @property
@@ -103,6 +105,7 @@ class ViewKeeper:
                 reason = "the watch ended"
             except (UnavailableError, CursorLostError) as error:
                 reason = str(error)
+            self.trouble = reason
             failures = 0 if heard_at != self._heard_at else failures + 1
             _log.warning("the view lost the store's stream", reason=reason, failures=failures, age_s=self.age_s())
             await asyncio.sleep(pause_s(failures, random.random()))
@@ -151,6 +154,7 @@ class ViewKeeper:
 
     def _heard(self) -> None:
         self._heard_at = self._clock.now()
+        self.trouble = None
         if self._workers.lapsed(self._heard_at):
             self._mark(Kind.WORKER)
 

@@ -30,6 +30,19 @@ def connected_workers(endpoints: Endpoints, token: str | None, timeout_s: float 
         return 0
 
 
+def parts(endpoints: Endpoints, token: str | None, timeout_s: float = 2.0) -> dict[str, Any] | None:
+    """The controller's `SystemDocument`: what it knows of store, catalogue and workers. None when it does not say."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    status, body = get(endpoints, "/v1/system", headers=headers, timeout_s=timeout_s)
+    if status != 200:
+        return None
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and {"store", "catalogue", "workers"} <= found.keys() else None
+
+
 def get(
     endpoints: Endpoints, path: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 1.0
 ) -> tuple[int, bytes]:

@@ -7,7 +7,7 @@ that each answer carries its request id and each error the body of SURFACE §3, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -44,6 +44,7 @@ from infaas_controller.ports import QueryService
 
 CALLER_KEY = "infaas.caller"
 HANDLED_KEY = "infaas.handled"
+
 
 class EdgeApp(FastAPI):
     """FastAPI behind a short cut for queries and a guard for everything else."""
@@ -99,6 +100,7 @@ def create_app(
     *,
     clock: Clock | None = None,
     tracing: Tracing | None = None,
+    parts: Callable[[], Mapping[str, str]] | None = None,
 ) -> FastAPI:
     """The whole REST surface. `admin_routers` are served as they are, behind the same credential and error bodies.
 
@@ -118,7 +120,7 @@ def create_app(
         redirect_slashes=False,
         redoc_url=None,
     )
-    app.router.routes.extend(ModelEndpoints(service, Repository(service, clock)).routes())
+    app.router.routes.extend(ModelEndpoints(service, Repository(service, clock), parts).routes())
     for router in admin_routers:
         app.include_router(router)
     for kind in (InfaasError, HTTPException, RequestValidationError, Exception):

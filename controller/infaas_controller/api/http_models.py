@@ -5,6 +5,7 @@ Plain Starlette routes: their bodies are the protocol's, described by its own sp
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -49,7 +50,11 @@ T = TypeVar("T", _IndexBody, _ControlBody)
 
 
 class ModelEndpoints:
-    def __init__(self, service: QueryService, repository: Repository) -> None:
+    def __init__(
+        self, service: QueryService, repository: Repository, parts: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
+        """`parts`: the state, in a word each, of what the service depends on."""
+        self._parts = parts or dict
         self._service = service
         self._repository = repository
 
@@ -76,7 +81,7 @@ class ModelEndpoints:
     async def ready(self, request: Request) -> Response:
         if not self._service.is_ready():
             raise UnavailableError("not ready: no view of the cluster yet, no worker answers, or draining")
-        return _json({"ready": True})
+        return _json({"ready": True, **self._parts()})
 
     async def server(self, request: Request) -> Response:
         return _json(documents.server_metadata())

@@ -148,3 +148,16 @@ def test_the_next_point_is_on_the_grid_after_now_and_within_a_period(last: float
     assert now < due <= now + period + slack
     steps = (due - last) / period
     assert abs(steps - round(steps)) * period <= slack
+
+
+async def test_a_loop_that_fails_for_long_does_not_fill_the_log(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(_: int) -> None:
+        raise ValueError("again")
+
+    ticks = Ticks(fail)
+    start(0.001, ticks, name="failing")
+    await ticks.reach(30)
+    said = [line for line in capsys.readouterr().err.splitlines() if "tick failed " in line and "failing" in line]
+    assert len(said) == 1

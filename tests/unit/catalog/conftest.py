@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,8 +43,9 @@ PROFILE = Profile(
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog.open(f"sqlite:///{tmp_path}/catalog.db")
+def catalog(database_url: str) -> Iterator[Catalog]:
+    """Over each kind of database: all of them keep the same promises."""
+    opened = Catalog.open(database_url)
     yield opened
     opened.close()
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from infaas.catalog.catalog import Catalog
 from infaas.domain.ids import DecisionId, TaskName
 from infaas.domain.query import Decision, Level
 from infaas.errors import UnavailableError
+from infaas.testing.clock import ManualClock
 
 
 @pytest.fixture
@@ -78,6 +79,47 @@ async def test_a_lost_catalogue_costs_nothing_while_the_queue_holds(
             await journal.drain()
     await journal.drain()
     assert await journal.find("d-1") == a_decision(1)
+
+
+async def test_a_decision_that_cannot_be_kept_costs_neither_its_neighbours_nor_the_loop(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(catalog, sample=1.0, linger_s=0.001)
+    write = catalog.write_decisions
+
+    def picky(batch: Sequence[Decision]) -> None:
+        if any(decision.id == "d-2" for decision in batch):
+            raise ValueError("no database takes this")
+        write(batch)
+
+    monkeypatch.setattr(catalog, "write_decisions", picky)
+    task = asyncio.create_task(journal.run(), name="journal")
+    for number in range(5):
+        journal.record(a_decision(number))
+    async with asyncio.timeout(20):
+        while len(journal):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait([task])
+    assert (journal.written, journal.dropped) == (4, 1)
+    assert {decision.id for decision in await journal.recent(10)} == {"d-0", "d-1", "d-3", "d-4"}
+
+
+async def test_what_is_dropped_is_said_at_once_and_then_now_and_then(
+    catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = ManualClock()
+    journal = Journal(catalog, sample=1.0, capacity=1, clock=clock)
+    for number in range(100):
+        journal.record(a_decision(number))
+    clock.advance(31.0)
+    for number in range(100):
+        journal.record(a_decision(number))
+    said = [line for line in capsys.readouterr().err.splitlines() if "are dropped" in line]
+    assert len(said) == 2
+    assert "dropped=1" in said[0]
+    assert "dropped=100" in said[1]
 
 
 async def test_the_journal_forgets_the_oldest(catalog: Catalog) -> None:

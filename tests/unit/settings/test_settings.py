@@ -188,3 +188,52 @@ def test_the_schema_knows_every_section_and_forbids_others() -> None:
     schema = json_schema()
     assert set(Settings.model_fields) == set(schema["properties"])
     assert schema["additionalProperties"] is False
+
+
+PLACE = "postgresql://infaas@db/catalogue"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, "postgresql://infaas@db/catalogue"),
+        ({"INFAAS_CATALOG__PASSWORD": "a@b:/ %"}, "postgresql://infaas:a%40b%3A%2F%20%25@db/catalogue"),
+        ({"INFAAS_CATALOG__PASSWORD": "0123"}, "postgresql://infaas:0123@db/catalogue"),
+        ({"INFAAS_CATALOG__PASSWORD": "{x"}, "postgresql://infaas:%7Bx@db/catalogue"),
+    ],
+)
+def test_the_databases_password_is_put_into_its_url(environ: dict[str, str], expected: str) -> None:
+    assert load_settings(environ={"INFAAS_CATALOG__DATABASE_URL": PLACE, **environ}).database_url == expected
+
+
+def test_the_databases_password_comes_from_its_file_without_the_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("s3cret\n")
+    environ = {"INFAAS_CATALOG__DATABASE_URL": PLACE, "INFAAS_CATALOG__PASSWORD_FILE": str(path)}
+    assert load_settings(environ=environ).database_url == "postgresql://infaas:s3cret@db/catalogue"
+    path.write_text("")
+    with pytest.raises(SettingsError, match=r"password_file .* is empty"):
+        _ = load_settings(environ=environ).database_url
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://db/catalogue", "postgresql://a:b@db/catalogue"])
+def test_a_password_without_a_place_is_refused_and_not_shown(url: str | None) -> None:
+    environ = {"INFAAS_CATALOG__PASSWORD": "hunter2secret"} | ({"INFAAS_CATALOG__DATABASE_URL": url} if url else {})
+    with pytest.raises(SettingsError, match=r"catalog\.(password|database_url)") as error:
+        _ = load_settings(environ=environ).database_url
+    assert "hunter2secret" not in error.value.text
+    assert ":b@" not in error.value.text
+
+
+def test_no_secret_is_shown_wherever_it_stands() -> None:
+    environ = {
+        "INFAAS_AUTH__TOKEN": "hunter2",
+        "INFAAS_CATALOG__PASSWORD": "hunter2",
+        "INFAAS_CATALOG__DATABASE_URL": "postgresql://u:hunter2/@x@db/c?password=hunter2",
+        "INFAAS_STORE__REDIS_URL": "rediss://:hunter2@h:1/0",
+    }
+    shown = load_settings(environ=environ).shown()
+    assert "hunter2" not in str(shown)
+    assert shown["store"]["redis_url"] == "rediss://:[hidden]@h:1/0"
+    assert shown["catalog"]["database_url"] == "postgresql://u:[hidden]@db/c?password=[hidden]"
+    assert shown["controller"]["http_port"] == 8000

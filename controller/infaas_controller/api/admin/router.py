@@ -7,7 +7,7 @@ from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Query
 
-from infaas.control import Decision, DecisionList, WorkerDocument, WorkerList
+from infaas.control import Decision, DecisionList, SystemDocument, WorkerDocument, WorkerList
 from infaas.domain.ids import WorkerId
 from infaas.errors import NotFoundError
 from infaas_controller.api.admin.bodies import errors
@@ -43,6 +43,7 @@ def admin_router(
     journal: Journal,
     ask_others: AskOthers | None = None,
 ) -> APIRouter:
+    system: Callable[[], SystemDocument] | None = None,
     """Every route under `/v1`. Errors leave as `infaas.errors`; the HTTP edge turns them into answers."""
     router = APIRouter(prefix="/v1")
     router.include_router(tasks_router(registrar))
@@ -51,6 +52,19 @@ def admin_router(
     router.include_router(_workers_router(workers))
     router.include_router(_decisions_router(service, journal, ask_others))
     return router
+
+    if system is not None:
+        router.include_router(_system_router(system))
+    return router
+
+
+def _system_router(system: Callable[[], SystemDocument]) -> APIRouter:
+    router = APIRouter(prefix="/system", tags=["system"])
+
+    @router.get("", summary="The parts this controller depends on", responses=errors())
+    async def describe() -> SystemDocument:
+        """Whether store and catalogue can be read and written, and why not; answers whatever is lost."""
+        return system()
 
 
 def _workers_router(workers: Workers) -> APIRouter:
