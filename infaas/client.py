@@ -24,8 +24,8 @@ from infaas.control import (
     ModelDocument,
     ProfilingDocument,
     RegistrationDocument,
-    TaskDocument,
     SystemDocument,
+    TaskDocument,
     VariantDocument,
     VersionDocument,
     WorkerDocument,
@@ -123,11 +123,11 @@ class Client:
         except errors.UnavailableError:
             return False
 
-    # Tasks
     def system(self) -> SystemDocument:
         """What the controller knows of the parts it depends on."""
         return self._one("GET", "/v1/system", SystemDocument)
 
+    # Tasks
 
     def tasks(self) -> list[TaskDocument]:
         return self._list("/v1/tasks", "tasks", TaskDocument)

@@ -20,14 +20,14 @@ __all__ = [
     "ModelDocument",
     "ModelList",
     "OutcomeDocument",
+    "PartDocument",
     "ProfileList",
     "ProfilingDocument",
-    "PartDocument",
     "ProfilingList",
     "RegistrationDocument",
+    "SystemDocument",
     "TaskDocument",
     "TaskList",
-    "SystemDocument",
     "VariantDocument",
     "VariantList",
     "VersionDocument",
@@ -197,6 +197,8 @@ class WorkerDocument:
     memory_ratio: float | None = None
     stall_ratio: float | None = None
     instances: tuple[WorkerInstanceDocument, ...] = ()
+    reason: str = ""
+    """Why it is FAILED, or what ended its life before this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +227,6 @@ class ProfilingList:
 
 
 @dataclass(frozen=True, slots=True)
-    reason: str = ""
-    """Why it is FAILED, or what ended its life before this one."""
 class ProfileList:
     """Newest first: the first one counts."""
 

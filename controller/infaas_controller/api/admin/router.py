@@ -42,8 +42,8 @@ def admin_router(
     workers: Workers,
     journal: Journal,
     ask_others: AskOthers | None = None,
-) -> APIRouter:
     system: Callable[[], SystemDocument] | None = None,
+) -> APIRouter:
     """Every route under `/v1`. Errors leave as `infaas.errors`; the HTTP edge turns them into answers."""
     router = APIRouter(prefix="/v1")
     router.include_router(tasks_router(registrar))
@@ -51,8 +51,6 @@ def admin_router(
     router.include_router(variants_router(registrar))
     router.include_router(_workers_router(workers))
     router.include_router(_decisions_router(service, journal, ask_others))
-    return router
-
     if system is not None:
         router.include_router(_system_router(system))
     return router
@@ -65,6 +63,8 @@ def _system_router(system: Callable[[], SystemDocument]) -> APIRouter:
     async def describe() -> SystemDocument:
         """Whether store and catalogue can be read and written, and why not; answers whatever is lost."""
         return system()
+
+    return router
 
 
 def _workers_router(workers: Workers) -> APIRouter:
