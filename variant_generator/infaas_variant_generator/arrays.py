@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from infaas.domain.tensor import Datatype, TensorSpec
 from infaas.errors import InvalidError
+from infaas_variant_generator.split import CALIBRATION_ROWS, FEWEST_ROWS, calibration_rows, row_digests, set_aside
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,6 +37,10 @@ class Rows:
     answers: Arrays
     count: int
     is_random: bool
+    calibration: Arrays = field(default_factory=dict)
+    """Inputs of the rows that recipes may learn from, none of which is scored; empty when there are none."""
+    why_uncalibrated: str = ""
+    """Why there are none."""
 
 
 def to_array(data: bytes | memoryview, datatype: Datatype, shape: Sequence[int]) -> NDArray[Any]:
@@ -60,27 +65,73 @@ def to_bytes(array: NDArray[Any]) -> bytes:
 
 
 def load_rows(inputs: Sequence[TensorSpec], evaluation: Path | None, calibration: Path | None, seed: int) -> Rows:
-    """The evaluation rows that are not calibration rows too, or made-up inputs when there is no evaluation set.
+    """What variants are verified, scored and measured with, and beside it what they may be calibrated with.
 
-    Raises InvalidError when an input is missing or every row is a calibration row.
+    Scored are the evaluation rows that are in no calibration set; where there is no such set, those that are not set
+    aside for calibrating. Without evaluation data the rest of the calibration set verifies, unscored; without that too,
+    made-up inputs do. Raises InvalidError when an input is missing or every row is a calibration row.
     """
+    given = None if calibration is None else read_npz(calibration)
     if evaluation is None:
-        return Rows(random_inputs(inputs, RANDOM_ROWS, seed), {}, RANDOM_ROWS, is_random=True)
+        return _unscored(inputs, given, seed)
     arrays = read_npz(evaluation)
-    rows = _row_count(arrays, inputs)
-    keep = np.ones(rows, dtype=np.bool_)
-    if calibration is not None:
-        keep = ~_is_in(arrays, read_npz(calibration), [spec.name for spec in inputs], rows)
+    rows = _row_count(arrays, inputs, "evaluation")
+    typed = _typed(arrays, inputs)
+    if given is not None:
+        keep = ~_is_in(arrays, given, [spec.name for spec in inputs], rows)
+        calibrating, why = _chosen(inputs, given)
+    else:
+        aside = set_aside(row_digests(typed, to_bytes))
+        keep = ~aside
+        calibrating = {name: array[aside] for name, array in typed.items()} if aside.any() else {}
+        why = "" if calibrating else f"{rows} evaluation rows are too few to set some aside"
     if not keep.any():
         raise InvalidError("every evaluation row is a calibration row too; nothing is left to be scored")
-    kept = {name: array[keep] for name, array in arrays.items()}
-    names = {spec.name for spec in inputs}
     return Rows(
-        inputs={spec.name: np.ascontiguousarray(kept[spec.name], _DTYPES[spec.datatype]) for spec in inputs},
-        answers={name: array for name, array in kept.items() if name not in names},
+        inputs={name: np.ascontiguousarray(array[keep]) for name, array in typed.items()},
+        answers={name: array[keep] for name, array in arrays.items() if name not in typed},
         count=int(keep.sum()),
         is_random=False,
+        calibration=calibrating,
+        why_uncalibrated=why,
     )
+
+
+def _unscored(inputs: Sequence[TensorSpec], given: Arrays | None, seed: int) -> Rows:
+    """Rows without right answers: the calibration set's that do not calibrate (all, where it has no others)."""
+    if given is None:
+        made_up = random_inputs(inputs, RANDOM_ROWS, seed)
+        return Rows(made_up, {}, RANDOM_ROWS, is_random=True, why_uncalibrated="there is no data but made-up inputs")
+    rows = _row_count(given, inputs, "calibration")
+    typed = _typed(given, inputs)
+    chosen = calibration_rows(row_digests(typed, to_bytes))
+    keep = np.ones(rows, dtype=np.bool_)
+    keep[chosen] = False
+    left = np.flatnonzero(keep if keep.any() else ~keep)[:RANDOM_ROWS]
+    calibrating, why = _chosen(inputs, given)
+    return Rows(
+        inputs={name: np.ascontiguousarray(array[left]) for name, array in typed.items()},
+        answers={},
+        count=len(left),
+        is_random=False,
+        calibration=calibrating,
+        why_uncalibrated=why,
+    )
+
+
+def _chosen(inputs: Sequence[TensorSpec], given: Arrays) -> tuple[Arrays, str]:
+    """What calibrates of a calibration set, or why nothing does."""
+    _row_count(given, inputs, "calibration")
+    typed = _typed(given, inputs)
+    chosen = calibration_rows(row_digests(typed, to_bytes), CALIBRATION_ROWS)
+    if len(chosen) < FEWEST_ROWS:
+        return {}, f"the calibration set has fewer than {FEWEST_ROWS} different rows"
+    return {name: np.ascontiguousarray(array[chosen]) for name, array in typed.items()}, ""
+
+
+def _typed(arrays: Arrays, inputs: Sequence[TensorSpec]) -> Arrays:
+    """The inputs alone, with the task's datatypes; all of them are there."""
+    return {spec.name: np.ascontiguousarray(arrays[spec.name], _DTYPES[spec.datatype]) for spec in inputs}
 
 
 def random_inputs(specs: Sequence[TensorSpec], rows: int, seed: int) -> Arrays:
@@ -135,13 +186,13 @@ def as_session_input(array: NDArray[Any]) -> NDArray[Any]:
     return np.array(texts, dtype=object).reshape(array.shape)
 
 
-def _row_count(arrays: Arrays, inputs: Sequence[TensorSpec]) -> int:
+def _row_count(arrays: Arrays, inputs: Sequence[TensorSpec], what: str) -> int:
     missing = [spec.name for spec in inputs if spec.name not in arrays]
     if missing:
-        raise InvalidError(f"the evaluation data lacks the inputs {', '.join(missing)}; it has {sorted(arrays)}")
+        raise InvalidError(f"the {what} data lacks the inputs {', '.join(missing)}; it has {sorted(arrays)}")
     counts = {len(array) for array in arrays.values() if array.ndim}
     if len(counts) != 1:
-        raise InvalidError(f"the evaluation arrays have different numbers of rows: {sorted(counts)}")
+        raise InvalidError(f"the {what} arrays have different numbers of rows: {sorted(counts)}")
     return counts.pop()
 
 

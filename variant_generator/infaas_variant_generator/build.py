@@ -15,14 +15,16 @@ from pathlib import Path
 from infaas.clock import Clock
 from infaas.domain.build import BuildOrder, BuildResult
 from infaas.domain.ids import Digest, variant_name
-from infaas.domain.variant import Accuracy, AccuracySource, Profile, Variant
+from infaas.domain.variant import Accuracy, AccuracySource, Profile, Runtime, Variant
 from infaas.errors import InvalidError, NotFoundError
 from infaas.observe.log import get_logger
 from infaas.repository.base import Repository
+from infaas.triton.reference import is_reference
+from infaas_variant_generator.attaching import plan_attached
 from infaas_variant_generator.children import ChildFailedError, Event, run_child
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.measuring import BuildSettings, Inputs, Subject, measure
-from infaas_variant_generator.plan import PlannedVariant, Transform, plan_variants
+from infaas_variant_generator.plan import PlannedVariant, plan_variants
 from infaas_variant_generator.publish import WHOLE, Publisher
 from infaas_variant_generator.requests import (
     Inspection,
@@ -30,6 +32,8 @@ from infaas_variant_generator.requests import (
     Made,
     MakeRequest,
     Measured,
+    Rebatched,
+    RebatchRequest,
 )
 
 _log = get_logger(__name__)
@@ -63,6 +67,8 @@ class Build:
         self._clock = clock
         self._artifacts: dict[str, _Artifact] = {}
         self._limits = settings.limits()
+        self._note = ""
+        """On how the registered graph was read; goes with every variant made from it."""
 
     async def run(self) -> BuildResult:
         """Do what is left to do and write the result that ends the build.
@@ -72,7 +78,8 @@ class Build:
         begin = self._clock.now()
         try:
             inputs = await self._fetch()
-            planned = await self._plan(inputs)
+            inputs, fixed_batch = await self._with_any_batch(inputs)
+            planned = await self._plan(inputs, fixed_batch)
         except (ChildFailedError, NotFoundError, InvalidError) as error:
             return await self._finish("failed", f"the registered graph cannot be built: {error.text}", begin)
         results = await self._publisher.results()
@@ -94,15 +101,41 @@ class Build:
         evaluation = await asyncio.to_thread(fetch, order.evaluation)
         return Inputs(graph, evaluation, await asyncio.to_thread(fetch, order.calibration))
 
-    async def _plan(self, inputs: Inputs) -> tuple[PlannedVariant, ...]:
-        request = InspectRequest(str(inputs.graph), str(self._settings.warmup))
+    async def _with_any_batch(self, inputs: Inputs) -> tuple[Inputs, int | None]:
+        """A fixed-batch graph in a form that takes any batch, where it proves to answer alike; else as it is."""
+        order, fixed = self._order, self._order.fixed_batch
+        if fixed is None or order.max_batch_size == fixed == 1 or is_reference(inputs.graph):
+            return inputs, fixed
+        target = self._settings.work_dir / "dynamic.onnx"
+        request = RebatchRequest(
+            source=str(inputs.graph),
+            target=str(target),
+            inputs=order.task_spec.inputs,
+            evaluation=inputs.evaluation,
+            calibration=inputs.calibration,
+            fixed_batch=fixed,
+            max_batch_size=order.max_batch_size,
+        )
+        try:
+            done = await run_child(f"{_PACKAGE}.rebatch", request, Rebatched, _ignore, self._limits)
+        except ChildFailedError as error:
+            done = Rebatched(False, f"the batch stays fixed to {fixed}: {error.text}")
+        self._note = done.reason
+        _log.info("fixed batch", build=order.id, is_dynamic=done.is_dynamic, reason=done.reason)
+        return (replace(inputs, graph=target), None) if done.is_dynamic else (inputs, fixed)
+
+    async def _plan(self, inputs: Inputs, fixed_batch: int | None) -> tuple[PlannedVariant, ...]:
+        attached = await asyncio.to_thread(plan_attached, inputs.graph)
+        if attached:
+            return attached
+        request = InspectRequest(str(inputs.graph), str(self._settings.warmup), self._settings.hardware)
         inspection = await run_child(f"{_PACKAGE}.inspection", request, Inspection, _ignore, self._limits)
         return plan_variants(
             inspection.facts,
             self._settings.hardware,
             inspection.transforms,
             max_batch_size=self._order.max_batch_size,
-            fixed_batch=self._order.fixed_batch,
+            fixed_batch=fixed_batch,
         )
 
     async def _recipe(self, planned: PlannedVariant, inputs: Inputs) -> BuildResult:
@@ -141,7 +174,7 @@ class Build:
         if measured.profile is None:
             reason = measured.skipped or "nothing was measured"
             return BuildResult(self._order.id, planned.name, None, "skipped", reason, made.max_abs_error, made.accuracy)
-        accuracy = made.accuracy or self._declared()
+        accuracy = made.accuracy or measured.profile.accuracy or self._declared()
         profile = replace(
             measured.profile,
             accuracy=accuracy,
@@ -152,7 +185,7 @@ class Build:
             planned.name,
             self._variant(planned, artifact.digest, measured.max_batch_size, profile),
             "made",
-            "; ".join(measured.notes),
+            "; ".join((self._note, *measured.notes) if self._note else measured.notes),
             made.max_abs_error,
             accuracy,
         )
@@ -161,11 +194,13 @@ class Build:
         """Make, verify and score a transform's graph, or what an earlier thread count made of it."""
         transform = planned.transform
         if transform.prefix not in self._artifacts:
-            self._artifacts[transform.prefix] = await self._make(planned.name, transform, inputs)
+            self._artifacts[transform.prefix] = await self._make(planned, inputs)
         return self._artifacts[transform.prefix]
 
-    async def _make(self, recipe: str, transform: Transform, inputs: Inputs) -> _Artifact:
-        order = self._order
+    async def _make(self, planned: PlannedVariant, inputs: Inputs) -> _Artifact:
+        order, recipe, transform = self._order, planned.name, planned.transform
+        if transform.runtime is Runtime.TRITON:  # attached: the reference is the artifact
+            return _Artifact(Made("made", ""), order.artifact, inputs.graph)
         target = self._settings.work_dir / f"{transform.prefix}.onnx"
 
         async def on_event(event: Event) -> None:
@@ -181,9 +216,10 @@ class Build:
             calibration=inputs.calibration,
             metric=order.metric,
             tolerance=self._settings.accuracy_tolerance,
-            fixed_batch=order.fixed_batch,
+            fixed_batch=planned.fixed_batch,
             max_batch_size=order.max_batch_size,
             threads=self._settings.hardware.cores,
+            hardware=self._settings.hardware,
         )
         try:
             made = await run_child(f"{_PACKAGE}.make", request, Made, on_event, self._limits)
@@ -195,7 +231,7 @@ class Build:
         return _Artifact(made, digest, await asyncio.to_thread(self._repository.fetch, digest))
 
     async def _measure(self, planned: PlannedVariant, inputs: Inputs, graph: Path, samples: Path) -> Measured:
-        batches, fixed = planned.batches, self._order.fixed_batch
+        batches, fixed = planned.batches, planned.fixed_batch
         subject = Subject(planned.name, graph, planned.threads, batches, fixed, samples)
         return await measure(subject, self._order, inputs, self._settings, self._publisher, self._broker)
 
@@ -218,7 +254,7 @@ class Build:
             precision=planned.transform.precision,
             threads=planned.threads,
             max_batch_size=max_batch_size,
-            fixed_batch=order.fixed_batch,
+            fixed_batch=planned.fixed_batch,
             artifact=artifact,
             inputs=order.task_spec.inputs,
             outputs=order.task_spec.outputs,

@@ -21,6 +21,10 @@ class GraphFacts:
     """Of those, how many multiply by a weight that is constant: the ones that dynamic quantisation can touch."""
     weight_bytes: int = 0
     float_inputs: bool = True
+    text_inputs: bool = False
+    """Whether any input holds texts."""
+    has_undefined_weights: bool = False
+    """Whether a weight is infinite or not a number: no scale can be found for such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +32,5 @@ class HardwareFacts:
     cores: int
     memory_bytes: int
     kind: Hardware = Hardware.CPU
+    features: tuple[str, ...] = ()
+    """Instruction set extensions, as the kernel calls them."""

@@ -15,6 +15,7 @@ from infaas_variant_generator.transform.base import installed_transforms
 _WEIGHT_POSITIONS = {"Conv": 1, "MatMul": 1, "Gemm": 1, "LSTM": 1, "GRU": 1, "Attention": 1}
 """Which input of an operator is its weight."""
 _FLOAT_TYPES = frozenset({1, 10, 11, 16})
+_TEXT_TYPE = 8
 
 
 def inspect(path: Path) -> GraphFacts:
@@ -41,7 +42,19 @@ def inspect(path: Path) -> GraphFacts:
         constant_weight_operators=dict(weighted),
         weight_bytes=sum(tensor.ByteSize() for tensor in model.graph.initializer),
         float_inputs=all(i.type.tensor_type.elem_type in _FLOAT_TYPES for i in model.graph.input),
+        text_inputs=any(i.type.tensor_type.elem_type == _TEXT_TYPE for i in model.graph.input),
+        has_undefined_weights=any(_is_undefined(tensor) for tensor in model.graph.initializer),
     )
+
+
+def _is_undefined(tensor: Any) -> bool:
+    """Whether a weight holds values that are infinite or no number. What lies outside of the file is not looked at."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16) or tensor.HasField("data_location"):
+        return False
+    return not bool(np.isfinite(numpy_helper.to_array(tensor)).all())
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
@@ -58,7 +71,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 def _work(request: InspectRequest, channel: Channel) -> Inspection:
     facts = inspect(Path(request.graph))
     _write_warmup(Path(request.warmup_graph))
-    return Inspection(facts, installed_transforms(facts))
+    return Inspection(facts, installed_transforms(facts, request.hardware) if request.hardware else ())
 
 
 def _write_warmup(path: Path) -> None:

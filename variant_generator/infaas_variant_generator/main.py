@@ -29,6 +29,7 @@ from infaas.store.base import CursorLostError, Kind, Lease, MetadataStore, Recor
 from infaas_variant_generator.build import Build
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
+from infaas_variant_generator.hardware import cpu_features
 from infaas_variant_generator.measuring import BuildSettings
 from infaas_variant_generator.publish import WHOLE, LeaseLostError, Publisher, result_key
 from infaas_variant_generator.remeasure import Profiling
@@ -168,7 +169,7 @@ class Generator:
         cores = min(len(self._cores), max((worker.cores for worker in workers), default=len(self._cores)))
         memory = max((worker.memory_bytes for worker in workers), default=memory_bytes())
         return BuildSettings(
-            hardware=HardwareFacts(cores=max(1, cores), memory_bytes=memory),
+            hardware=HardwareFacts(cores=max(1, cores), memory_bytes=memory, features=cpu_features()),
             host=self._host,
             price_usd_per_core_hour=price_usd_per_core_hour(self._settings),
             accuracy_tolerance=self._settings.generator.accuracy_tolerance,

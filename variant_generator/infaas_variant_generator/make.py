@@ -17,7 +17,7 @@ from infaas_variant_generator.accuracy import score
 from infaas_variant_generator.arrays import Arrays, Rows, load_rows, read_npz, run_rows
 from infaas_variant_generator.child import Channel, serve
 from infaas_variant_generator.requests import Made, MakeRequest
-from infaas_variant_generator.transform.base import DoesNotApplyError, load_recipe
+from infaas_variant_generator.transform.base import DoesNotApplyError, Materials, load_recipe
 from infaas_variant_generator.verify import Comparison, compare_exactly, compare_loosely, why_score_lost
 
 NICENESS = 10
@@ -31,17 +31,17 @@ def make(request: MakeRequest, channel: Channel) -> Made:
     """Raises what the recipe's tools or ONNX Runtime raise; every judgement of ours is in the result."""
     recipe = load_recipe(request.entry)
     channel.send("stage", stage="transforming", fraction=0.1)
-    try:
-        recipe.transform(Path(request.source), Path(request.target))
-    except DoesNotApplyError as error:
-        return Made("skipped", error.text)
-    channel.send("stage", stage="verifying", fraction=0.3)
     rows = load_rows(
         request.inputs,
         Path(request.evaluation) if request.evaluation else None,
         Path(request.calibration) if request.calibration else None,
         INPUT_SEED,
     )
+    try:
+        recipe.transform(Path(request.source), Path(request.target), _materials(request, rows))
+    except DoesNotApplyError as error:
+        return Made("skipped", error.text)
+    channel.send("stage", stage="verifying", fraction=0.3)
     original = _original_answers(request, rows)
     channel.send("stage", stage="verifying", fraction=0.6)
     answers = _answers(request.target, request, rows)
@@ -54,6 +54,16 @@ def make(request: MakeRequest, channel: Channel) -> Made:
     if comparison.problem is not None:
         return Made("failed", f"answers unlike the original: {comparison.problem}", comparison.max_abs_error, accuracy)
     return Made("made", "", comparison.max_abs_error, accuracy)
+
+
+def _materials(request: MakeRequest, rows: Rows) -> Materials:
+    return Materials(
+        hardware=request.hardware,
+        calibration=rows.calibration,
+        why_uncalibrated=rows.why_uncalibrated,
+        batch=request.fixed_batch or request.max_batch_size,
+        is_fixed=request.fixed_batch is not None,
+    )
 
 
 def _compare_lossy(

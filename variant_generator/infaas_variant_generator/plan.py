@@ -48,6 +48,8 @@ class PlannedVariant:
     batches: tuple[int, ...]
     skip: str | None
     """Why it is not tried at all; None: try it."""
+    fixed_batch: int | None = None
+    """The only batch that its graph takes."""
 
 
 def plan_variants(
@@ -58,22 +60,25 @@ def plan_variants(
     max_batch_size: int,
     fixed_batch: int | None,
 ) -> tuple[PlannedVariant, ...]:
-    """Every recipe for the graph, the ones that do not apply with their reason.
+    """Every recipe for the graph; the ones that do not apply once, with their reason, whatever the number of threads.
 
     All single-threaded ones come first, so that a model can be served as early as possible.
     """
     batches = batch_sizes(max_batch_size, fixed_batch)
     ordered = sorted(transforms, key=lambda t: (t.precision is not Precision.FP32, t.prefix))
+    skips = {transform.prefix: _why_skip(facts, hardware, transform) for transform in ordered}
     return tuple(
         PlannedVariant(
             name=f"{transform.prefix}-t{threads}",
             transform=transform,
             threads=threads,
             batches=batches,
-            skip=_why_skip(facts, hardware, transform),
+            skip=skips[transform.prefix],
+            fixed_batch=fixed_batch,
         )
         for threads in thread_counts(hardware.cores)
         for transform in ordered
+        if threads == 1 or skips[transform.prefix] is None
     )
 
 

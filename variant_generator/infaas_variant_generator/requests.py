@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from infaas.domain.tensor import TensorSpec
 from infaas.domain.variant import Accuracy, Profile
-from infaas_variant_generator.facts import GraphFacts
+from infaas_variant_generator.facts import GraphFacts, HardwareFacts
 from infaas_variant_generator.plan import Transform
 
 
@@ -18,12 +18,36 @@ class InspectRequest:
     graph: str
     warmup_graph: str
     """Where to write the tiny graph that measuring processes run first."""
+    hardware: HardwareFacts | None = None
+    """What recipes are planned for; None: they are not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
     facts: GraphFacts
     transforms: tuple[Transform, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RebatchRequest:
+    """Make a graph that insists on one batch size take any."""
+
+    source: str
+    target: str
+    inputs: tuple[TensorSpec, ...]
+    evaluation: str | None
+    calibration: str | None
+    fixed_batch: int
+    max_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rebatched:
+    """`is_dynamic`: the target takes any batch and answers like the source. `reason` says what was done, or why it
+    is not so."""
+
+    is_dynamic: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +65,7 @@ class MakeRequest:
     fixed_batch: int | None
     max_batch_size: int
     threads: int
+    hardware: HardwareFacts
 
 
 @dataclass(frozen=True, slots=True)

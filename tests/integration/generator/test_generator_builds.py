@@ -211,7 +211,8 @@ async def test_recipes_that_the_catalogue_has_are_not_built_again(
 ) -> None:
     order = workshop.order(done=("ort-fp32-t1", "ort-fp32-t2", "ort-int8-t2"))
     results = await build(workshop, generating, redis_store, order)
-    assert results.keys() - {"ort-fp32-t4", "ort-int8-t4"} == {"ort-int8-t1", "*"}
+    tried = {recipe for recipe, result in results.items() if result.outcome != "skipped"}
+    assert tried - {"ort-fp32-t4", "ort-int8-t4"} == {"ort-int8-t1", "*"}
     assert "3 done before" in results["*"].reason
 
 

@@ -14,6 +14,8 @@ from infaas_variant_generator.plan import (
     why_not_split,
 )
 from infaas_variant_generator.transform.base import installed_transforms
+from infaas_variant_generator.transform.integers import needs_reduced_range
+from infaas_variant_generator.transform.onnxruntime_fp16 import why_no_gain
 
 from infaas.domain.variant import Hardware, Precision, Runtime
 
@@ -24,15 +26,75 @@ DENSE = GraphFacts(
 )
 
 
-def names(facts: GraphFacts, cores: int = 2, fixed_batch: int | None = None) -> dict[str, str | None]:
-    hardware = HardwareFacts(cores=cores, memory_bytes=8 * GIB)
-    planned = plan_variants(facts, hardware, installed_transforms(facts), max_batch_size=32, fixed_batch=fixed_batch)
+CONVOLUTIONS = GraphFacts(
+    file_bytes=1000, opset=17, operators={"Conv": 2, "Relu": 2}, constant_weight_operators={"Conv": 2}
+)
+PREFIXES = ("ort-fp32", "ort-fp16", "ort-int8", "ort-int8-static")
+
+
+def names(
+    facts: GraphFacts, cores: int = 2, fixed_batch: int | None = None, features: tuple[str, ...] = ()
+) -> dict[str, str | None]:
+    hardware = HardwareFacts(cores=cores, memory_bytes=8 * GIB, features=features)
+    transforms = installed_transforms(facts, hardware)
+    planned = plan_variants(facts, hardware, transforms, max_batch_size=32, fixed_batch=fixed_batch)
     return {variant.name: variant.skip for variant in planned}
 
 
-def test_two_cores_and_constant_weights_give_four_recipes_with_single_threads_first() -> None:
-    assert list(names(DENSE)) == ["ort-fp32-t1", "ort-int8-t1", "ort-fp32-t2", "ort-int8-t2"]
-    assert set(names(DENSE).values()) == {None}
+def tried(planned: dict[str, str | None]) -> list[str]:
+    return [name for name, skip in planned.items() if skip is None]
+
+
+def test_single_threads_come_first_and_what_is_skipped_is_said_once() -> None:
+    single = [f"{prefix}-t1" for prefix in PREFIXES]
+    assert list(names(DENSE)) == [*single, "ort-fp32-t2", "ort-int8-t2"]
+    assert set(names(DENSE, features=("avx512_fp16",))) - set(names(DENSE)) == {"ort-fp16-t2"}
+
+
+def test_matrix_products_are_tried_in_fp32_and_dynamic_int8() -> None:
+    assert tried(names(DENSE)) == ["ort-fp32-t1", "ort-int8-t1", "ort-fp32-t2", "ort-int8-t2"]
+
+
+def test_static_int8_joins_where_there_are_convolutions() -> None:
+    assert "ort-int8-static-t1" in tried(names(CONVOLUTIONS))
+    assert "ort-int8-static-t2" in tried(names(CONVOLUTIONS))
+    assert "convolutions" in (names(DENSE)["ort-int8-static-t1"] or "")
+    assert "slower than fp32" in (names(CONVOLUTIONS)["ort-int8-t1"] or "")
+
+
+def test_a_graph_of_matrix_products_with_a_convolution_in_front_is_quantised_dynamically() -> None:
+    transformer = GraphFacts(1000, 17, {"Conv": 1, "MatMul": 48}, {"Conv": 1, "MatMul": 24})
+    assert tried(names(transformer, cores=1)) == ["ort-fp32-t1", "ort-int8-t1"]
+    image = GraphFacts(1000, 17, {"Conv": 53, "Gemm": 1}, {"Conv": 53, "Gemm": 1})
+    assert tried(names(image, cores=1)) == ["ort-fp32-t1", "ort-int8-static-t1"]
+
+
+def test_static_int8_is_skipped_for_texts_old_opsets_and_weights_without_a_scale() -> None:
+    weights = {"Conv": 1}
+    assert "texts" in (names(GraphFacts(1, 17, weights, weights, text_inputs=True))["ort-int8-static-t1"] or "")
+    assert "opset 7; the graph has 6" in (names(GraphFacts(1, 6, weights, weights))["ort-int8-static-t1"] or "")
+    undefined = names(GraphFacts(1, 17, weights, weights, has_undefined_weights=True))
+    assert "not a number" in (undefined["ort-int8-static-t1"] or "")
+    undefined = names(GraphFacts(1, 17, {"MatMul": 1}, {"MatMul": 1}, has_undefined_weights=True))
+    assert "not a number" in (undefined["ort-int8-t1"] or "")
+
+
+def test_fp16_is_tried_only_where_the_processor_computes_with_it() -> None:
+    assert "no half-precision arithmetic" in (names(DENSE, features=("avx512_vnni",))["ort-fp16-t1"] or "")
+    for feature in ("avx512_fp16", "amx_fp16", "asimdhp"):
+        assert names(DENSE, features=(feature,))["ort-fp16-t1"] is None
+    assert "constant weight" in (names(TREES, features=("avx512_fp16",))["ort-fp16-t1"] or "")
+
+
+def test_a_gpu_computes_with_half_precision() -> None:
+    assert why_no_gain(HardwareFacts(1, GIB, Hardware.GPU)) is None
+
+
+def test_weights_keep_to_seven_bits_where_products_of_eight_are_clipped() -> None:
+    assert needs_reduced_range(HardwareFacts(1, GIB))
+    assert needs_reduced_range(HardwareFacts(1, GIB, features=("avx512_fp16",)))
+    for feature in ("avx512_vnni", "avx_vnni", "amx_int8", "asimd"):
+        assert not needs_reduced_range(HardwareFacts(1, GIB, features=(feature,)))
 
 
 def test_int8_is_skipped_with_the_reason_when_it_would_touch_nothing() -> None:
@@ -59,17 +121,18 @@ def test_a_recipe_for_other_hardware_is_skipped() -> None:
 
 def test_a_graph_too_large_for_the_memory_is_not_tried() -> None:
     huge = GraphFacts(file_bytes=2 * GIB, opset=17, operators={"Relu": 1})
-    (planned, *_) = plan_variants(
-        huge, HardwareFacts(1, 2 * GIB), installed_transforms(huge), max_batch_size=1, fixed_batch=None
-    )
+    hardware = HardwareFacts(1, 2 * GIB)
+    transforms = installed_transforms(huge, hardware)
+    (planned, *_) = plan_variants(huge, hardware, transforms, max_batch_size=1, fixed_batch=None)
     assert planned.skip is not None
     assert "2048 MiB" in planned.skip
 
 
 def test_a_fixed_batch_is_the_only_one_measured() -> None:
     hardware = HardwareFacts(2, GIB)
-    planned = plan_variants(DENSE, hardware, installed_transforms(DENSE), max_batch_size=32, fixed_batch=1)
-    assert {variant.batches for variant in planned} == {(1,)}
+    transforms = installed_transforms(DENSE, hardware)
+    planned = plan_variants(DENSE, hardware, transforms, max_batch_size=32, fixed_batch=1)
+    assert {(variant.batches, variant.fixed_batch) for variant in planned} == {((1,), 1)}
 
 
 def test_batches_double_and_end_with_the_limit_itself() -> None:
@@ -90,13 +153,20 @@ def test_threads_never_exceed_the_cores_and_batches_never_the_limit(cores: int, 
 
 
 def test_every_transform_is_tried_with_every_thread_count() -> None:
-    planned = plan_variants(
-        DENSE, HardwareFacts(4, GIB), installed_transforms(DENSE), max_batch_size=1, fixed_batch=None
-    )
-    assert [(v.transform.prefix, v.threads) for v in planned] == [
-        (prefix, threads) for threads in (1, 2, 4) for prefix in ("ort-fp32", "ort-int8")
+    hardware = HardwareFacts(4, GIB, features=("avx512_fp16",))
+    transforms = installed_transforms(CONVOLUTIONS, hardware)
+    planned = plan_variants(CONVOLUTIONS, hardware, transforms, max_batch_size=1, fixed_batch=None)
+    assert [(v.transform.prefix, v.threads) for v in planned if v.skip is None] == [
+        (prefix, threads) for threads in (1, 2, 4) for prefix in ("ort-fp32", "ort-fp16", "ort-int8-static")
     ]
-    assert {v.skip for v in planned} == {None}
+    assert [v.name for v in planned if v.skip] == ["ort-int8-t1"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 256))
+def test_the_number_of_recipes_grows_with_the_logarithm_of_the_cores(cores: int) -> None:
+    planned = names(CONVOLUTIONS, cores=cores, features=("avx512_fp16",))
+    assert len(planned) <= len(PREFIXES) * cores.bit_length()
 
 
 def test_more_threads_are_tried_whatever_they_gain_once_a_run_is_long_enough_to_be_split() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from infaas.domain.variant import Hardware, Precision, Runtime
-from infaas_variant_generator.facts import GraphFacts
+from infaas_variant_generator.facts import GraphFacts, HardwareFacts
+from infaas_variant_generator.transform.base import Materials
 
 
 class Fp32:
@@ -15,10 +16,10 @@ class Fp32:
     precision = Precision.FP32
     is_exact = True
 
-    def why_not(self, facts: GraphFacts) -> str | None:
+    def why_not(self, facts: GraphFacts, hardware: HardwareFacts) -> str | None:
         return None
 
-    def transform(self, source: Path, target: Path) -> None:
+    def transform(self, source: Path, target: Path, materials: Materials) -> None:
         optimise(source, target)
 
 
