@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from infaas.cli import config, infer, models, programs, system, tasks, variants, workers
+from infaas.cli import catalogue, config, infer, models, programs, system, tasks, variants, workers
 
 FAILURE = 1
 
