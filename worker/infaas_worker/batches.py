@@ -8,7 +8,7 @@ from typing import Protocol
 from infaas.domain.ids import InstanceId
 from infaas.domain.query import Code
 from infaas.errors import InfaasError
-from infaas_worker.executors.base import BatchIn, BatchOut
+from infaas_worker.executors.base import BatchIn, BatchOut, QueryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,14 @@ class Ran:
     """Queries whose callers left, before or while it ran. Others that are not in `queries` passed their deadline."""
     staged_s: float
     run_s: float
+
+    @property
+    def output_bytes(self) -> int:
+        """Of all outputs of all queries."""
+        if isinstance(self.result, InfaasError):
+            return 0
+        outcomes = (outcome for outcome in self.result.queries if not isinstance(outcome, QueryError))
+        return sum(memoryview(value.data).nbytes for outcome in outcomes for value in outcome)
 
 
 class Owner(Protocol):

@@ -71,10 +71,12 @@ class Reporter:
 
 
 def _load(one: Instance) -> worker_pb2.InstanceLoad:
+    """Batches only: a warm-up or a probe (their keys are negative) is nobody's work and over at once, but would count
+    until the next report."""
     return worker_pb2.InstanceLoad(
         instance=one.id,
-        running=len(one.running),
-        staged=len(one.staged),
+        running=sum(key > 0 for key in one.running),
+        staged=sum(key > 0 for key in one.staged),
         items_done=one.items_done,
         busy_s=one.busy_s,
         load_s=one.load_s,

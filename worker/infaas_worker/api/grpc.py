@@ -31,6 +31,8 @@ from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
 MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_OUTPUT_BYTES = MAX_MESSAGE_BYTES - 2**20
+"""Of one batch; what is left of a message is for names and shapes. More would end the stream."""
 MAX_LEASE_S = 1.0
 """A lease may not keep queries waiting for longer, whatever was asked for."""
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -157,7 +159,13 @@ class ControllerStream:
         self._send(messages.started(batch))
 
     def ran(self, batch: int, ran: Ran) -> None:
-        self._send(messages.ran(batch, self._queries.pop(batch), ran))
+        queries = self._queries.pop(batch)
+        size = ran.output_bytes
+        if size > MAX_OUTPUT_BYTES:
+            text = f"the outputs of one batch are {size} bytes, at most {MAX_OUTPUT_BYTES} can be sent: ask for less"
+            self._send(messages.refused(batch, Code.TOO_LARGE, text, was_running=True, held_s=0.0))
+        else:
+            self._send(messages.ran(batch, queries, ran))
         if self._spans is not None:
             self._spans.ran(self._id, batch, ran, self._instances.variants)
 
@@ -182,11 +190,11 @@ class ControllerStream:
                 await self._has_mail.wait()
                 self._has_mail.clear()
                 while self._outbox or self._report is not None:
+                    for _ in range(len(self._outbox)):  # what a report counts as done is told before it
+                        await context.write(self._outbox.popleft())
                     if self._report is not None:
                         message, self._report = self._report, None
-                    else:
-                        message = self._outbox.popleft()
-                    await context.write(message)
+                        await context.write(message)
                 self._is_flushed.set()
         finally:
             self._is_flushed.set()
