@@ -84,15 +84,10 @@ class Situation:
 
     def best_live(self, variant: Variant) -> Option | None:
         """Least predicted completion among its instances, READY or LOADING; equal ones by id."""
-        found: Lane | None = None
-        at = float("inf")
-        predict, rank, items, now = self.ledger.predict, self.rank, self.query.items, self.now
-        for lane in self._sample(self.ledger.lanes_of(variant.name)):
-            if not self.can_use(lane):
-                continue
-            this = predict(lane, rank, items, now)
-            if this < at or (this == at and found is not None and lane.id < found.id):
-                found, at = lane, this
+        lanes = self.ledger.lanes_of(variant.name)
+        found, at = self._soonest(self._sample(lanes))
+        if found is None and len(lanes) > SAMPLE_ABOVE:
+            found, at = self._soonest(lanes)  # the sample met none that may run it
         return Option(variant, found, found.worker, at) if found is not None else None
 
     def best_cold(self, variant: Variant) -> Option | None:
@@ -106,6 +101,18 @@ class Situation:
         if deck is None:
             return None
         return Option(variant, None, deck, self.ledger.predict_cold(wanted, deck, self.query.items, self.now))
+
+    def _soonest(self, lanes: Iterable[Lane]) -> tuple[Lane | None, float]:
+        found: Lane | None = None
+        at = float("inf")
+        predict, rank, items, now = self.ledger.predict, self.rank, self.query.items, self.now
+        for lane in lanes:
+            if not self.can_use(lane):
+                continue
+            this = predict(lane, rank, items, now)
+            if this < at or (this == at and found is not None and lane.id < found.id):
+                found, at = lane, this
+        return found, at
 
     def can_use(self, lane: Lane) -> bool:
         """Whether this query may run on an instance at all."""

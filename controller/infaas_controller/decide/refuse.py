@@ -6,6 +6,8 @@ with the time to come back; one that is not loaded is 503 and names what to load
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from infaas.domain.query import Code, Refusal
 from infaas.domain.variant import Variant
 from infaas_controller.decide.candidates import best_latency_s
@@ -16,14 +18,16 @@ RETRY_BOUNDS_S = (0.05, 30.0)
 NO_WORKER_RETRY_S = 1.0
 
 
-def refuse(situation: Situation) -> Refusal:
-    """For a query whose admission is not empty and whose deadline no option meets."""
-    admission, ledger, query = situation.admission, situation.ledger, situation.query
+def refuse(situation: Situation, variants: Sequence[Variant] | None = None) -> Refusal:
+    """For a query whose admission is not empty and whose deadline no option meets. `variants`: those that the policy
+    would have taken, when these are not all that are admitted."""
+    ledger, query = situation.ledger, situation.query
+    variants = situation.admission.variants if variants is None else variants
     budget_s = query.deadline - query.arrived_at
     overhead_s = ledger.least_overhead_s
-    able = [v for v in admission.variants if best_latency_s(v, query.items) + overhead_s <= budget_s]
+    able = [v for v in variants if best_latency_s(v, query.items) + overhead_s <= budget_s]
     if not able:
-        nearest = min(admission.variants, key=lambda v: (best_latency_s(v, query.items), v.name))
+        nearest = min(variants, key=lambda v: (best_latency_s(v, query.items), v.name))
         need_ms = (best_latency_s(nearest, query.items) + overhead_s) * 1e3
         return Refusal(
             Code.SLO_UNSATISFIABLE,
@@ -71,6 +75,9 @@ def _not_loaded(situation: Situation, able: list[Variant]) -> Refusal:
                 _bounded(wait_s),
                 load=(variant.name, deck.id),
             )
+    if any(lane.is_usable and lane.id in situation.excluded for v in able for lane in ledger.lanes_of(v.name)):
+        text = "every instance that could answer in time has just failed this query"
+        return Refusal(Code.UNAVAILABLE, text, NO_WORKER_RETRY_S)
     failed = [
         f"{variant.name} on {deck.id}: {reason}"
         for variant in able

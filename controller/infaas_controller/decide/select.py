@@ -18,7 +18,7 @@ from infaas_controller.decide.policies.slo import best_option
 from infaas_controller.decide.refuse import refuse
 from infaas_controller.ledger import Ledger
 
-_FALLBACK_HELPS = frozenset({Code.SLO_UNSATISFIABLE, Code.DEADLINE_UNREACHABLE, Code.LOADING, Code.NO_WORKER})
+_FALLBACK_HELPS = frozenset({Code.SLO_UNSATISFIABLE, Code.DEADLINE_UNREACHABLE, Code.LOADING, Code.NO_WORKER, Code.UNAVAILABLE})
 
 
 class Selected:

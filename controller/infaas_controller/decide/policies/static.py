@@ -26,5 +26,5 @@ class StaticPolicy:
             return Refuse(Refusal(Code.SLO_UNSATISFIABLE, f"policy pins {self._variant}: {why}"))
         option = situation.best(pinned)
         if option is None or option.at > situation.query.deadline:
-            return Refuse(refuse(situation))
+            return Refuse(refuse(situation, (pinned,)))
         return Bind(option, "pinned")
