@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,11 +39,12 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonProcess]
     process = TritonProcess(tmp_path_factory.mktemp("triton"))
     put(process, "double", graphs.double(), renames={"INPUT0": "x"}, instances=2)
     put(process, "slow", graphs.slow(2000), instances=1)
+    put(process, "endless", graphs.slow(50_000), instances=1)
     put(process, "sequence", graphs.echo(Datatype.FP32), more=SEQUENCE)
     put(process, "decoupled", graphs.echo(Datatype.FP32), more=DECOUPLED)
     put(process, "halves", graphs.echo(Datatype.FP16, columns=4))
     (process.repository / "broken" / "1").mkdir(parents=True)
-    (process.repository / "broken" / "config.pbtxt").write_text('name: "broken"\nbackend: "python"\n')
+    (process.repository / "broken" / "config.pbtxt").write_text('name: "broken"\nbackend: "absent"\n')
     process.start()
     yield process
     process.stop()
@@ -190,7 +189,7 @@ def test_a_server_that_loads_nothing_on_request_says_so(tmp_path):
 def test_nobody_at_the_address_is_unavailable_within_the_time_given():
     server = TritonServer("grpc://127.0.0.1:1")
     try:
-        with pytest.raises(UnavailableError, match="no Triton server answers at grpc://127.0.0.1:1"):
+        with pytest.raises(UnavailableError, match="no Triton server answers at grpc"):
             server.require_live(0.3)
     finally:
         server.close()
@@ -222,21 +221,10 @@ def test_a_killed_server_ends_the_instance_and_a_new_one_serves_when_it_is_back(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("call-")]
 
 
-def test_a_server_that_hangs_ends_the_instance_before_the_worker_would_take_itself_for_hanging(tmp_path):
-    process = TritonProcess(tmp_path)
-    put(process, "double", graphs.double())
-    process.start()
-    server = TritonServer(process.url)
+def test_a_model_that_hangs_ends_its_instance_before_the_worker_would_take_itself_for_hanging(server, tmp_path):
+    model = opened(attached(server, "endless"), graphs.slow(1), tmp_path)
     try:
-        model = opened(attached(server, "double"), graphs.double(), tmp_path)
-        assert model.submit(query(1.0)).result(WAIT_S).run_s > 0
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(UnavailableError, match="taken for hanging"):
-                model.submit(query(1.0, timeout_s=WAIT_S)).result(WAIT_S)
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
-        model.close()
+        with pytest.raises(UnavailableError, match="taken for hanging"):
+            model.submit(query(1.0, timeout_s=WAIT_S)).result(WAIT_S)
     finally:
-        server.close()
-        process.stop()
+        model.close()
