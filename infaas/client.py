@@ -21,6 +21,7 @@ from infaas.client_answers import Inference, QueryError, Requirements, Served, e
 from infaas.client_tensors import Array, request_parts, response_arrays
 from infaas.control import (
     BuildDocument,
+    ForeignModelDocument,
     ModelDocument,
     ProfilingDocument,
     RegistrationDocument,
@@ -189,6 +190,45 @@ class Client:
 
     def versions(self, model: str) -> list[VersionDocument]:
         return self._list(f"/v1/models/{_segment(model)}/versions", "versions", VersionDocument)
+    def attach(
+        self,
+        model: str,
+        *,
+        task: str,
+        server: str | None = None,
+        version: str | None = None,
+        evaluation: Path | None = None,
+        name: str | None = None,
+        metric: str | None = None,
+        renames: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        accuracy: float | None = None,
+        price: float | None = None,
+    ) -> RegistrationDocument:
+        """Attach a model of a Triton server, `grpc://HOST:PORT`; None: the one that the controller is configured with.
+
+        `price` is in USD per hour of one of the server's instances.
+        """
+        said = {"server": server, "version": version, "name": name, "metric": metric}
+        said |= {
+            "accuracy": None if accuracy is None else repr(accuracy),
+            "price": None if price is None else repr(price),
+        }
+        parts: list[tuple[str, Any]] = [("model", (None, model)), ("task", (None, task))]
+        parts += [(key, (None, value)) for key, value in said.items() if value is not None]
+        parts += [("map", (None, value)) for value in renames] + [("label", (None, value)) for value in labels]
+        with ExitStack() as stack:
+            if evaluation is not None:
+                parts.append(("eval", (evaluation.name, stack.enter_context(_open(evaluation)))))
+            return self._one(
+                "POST", "/v1/triton/models", RegistrationDocument, files=parts, timeout=UPLOAD_TIMEOUT_S
+            )  # fmt: skip
+
+    def triton_models(self, server: str | None = None) -> list[ForeignModelDocument]:
+        """What a Triton server has; None: the one that the controller is configured with."""
+        params = {"server": server} if server else {}
+        return self._list("/v1/triton/models", "models", ForeignModelDocument, params=params)
+
 
     def version(self, model: str, version: int) -> VersionDocument:
         return self._one("GET", f"/v1/models/{_segment(model)}/versions/{version}", VersionDocument)

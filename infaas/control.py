@@ -17,6 +17,8 @@ __all__ = [
     "BuildDocument",
     "Decision",
     "DecisionList",
+    "ForeignModelDocument",
+    "ForeignModelList",
     "ModelDocument",
     "ModelList",
     "OutcomeDocument",
@@ -100,6 +102,28 @@ class BuildDocument:
     reason: str
     holder: str | None = None
     progress: tuple[BuildProgress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignModelDocument:
+    """A model of a Triton server. What it takes and gives is known only of one that is loaded."""
+
+    name: str
+    version: str
+    state: str
+    """The server's word: READY, UNAVAILABLE, LOADING, UNLOADING."""
+    reason: str
+    platform: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    max_batch_size: int | None = None
+    problems: tuple[str, ...] = ()
+    """Why it cannot be attached."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignModelList:
+    models: tuple[ForeignModelDocument, ...]
 
 
 @dataclass(frozen=True, slots=True)

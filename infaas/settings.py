@@ -87,6 +87,12 @@ class WorkerSettings(_Section):
     drain_timeout_s: float = Field(20.0, gt=0)
 
 
+    triton_url: str | None = Field(
+        None,
+        pattern=r"^grpcs?://[^/@?#\s]+:\d{1,5}/?$",
+        description="Triton server that attached models run on here, `grpc://HOST:PORT`, such as one beside each worker; "
+        "empty: the server that each was attached from",
+    )
 class GeneratorSettings(_Section):
     max_batch_size: int = Field(32, ge=1, le=4096, description="Largest batch a variant is made and measured for")
     profile_budget_s: float = Field(60.0, gt=0, description="Seconds of measuring per variant")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from infaas.cli import catalogue, config, infer, models, programs, system, tasks, variants, workers
+from infaas.cli import attach, catalogue, config, infer, models, programs, system, tasks, variants, workers
 
 FAILURE = 1
 
@@ -67,3 +67,4 @@ infer.add_to(app)
 app.add_typer(workers.app, name="worker")
 app.add_typer(config.app, name="config")
 app.add_typer(catalogue.app, name="catalog")
+attach.add_to(models.app)

@@ -64,7 +64,7 @@ def register(
             emit(registered, output, lambda: None)
             next_step(f"infaas model status {model} -w", output)
             return
-        _wait(client, model, version, output)
+        wait(client, model, version, output)
 
 
 @app.command("list")
@@ -120,7 +120,7 @@ def status(
                 raise NotFoundError(f"model {name!r} has no versions")
             version = max(one.version for one in known)
         if watch:
-            _wait(client, name, version, output)
+            wait(client, name, version, output)
             return
         found = client.build(name, version)
         emit(found, output, lambda: _show_build(client, found))
@@ -155,7 +155,7 @@ def unregister(name: Name, url: Url = None, token_file: TokenFile = None, output
     next_step("infaas model list", output)
 
 
-def _wait(client: Client, model: str, version: int, output: Format) -> None:
+def wait(client: Client, model: str, version: int, output: Format) -> None:
     """Follow a build with bars; raises when it fails."""
     from infaas.cli.builds import Bars, follow, show_outcomes, wait_until_serving
     from infaas.cli.variants import show_variants

@@ -175,6 +175,7 @@ class Generator:
             accuracy_tolerance=self._settings.generator.accuracy_tolerance,
             child_memory_bytes=max(memory_bytes(), MIN_ADDRESS_SPACE),
             work_dir=work_dir,
+            triton_url=self._settings.worker.triton_url,
         )
 
     async def _keep(self, lease: Lease) -> None:

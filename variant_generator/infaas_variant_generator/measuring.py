@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infaas.domain.build import BuildOrder
+from infaas.triton.reference import is_reference
+from infaas_variant_generator.attaching import measure_attached
 from infaas_variant_generator.children import ChildLimits, Event, run_child
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
@@ -32,6 +34,8 @@ class BuildSettings:
     """Of address space; a bound against runaways, not what variants are planned for."""
     work_dir: Path
     """Empty, for this build alone."""
+    triton_url: str | None = None
+    """Where attached models are measured; None: on the server that each was attached from."""
 
     @property
     def warmup(self) -> Path:
@@ -74,6 +78,8 @@ async def measure(
     broker: CoreBroker,
 ) -> Measured:
     """Cores are taken and given back as the child asks. Raises ChildFailedError, LeaseLostError."""
+    if is_reference(subject.graph):
+        return await measure_attached(subject, order, inputs, settings, publisher)
 
     async def on_event(event: Event) -> Event | None:
         if event["event"] == "progress":

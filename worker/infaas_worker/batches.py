@@ -55,6 +55,8 @@ class Held:
     batch: BatchIn
     queries: tuple[int, ...]
     arrived_at: float
+    useful_until: float
+    """The latest deadline of its queries."""
     started_at: float = 0.0
     ran: tuple[int, ...] = ()
     items: int = 0

@@ -121,7 +121,9 @@ class Instances:
         self._keys += 1
         key = self._keys
         ids = tuple(query.id for query in queries)
-        self._held[key] = Held(owner, number, instance, batch, ids, self._clock.now())
+        now = self._clock.now()
+        useful_until = max((query.deadline for query in queries), default=now)
+        self._held[key] = Held(owner, number, instance, batch, ids, now, useful_until)
         self._key_of[owner.id, number] = key
         variant = self._variants.get(instance)
         items = sum(query.items for query in queries)
@@ -245,7 +247,7 @@ class Instances:
             held.started_at = self._clock.now()
             held.ran = queries
             held.owner.started(held.number)
-            batch = held.only(queries)
+            batch = replace(held.only(queries), timeout_s=held.useful_until - held.started_at)
             held.items = sum(query.items for query in batch.queries)
             future = self._models[instance].submit(batch)
             loop = asyncio.get_running_loop()

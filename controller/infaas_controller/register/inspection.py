@@ -27,6 +27,8 @@ class InspectionRequest:
     memory_bytes: int = 4 * 2**30
     """Address space of the subprocess."""
     cpu_s: int = 120
+    is_data_only: bool = False
+    """There is no graph: only the data files are held against the task."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from infaas.aio.every import every
@@ -33,6 +34,8 @@ from infaas.repository.base import Repository
 from infaas.rpc.codec import to_plain
 from infaas.settings import Settings
 from infaas.store.base import Lease, MetadataStore
+from infaas_controller.register.attach import Attacher
+from infaas_controller.register.attachment import AttachOptions
 from infaas_controller.register.builds import Builds, known_version
 from infaas_controller.register.documents import model_document, task_document, variant_document, version_document
 from infaas_controller.register.frontier import dominated_by
@@ -98,6 +101,10 @@ class Registrar:
         )  # fmt: skip
         self._results = ResultKeeper(catalog, clock)
         self._switcher = Switcher(catalog, service, clock)
+        self.attacher = Attacher(
+            catalog, repository, inspector or Inspector(), settings, clock, before_retry=self._builds.clear
+        )  # fmt: skip
+        """For discovery; `attach` attaches."""
         self._reader = Reader(catalog)
         self._published: tuple[int, str] | None = None
         self._compare_at = 0.0
@@ -170,6 +177,17 @@ class Registrar:
 
     async def list_models(self, task: str | None = None) -> Sequence[ModelDocument]:
         rows = [row for row in await asyncio.to_thread(self._catalog.models) if task in (None, row.task)]
+    async def attach(
+        self, options: AttachOptions, evaluation: Path | None = None, *, actor: str = "local"
+    ) -> RegistrationDocument:
+        """Check and take in a model of a Triton server; it is measured later. The same thing is the same version.
+
+        Raises InvalidError with every problem, NotFoundError, ConflictError, UnavailableError.
+        """
+        document = await self.attacher.attach(options, evaluation, actor)
+        self._wake()
+        return document
+
         return [await asyncio.to_thread(self._model_document, row) for row in rows]
 
     async def describe_model(self, name: str) -> ModelDocument:

@@ -47,6 +47,8 @@ class BatchIn:
     queries: tuple[QueryIn, ...]
     outputs: tuple[str, ...] = ()
     """Requested, in order; empty: all."""
+    timeout_s: float | None = None
+    """From now until the last of the queries is useless; an executor whose work is done elsewhere gives up then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,8 +142,8 @@ def _registration(form: Form) -> tuple[Upload, RegistrationOptions]:
         problems.append("file 'file' is missing: the ONNX model")
     if not form.one("task"):
         problems.append("field 'task' is missing: the task that the model solves")
-    mapping = _pairs("map", "theirs=ours", form.fields.get("map", ()), problems)
-    labels = _pairs("label", "key=value", form.fields.get("label", ()), problems)
+    mapping = pairs("map", "theirs=ours", form.fields.get("map", ()), problems)
+    labels = pairs("label", "key=value", form.fields.get("label", ()), problems)
     accuracy = None
     if text := form.one("accuracy"):
         try:
@@ -165,14 +165,15 @@ def _registration(form: Form) -> tuple[Upload, RegistrationOptions]:
     return Upload(model, filename, evaluation, calibration), options
 
 
-def _pairs(name: str, shape: str, values: Sequence[str], problems: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
+def pairs(name: str, shape: str, values: Sequence[str], problems: list[str]) -> dict[str, str]:
+    """Of repeated fields; what is not of the shape is added to the problems."""
+    found: dict[str, str] = {}
     for text in values:
         key, sign, value = text.partition("=")
         if not sign or not key:
             problems.append(f"{name} {text!r} is not of the form {shape}")
-        elif key in pairs:
+        elif key in found:
             problems.append(f"{name} {key!r} was given twice")
         else:
-            pairs[key] = value
-    return pairs
+            found[key] = value
+    return found

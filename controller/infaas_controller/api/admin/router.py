@@ -14,6 +14,7 @@ from infaas_controller.api.admin.bodies import errors
 from infaas_controller.api.admin.models import models_router
 from infaas_controller.api.admin.paths import Name
 from infaas_controller.api.admin.tasks import tasks_router
+from infaas_controller.api.admin.triton import triton_router
 from infaas_controller.api.admin.variants import variants_router
 from infaas_controller.journal import Journal
 from infaas_controller.ports import QueryService
@@ -49,6 +50,7 @@ def admin_router(
     router.include_router(tasks_router(registrar))
     router.include_router(models_router(registrar, registrar.settings))
     router.include_router(variants_router(registrar))
+    router.include_router(triton_router(registrar))
     router.include_router(_workers_router(workers))
     router.include_router(_decisions_router(service, journal, ask_others))
     if system is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -38,8 +38,10 @@ class Form:
 
 
 @contextlib.asynccontextmanager
-async def received_form(request: Request, folder: Path, max_bytes: int) -> AsyncIterator[Form]:
-    """The form, its files kept until the block ends.
+async def received_form(
+    request: Request, folder: Path, max_bytes: int, *, files: Sequence[str] = FILES, fields: Sequence[str] = FIELDS
+) -> AsyncIterator[Form]:
+    """The form of these parts, its files kept until the block ends.
 
     Raises InvalidError for a malformed or unknown part, TooLargeError as soon as the bound is passed, UnavailableError
     when the disk takes no more.
@@ -50,7 +52,8 @@ async def received_form(request: Request, folder: Path, max_bytes: int) -> Async
         raise _too_large(max_bytes)
     workspace = await asyncio.to_thread(_workspace, folder)
     try:
-        yield await _receive(request, boundary, Path(workspace.name), max_bytes)
+        parts = _Parts(Path(workspace.name), tuple(files), tuple(fields))
+        yield await _receive(request, boundary, parts, max_bytes)
     finally:
         await asyncio.to_thread(workspace.cleanup)
 
@@ -70,8 +73,7 @@ def _boundary(request: Request) -> bytes:
     return options[b"boundary"]
 
 
-async def _receive(request: Request, boundary: bytes, folder: Path, max_bytes: int) -> Form:
-    parts = _Parts(folder)
+async def _receive(request: Request, boundary: bytes, parts: _Parts, max_bytes: int) -> Form:
     parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
     size = 0
     try:
@@ -103,6 +105,8 @@ class _Parts:
     """What the parser has met so far; its callbacks run in the thread that feeds it."""
 
     folder: Path
+    known_files: tuple[str, ...]
+    known_fields: tuple[str, ...]
     files: dict[str, tuple[Path, str]] = field(default_factory=dict)
     fields: dict[str, list[str]] = field(default_factory=dict)
     is_complete: bool = False
@@ -156,14 +160,15 @@ class _Parts:
             raise InvalidError("a part of the form has no name")
         self._name = name
         self._text = bytearray()
-        if name in FILES:
+        if name in self.known_files:
             if name in self.files:
                 raise InvalidError(f"file {name!r} was given twice")
             path = self.folder / name  # never the caller's own name
             self.files[name] = (path, options.get(b"filename", b"").decode("utf-8", "replace"))
             self._file = path.open("wb")
-        elif name not in FIELDS:
-            raise InvalidError(f"unknown field {name!r}; known are {', '.join((*FILES, *FIELDS))}")
+        elif name not in self.known_fields:
+            known = ", ".join((*self.known_files, *self.known_fields))
+            raise InvalidError(f"unknown field {name!r}; known are {known}")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
