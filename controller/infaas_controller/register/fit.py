@@ -123,8 +123,8 @@ def _fixed_batch(inputs: Sequence[GraphTensor], problems: list[str], warnings: l
     size = next(iter(sizes))
     items = f"{size} item{'s' if size > 1 else ''}"
     warnings.append(
-        f"the batch dimension is fixed to {size}: the model runs exactly {items} at a time; "
-        "export it with a dynamic batch dimension to let queries share a run"
+        f"the batch dimension is fixed to {size}: the model runs exactly {items} at a time; variants take any batch if "
+        "it can be rewritten; else export it with a dynamic batch dimension to let queries share a run"
     )
     return size
 
