@@ -10,10 +10,19 @@ from typer.core import TyperGroup
 from infaas.cli import attach, catalogue, config, infer, models, programs, system, tasks, variants, workers
 
 FAILURE = 1
+MISUSE = 2
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""What the library raises for a command line that cannot be understood; it names only some of its kinds publicly."""
 
 
 class Commands(TyperGroup):
     """Errors that commands raise on purpose end here; a traceback is always a bug."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except UsageError as error:
+            raise _misuse(error) from error
 
     def invoke(self, ctx: Any) -> Any:
         from infaas.cli.output import print_error
@@ -21,12 +30,27 @@ class Commands(TyperGroup):
 
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            raise _misuse(error) from error
         except InfaasError as error:
             print_error(error)
             raise typer.Exit(FAILURE) from error
         except BrokenPipeError as error:
             # The reader of our output left (`infaas ... | head`).
             raise typer.Exit(FAILURE) from error
+
+
+def _misuse(error: Any) -> Exception:
+    """Say in one line what is wrong and in another how the command is used; a command without arguments has its help
+    to say instead."""
+    if type(error).show is not UsageError.show:
+        return error  # type: ignore[no-any-return]
+    text = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
+    typer.echo(f"error: {text[:1].lower()}{text[1:]}", err=True)
+    if error.ctx is not None:
+        usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
+        typer.echo(f"usage: {usage} (-h explains)", err=True)
+    return typer.Exit(MISUSE)
 
 
 app = typer.Typer(

@@ -289,11 +289,36 @@ def test_doctor_names_every_check_and_fails_when_one_does(run: Run, tmp_path: Pa
     assert "/nowhere/redis-server" in line
 
 
-def test_a_usage_error_is_not_a_traceback(run: Run) -> None:
-    done = run("infer")
+@pytest.mark.parametrize(
+    ("words", "wrong", "usage"),
+    [
+        (("infer",), "error: missing argument 'handle'", "usage: infaas infer [OPTIONS] {handle} [file] (-h explains)"),
+        (("variant", "describe", "--nope"), "error: no such option: --nope", "usage: infaas variant describe "),
+        (("model", "register", "m.onnx"), "error: missing option '--task'", "usage: infaas model register "),
+        (
+            ("variant", "profile", "v", "--budget", "x"),
+            "error: invalid value for '--budget': ",
+            "usage: infaas variant ",
+        ),
+        (("modle",), "error: no such command 'modle'", "usage: infaas [OPTIONS] COMMAND"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_the_usage(run: Run, words: tuple[str, ...], wrong: str, usage: str) -> None:
+    done = run(*words)
 
     assert done.exit_code == 2
-    assert "Missing argument" in done.stderr
+    first, second = done.stderr.splitlines()
+    assert first.startswith(wrong)
+    assert second.startswith(usage)
+    assert done.stdout == ""
+
+
+def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
+    done = run("variant")
+
+    assert done.exit_code == 2
+    assert "Commands:" in done.output
+    assert "error:" not in done.output
 
 
 def test_help_imports_no_heavy_library() -> None:
@@ -313,3 +338,18 @@ def test_help_imports_no_heavy_library() -> None:
 
 def test_the_version_is_printed(run: Run) -> None:
     assert run("--version").stdout == "infaas 0.1.0\n"
+
+
+def test_the_catalogues_tables_are_shown_and_taken_back_and_forth(run: Run, tmp_path: Path) -> None:
+    settings = tmp_path / "infaas.yaml"
+    settings.write_text(f"catalog: {{database_url: 'sqlite:///{tmp_path}/catalog.db'}}\n")
+    document = json.loads(run("catalog", "status", "--config", settings, "-o", "json").stdout)
+    assert document["revision"] is None
+    first, *_, newest = document["known"]
+
+    assert f"have revision {newest}" in run("catalog", "migrate", "--config", settings).stdout
+    assert f"have revision {first}" in run("catalog", "migrate", first, "--config", settings).stdout
+    assert json.loads(run("catalog", "status", "--config", settings, "-o", "json").stdout)["revision"] == first
+    refused = run("catalog", "migrate", "nonsense", "--config", settings)
+    assert refused.exit_code == 1
+    assert newest in refused.stderr
