@@ -188,8 +188,6 @@ class Client:
                 timeout=UPLOAD_TIMEOUT_S,
             )
 
-    def versions(self, model: str) -> list[VersionDocument]:
-        return self._list(f"/v1/models/{_segment(model)}/versions", "versions", VersionDocument)
     def attach(
         self,
         model: str,
@@ -229,6 +227,8 @@ class Client:
         params = {"server": server} if server else {}
         return self._list("/v1/triton/models", "models", ForeignModelDocument, params=params)
 
+    def versions(self, model: str) -> list[VersionDocument]:
+        return self._list(f"/v1/models/{_segment(model)}/versions", "versions", VersionDocument)
 
     def version(self, model: str, version: int) -> VersionDocument:
         return self._one("GET", f"/v1/models/{_segment(model)}/versions/{version}", VersionDocument)

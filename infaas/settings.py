@@ -85,14 +85,14 @@ class WorkerSettings(_Section):
     heartbeat_s: float = Field(1.0, gt=0)
     probe_interval_s: float = Field(15.0, gt=0, description="An idle instance proves itself this often")
     drain_timeout_s: float = Field(20.0, gt=0)
-
-
     triton_url: str | None = Field(
         None,
         pattern=r"^grpcs?://[^/@?#\s]+:\d{1,5}/?$",
         description="Triton server that attached models run on here, `grpc://HOST:PORT`, such as one beside each worker; "
         "empty: the server that each was attached from",
     )
+
+
 class GeneratorSettings(_Section):
     max_batch_size: int = Field(32, ge=1, le=4096, description="Largest batch a variant is made and measured for")
     profile_budget_s: float = Field(60.0, gt=0, description="Seconds of measuring per variant")

@@ -36,6 +36,8 @@ def main() -> None:
 
 def inspect(request: InspectionRequest) -> InspectionAnswer:
     """Every problem that can be found; a later check runs whenever the earlier ones left it something to check."""
+    if request.is_data_only:
+        return _with_data(request, Fit(), InspectionAnswer())
     from infaas_controller.register import graph, trial  # only now, under the limits
 
     model, problems = graph.read_model(Path(request.model), request.max_bytes)
@@ -66,8 +68,6 @@ def _with_data(request: InspectionRequest, fitted: Fit, answer: InspectionAnswer
             continue
         report = evaluation.check_data(Path(path), what, inputs, outputs, request.metric, request.max_bytes)
         is_comparable = bool(inputs) or not report.is_readable  # else there is nothing to hold it against
-    if request.is_data_only:
-        return _with_data(request, Fit(), InspectionAnswer())
         found = report.problems if is_comparable else ()
         answer = replace(answer, problems=answer.problems + found, warnings=answer.warnings + report.warnings)
         if what == "evaluation":

@@ -99,12 +99,12 @@ class Registrar:
         self._intake = Intake(
             catalog, repository, inspector or Inspector(), settings, clock, before_retry=self._builds.clear
         )  # fmt: skip
-        self._results = ResultKeeper(catalog, clock)
-        self._switcher = Switcher(catalog, service, clock)
         self.attacher = Attacher(
             catalog, repository, inspector or Inspector(), settings, clock, before_retry=self._builds.clear
         )  # fmt: skip
         """For discovery; `attach` attaches."""
+        self._results = ResultKeeper(catalog, clock)
+        self._switcher = Switcher(catalog, service, clock)
         self._reader = Reader(catalog)
         self._published: tuple[int, str] | None = None
         self._compare_at = 0.0
@@ -175,8 +175,6 @@ class Registrar:
         self._wake()
         return document
 
-    async def list_models(self, task: str | None = None) -> Sequence[ModelDocument]:
-        rows = [row for row in await asyncio.to_thread(self._catalog.models) if task in (None, row.task)]
     async def attach(
         self, options: AttachOptions, evaluation: Path | None = None, *, actor: str = "local"
     ) -> RegistrationDocument:
@@ -188,6 +186,8 @@ class Registrar:
         self._wake()
         return document
 
+    async def list_models(self, task: str | None = None) -> Sequence[ModelDocument]:
+        rows = [row for row in await asyncio.to_thread(self._catalog.models) if task in (None, row.task)]
         return [await asyncio.to_thread(self._model_document, row) for row in rows]
 
     async def describe_model(self, name: str) -> ModelDocument:
