@@ -1,0 +1,252 @@
+"""A whole cluster of real processes on one machine: several controllers and workers, a generator, a Redis of its own.
+
+What `infaas up` keeps hidden is in the open here: each program has a folder of its own and can be killed, stopped and
+started by name, the store is reached through a link that can be made slow, and the catalogue may be any database. Tests
+and `benchmarks/faults.py` share it. Every process dies with the one that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from infaas.client import Client
+from infaas.control import SystemDocument
+from infaas.demo import family
+from infaas.errors import InfaasError
+from infaas.store.redis import RedisStore
+from infaas.store.server import find_redis_server, redis_command, wait_until_serving
+from infaas.testing.slow_link import SlowLink
+from infaas.up.tether import SUPERVISOR_PID
+
+TASK = "digits"
+PATIENCE_S = 90.0
+_LOOK_EVERY_S = 0.05
+Found = TypeVar("Found")
+
+
+def wait_for(question: Callable[[], Found], what: str, patience_s: float = PATIENCE_S) -> Found:
+    """The first answer that is true. Raises TimeoutError."""
+    deadline = time.monotonic() + patience_s
+    while not (found := question()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {patience_s:.0f} s in vain for {what}")
+        time.sleep(_LOOK_EVERY_S)
+    return found
+
+
+class Cluster:
+    """`folder` must have a path short enough for sockets. Use `running`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        controllers: int = 1,
+        workers: int = 2,
+        database_url: str | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.names = [
+            *(f"controller-{n}" for n in range(1, controllers + 1)),
+            *(f"worker-{n}" for n in range(1, workers + 1)),
+            "generator",
+        ]
+        self._redis: subprocess.Popen[bytes] | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        (folder / "redis").mkdir()
+        self.redis_url = f"unix://{folder}/redis/redis.sock"
+        self.link = SlowLink(folder / "redis" / "redis.sock", folder / "link.sock")
+        self.catalogue = folder / "catalogue"
+        self.catalogue.mkdir()
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("INFAAS_")}
+        self._environ = {
+            **clean,
+            SUPERVISOR_PID: str(os.getpid()),
+            "INFAAS_STORE__REDIS_URL": f"unix://{folder}/link.sock",
+            "INFAAS_CATALOG__DATABASE_URL": database_url or f"sqlite:///{self.catalogue}/catalog.db",
+            "INFAAS_REPOSITORY__URL": str(folder / "artifacts"),
+            "INFAAS_GENERATOR__PROFILE_BUDGET_S": "0.3",
+            "INFAAS_CONTROLLER__JOURNAL_SAMPLE": "0.1",
+            "INFAAS_LOG__FORMAT": "json",
+            **(settings or {}),
+        }
+
+    @contextmanager
+    def running(self) -> Iterator[Cluster]:
+        """Up and ready; whatever happens, no process is left."""
+        try:
+            self.link.start()
+            self.start_redis()
+            for name in self.names:
+                self.start(name)
+            self.wait_whole()
+            yield self
+        finally:
+            for name in list(self._processes):
+                self.kill(name)
+            self.kill_redis()
+            self.link.stop()
+
+    # Programs
+
+    def start(self, name: str) -> None:
+        program, _, number = name.partition("-")
+        folder = self.folder / name
+        (folder / "run").mkdir(parents=True, exist_ok=True)
+        told = {"INFAAS_STATE_DIR": str(folder)}
+        if program == "controller":
+            told |= {f"INFAAS_CONTROLLER__{port}_PORT": "0" for port in ("HTTP", "GRPC", "METRICS")}
+            (folder / "run" / "controller.json").unlink(missing_ok=True)
+        elif program == "worker":
+            told |= {
+                "INFAAS_WORKER__ID": f"local-{number}",
+                "INFAAS_WORKER__CORES": "1",
+                "INFAAS_WORKER__MEMORY_BYTES": str(2**29),
+            }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "infaas.programs", program],
+                env={**self._environ, **told}, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        """As a crash does. Idempotent."""
+        process = self._processes.pop(name, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self._processes[name].send_signal(number)
+
+    def has_ended(self, name: str) -> bool:
+        return self._processes[name].poll() is not None
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    # The store
+
+    def start_redis(self) -> None:
+        words = redis_command(find_redis_server(os.environ), self.folder / "redis")
+        with (self.folder / "redis.log").open("ab") as log:
+            self._redis = subprocess.Popen(words, stdout=log, stderr=log)
+        asyncio.run(wait_until_serving(self.redis_url, PATIENCE_S))
+
+    def kill_redis(self) -> None:
+        """As a crash does. Idempotent."""
+        if self._redis is not None:
+            self._redis.kill()
+            self._redis.wait()
+            self._redis = None
+
+    def empty_redis(self) -> None:
+        """What a stopped server kept is gone."""
+        kept = self.folder / "redis" / "redis"
+        for path in sorted(kept.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+    @property
+    def redis_pid(self) -> int:
+        assert self._redis is not None
+        return self._redis.pid
+
+    def redis(self, *commands: Sequence[str | int], url: str | None = None) -> list[object]:
+        """Run commands on the server itself, past the link, on one connection."""
+
+        async def work() -> list[object]:
+            store = RedisStore(url or self.redis_url)
+            try:
+                async with store._redis.client() as client:
+                    return [await client.execute_command(*command) for command in commands]  # type: ignore[no-untyped-call]
+            finally:
+                await store.close()
+
+        return asyncio.run(work())
+
+    # Controllers
+
+    @property
+    def controllers(self) -> list[str]:
+        return [name for name in self.names if name.startswith("controller")]
+
+    @property
+    def workers(self) -> list[str]:
+        return [name for name in self.names if name.startswith("worker")]
+
+    def urls(self) -> list[str]:
+        """Of the controllers that have said where they listen, in order of their names."""
+        found = []
+        for name in self.controllers:
+            file = self.folder / name / "run" / "controller.json"
+            if file.exists():
+                found.append(f"http://127.0.0.1:{json.loads(file.read_text())['http_port']}")
+        return found
+
+    def client(self, controller: int = 0) -> Client:
+        return Client(self.urls()[controller], timeout_s=PATIENCE_S)
+
+    def system(self, controller: int = 0) -> SystemDocument | None:
+        """What a controller says of its parts; None when it does not answer."""
+        try:
+            with self.client(controller) as client:
+                return client.system()
+        except (InfaasError, IndexError):
+            return None
+
+    def is_whole(self) -> bool:
+        """Every controller answers, sees all workers, and has all its parts."""
+        found = [self.system(n) for n in range(len(self.controllers))]
+        known = [one for one in found if one is not None]
+        return (
+            len(known) == len(self.controllers)
+            and any(one.is_leader for one in known)
+            and all(
+                one.is_ready
+                and one.store.state == one.catalogue.state == "up"
+                and one.workers_connected == len(self.workers)
+                for one in known
+            )
+        )
+
+    def wait_whole(self, patience_s: float = PATIENCE_S) -> None:
+        try:
+            wait_for(self.is_whole, "the cluster to be whole", patience_s)
+        except TimeoutError as error:
+            states = [self.system(n) for n in range(len(self.controllers))]
+            tails = "\n".join(f"-- {name}\n{self.log(name)[-1500:]}" for name in self.names)
+            raise TimeoutError(f"{error}: {states}\n{tails}") from None
+
+    def register(self, name: str) -> None:
+        """A member of the demo's family; returns once all of its variants are there and it serves."""
+        model = next(one for one in family.FAMILY if one.name == name)
+        with self.client() as client:
+            client.register(
+                family.path(model.file),
+                task=TASK,
+                name=model.name,
+                evaluation=family.path(family.EVAL_FILE),
+                renames=model.renames,
+            )
+        self.wait_serving(name)
+
+    def wait_serving(self, name: str) -> None:
+        def is_serving() -> bool:
+            with self.client() as client:
+                state = client.version(name, 1).state
+                if state == "FAILED":
+                    raise RuntimeError(client.version(name, 1).reason)
+                return state == "READY" and client.model(name).current == 1
+
+        wait_for(is_serving, f"{name} to serve", 3 * PATIENCE_S)

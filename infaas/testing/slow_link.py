@@ -1,0 +1,78 @@
+"""A link between two unix sockets that can be slowed down, as a congested network would."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from pathlib import Path
+
+_CHUNK = 65536
+
+
+class SlowLink:
+    """Forwards every connection on `near` to `far`; `delay_s` is what each piece of data takes in either direction.
+
+    Runs on a thread and loop of its own, so that whoever tests may block.
+    """
+
+    def __init__(self, far: Path, near: Path) -> None:
+        self.delay_s = 0.0
+        self._far = far
+        self._near = near
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="slow-link", daemon=True)
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result()
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        self._server = await asyncio.start_unix_server(self._accept, self._near)
+
+    async def _close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            far_reader, far_writer = await asyncio.open_unix_connection(self._far)
+        except OSError:
+            writer.close()  # what a refused connection looks like from behind a proxy
+            self._open.discard(task)
+            return
+        ways = [
+            asyncio.create_task(self._carry(reader, far_writer), name="slow-link-there"),
+            asyncio.create_task(self._carry(far_reader, writer), name="slow-link-back"),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            for end in (writer, far_writer):
+                end.close()
+            self._open.discard(task)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):  # one side left: the other is told by closing
+            while data := await reader.read(_CHUNK):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                writer.write(data)
+                await writer.drain()
