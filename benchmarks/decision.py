@@ -86,7 +86,7 @@ def measure(instances: int, rounds: int) -> Row:
     ledger.sync(view, NOW)
     for lane in ledger.lanes.values():
         if rng.random() < 0.3:
-            ledger.reserve(lane, 1, rng.randint(1, 20))
+            ledger.reserve(lane, 2, rng.randint(1, 20))
     alone: dict[str, float] = {}
     for objective in Objective:
         query = a_query("task-0", at=NOW, latency_ms=100, objective=objective, accuracy_min=0.85)

@@ -353,8 +353,11 @@ class Dispatcher:
 
     def _finish(self, command: Finish) -> None:
         ticket, error = command.ticket, command.error
-        if error is not None and error.code is Code.INTERNAL and error.__cause__ is not None:
-            _log.error("a query failed inside the controller", query=ticket.query.id, exc_info=error.__cause__)
+        if error is not None and error.code is Code.INTERNAL:
+            cause = error.__cause__ or error
+            _log.error(
+                "a query failed inside the system", request_id=ticket.query.id, reason=error.text, exc_info=cause
+            )
         future = ticket.owner
         if not isinstance(future, asyncio.Future):
             raise TypeError(f"a ticket of the dispatcher is owned by a future, not {type(future).__name__}")

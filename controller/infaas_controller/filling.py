@@ -48,7 +48,7 @@ class Filling:
         promises of this very lane decide.
         """
         limits = Limits(
-            start_s=lane.free_at(now) - now,
+            start_s=_start(lane, curve, now) - now,
             overhead_s=lane.worker.hop.at(now),
             usual=partial(self._ledger.seen.usual, lane.variant, now=now),
             promised=partial(self._ledger.seen.promised, lane.variant, now=now),
@@ -72,6 +72,8 @@ class Filling:
             taken: list[Ticket] = []
             for ticket in until(eligibility.pops(), SPILLED_AT_ONCE - moved):
                 taken.append(ticket)
+                if not self._may_come(ticket, lane):
+                    continue
                 if not self._is_better_here(ticket, lane, now):
                     break
                 self._queues.move(ticket, lane)
@@ -87,20 +89,21 @@ class Filling:
         curve = lane.curve
         if curve is None or not lane.is_usable:
             return float("inf")
-        if lane.is_ready and lane.free_slots > 0 and not lane.flights:
-            start = max(now, lane.worker.cores_free_at(lane, curve.variant.threads, now))
-        else:
-            start = lane.free_at(now)
+        start = _start(lane, curve, now)
         run_s = curve.p95_s[ticket.items] * self._ledger.seen.promised(lane.variant, ticket.items, now)
         return start + run_s + lane.worker.hop.at(now)
 
+    def _may_come(self, ticket: Ticket, lane: Lane) -> bool:
+        """Whether it could run here at all; one that could not stands in nobody's way."""
+        if ticket.lane is None or ticket.lane is lane or lane.id in ticket.excluded or lane.curve is None:
+            return False
+        return ticket.items <= lane.curve.hard_limit and (lane.is_isolated or not ticket.deaths)
+
     def _is_better_here(self, ticket: Ticket, lane: Lane, now: float) -> bool:
         there = ticket.lane
-        if there is None or there is lane or lane.id in ticket.excluded or lane.curve is None:
+        if there is None:
             return False
-        if ticket.items > lane.curve.hard_limit or (ticket.deaths and not lane.is_isolated):
-            return False
-        here_at = self._ledger.predict(lane, ticket.rank, ticket.items, now)
+        here_at = self._ledger.predict(lane, ticket.urgency, ticket.items, now)
         there_at = self.at_head_of(there, ticket, now)
         if there.variant == lane.variant:
             return here_at < there_at
@@ -140,6 +143,13 @@ def _heads(eligibility: EligibilityClass, lane: Lane, passed_over: list[Ticket],
         left -= 1
         if not left:
             return
+
+
+def _start(lane: Lane, curve: Curve, now: float) -> float:
+    """When the next batch of an instance would begin to run: when what was sent to it is done and, if that is nothing,
+    when what was sent to others leaves enough cores."""
+    at = lane.free_at(now)
+    return at if lane.flights else max(at, lane.worker.cores_left_at(lane, curve.variant.threads, now))
 
 
 def _deadline(ticket: Ticket) -> tuple[float, int]:

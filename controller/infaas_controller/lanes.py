@@ -8,12 +8,21 @@ from __future__ import annotations
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import InstanceState, WorkerState
+from infaas.domain.query import HARD_LIMIT_S, Requirements
 from infaas.domain.variant import Isolation
 from infaas_controller.decide.curve import Curve
 from infaas_controller.observed import Hop
 
 RANKS = 3
+URGENCIES = 2 * RANKS
 CHAINS_KEPT_S = 0.005
+
+
+def urgency_of(wanted: Requirements) -> int:
+    """Whose work is reckoned to come first: by priority, and within one by whether there is a latency objective. Those
+    without one have the hard limit's deadline, so that the earliest deadline first is nearly always another's."""
+    is_patient = wanted.latency_s is None or wanted.latency_s >= HARD_LIMIT_S
+    return 2 * wanted.priority.rank + is_patient
 
 
 class Flight:
@@ -35,8 +44,8 @@ class Lane:
     """What one instance has been promised. `ready_at` lies ahead while it loads."""
 
     __slots__ = (
-        "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_watched", "isolation", "ready_at",
-        "reserved", "slots", "variant", "worker",
+        "ahead", "classes", "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_watched",
+        "isolation", "ready_at", "slots", "variant", "worker",
     )  # fmt: skip
 
     def __init__(self, id: InstanceId, variant: VariantName, worker: Deck, curve: Curve | None) -> None:
@@ -52,8 +61,11 @@ class Lane:
         """When it is expected to be READY, then when it became that; 0: before this controller knew of it."""
         self.is_watched = False
         """Whether a timer will look at it while it loads."""
-        self.reserved = [0] * RANKS
-        """Items promised to it that still wait here, by priority rank."""
+        self.ahead = [0] * URGENCIES
+        """Items promised to it that still wait here, by urgency: those of each and of all that are more urgent."""
+        self.classes = [0] * RANKS
+        """Classes of queries that hold a promise of it, by priority rank: those of each and of all above. Queries of
+        two classes never share a batch."""
         self.flights: dict[int, Flight] = {}
         self.foreign = 0
         self.foreign_until = 0.0
@@ -82,7 +94,7 @@ class Lane:
 
     @property
     def is_idle(self) -> bool:
-        return not self.flights and not any(self.reserved)
+        return not self.flights and not self.ahead[-1]
 
     @property
     def free_slots(self) -> int:
@@ -107,7 +119,7 @@ class Lane:
 
     def waiting_s(self) -> float:
         """Seconds of work that is promised but not sent."""
-        curve, items = self.curve, sum(self.reserved)
+        curve, items = self.curve, self.ahead[-1]
         if curve is None or not items:
             return 0.0
         full, rest = divmod(items, curve.preferred)
@@ -136,6 +148,23 @@ class Deck:
     @property
     def is_ready(self) -> bool:
         return self.is_reachable and self.record.state is WorkerState.READY
+
+    def cores_left_at(self, lane: Lane, threads: int, now: float) -> float:
+        """When `threads` cores are free beside what was sent to its other lanes: for what would be sent next. Work that
+        still waits is not ahead of it."""
+        busy = [
+            (other.free_at(now), other.curve.variant.threads)
+            for other in self.busy.values()
+            if other.flights and other is not lane and other.curve is not None
+        ]
+        wanted = sum(each for _, each in busy)
+        at = now
+        for end, freed in sorted(busy):
+            if wanted + threads <= self.record.cores:
+                break
+            at = end
+            wanted -= freed
+        return at
 
     def cores_free_at(self, lane: Lane | None, threads: int, now: float) -> float:
         """When `threads` cores are free beside the work promised to its other lanes.
@@ -167,7 +196,7 @@ class Deck:
         was forgotten is not taken in again by what is still released of it."""
         if self.lanes.get(lane.id) is not lane:
             return
-        if lane.flights or any(lane.reserved):
+        if lane.flights or lane.ahead[-1]:
             self.busy[lane.id] = lane
         else:
             self.busy.pop(lane.id, None)

@@ -11,7 +11,7 @@ from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
 from infaas_controller.decide.curve import Curve
-from infaas_controller.lanes import Deck, Flight, Lane
+from infaas_controller.lanes import RANKS, URGENCIES, Deck, Flight, Lane
 from infaas_controller.observed import HOP_BOUNDS_S, VariantLoad
 from infaas_controller.roster import Roster
 
@@ -24,15 +24,27 @@ class Ledger(Roster):
 
     # -- promises ----------------------------------------------------------------------------------------------------
 
-    def reserve(self, lane: Lane, rank: int, items: int) -> None:
-        lane.reserved[rank] += items
+    def reserve(self, lane: Lane, urgency: int, items: int) -> None:
+        for each in range(urgency, URGENCIES):
+            lane.ahead[each] += items
         lane.worker.changed(lane)
 
-    def release(self, lane: Lane, rank: int, items: int) -> None:
-        lane.reserved[rank] -= items
-        if lane.reserved[rank] < 0:
+    def release(self, lane: Lane, urgency: int, items: int) -> None:
+        before = lane.ahead[urgency - 1] if urgency else 0
+        for each in range(urgency, URGENCIES):
+            lane.ahead[each] -= items
+        if lane.ahead[urgency] < before:
             raise AssertionError(f"released more than was reserved on {lane.id}")
         lane.worker.changed(lane)
+
+    def class_came(self, lane: Lane, rank: int) -> None:
+        """The first promise of a class of queries."""
+        for each in range(rank, RANKS):
+            lane.classes[each] += 1
+
+    def class_left(self, lane: Lane, rank: int) -> None:
+        for each in range(rank, RANKS):
+            lane.classes[each] -= 1
 
     def sent(self, lane: Lane, number: int, items: int, now: float) -> Flight:
         if lane.curve is None:
@@ -64,7 +76,7 @@ class Ledger(Roster):
 
     def observed(self, variant: VariantName, now: float) -> VariantLoad:
         lanes = [lane for lane in self.lanes_of(variant) if lane.is_usable and lane.is_ready]
-        outstanding = sum(sum(lane.reserved) + sum(f.items for f in lane.flights.values()) for lane in lanes)
+        outstanding = sum(lane.ahead[-1] + sum(f.items for f in lane.flights.values()) for lane in lanes)
         return self.seen.load(variant, len(lanes), outstanding, now)
 
     def observed_batch(self, lane: Lane, flight: Flight, items: int, staged_s: float, run_s: float, now: float) -> None:
@@ -82,12 +94,12 @@ class Ledger(Roster):
 
     # -- prediction --------------------------------------------------------------------------------------------------
 
-    def predict(self, lane: Lane, rank: int, items: int, now: float) -> float:
-        """When the answer to `items` more of this priority would be back, on the controller's clock.
+    def predict(self, lane: Lane, urgency: int, items: int, now: float) -> float:
+        """When the answer to `items` more of this urgency would be back, on the controller's clock.
 
-        The start is the later of "the instance is free" and "enough cores are". Work reserved ahead of it (same or
-        higher priority) runs in batches of the preferred size at the mean latency; the batch that it would join counts
-        with its p95. Everything is corrected by what is being observed.
+        The start is the later of "the instance is free" and "enough cores are". Work reserved ahead of it (as urgent or
+        more) runs in batches of the preferred size at the mean latency, at least one for each class of queries; the
+        batch that it would join counts with its p95. Everything is corrected by what is being observed.
         """
         curve = lane.curve
         if curve is None:
@@ -98,9 +110,9 @@ class Ledger(Roster):
             start = max(start, lane.free_at(now))
         if deck.busy:
             start = max(start, deck.cores_free_at(lane, curve.variant.threads, now))
-        reserved = lane.reserved
-        ahead = reserved[0] + (reserved[1] if rank >= 1 else 0) + (reserved[2] if rank >= 2 else 0)
-        return start + self._work_s(curve, ahead, items, now) + deck.hop.at(now)
+        return (
+            start + self._work_s(curve, lane.ahead[urgency], items, lane.classes[urgency >> 1], now) + deck.hop.at(now)
+        )
 
     def at_best(self, variant: Variant, items: int, now: float) -> float:
         """Before this no instance could answer, however idle: what lets a comparison leave slow variants out."""
@@ -118,7 +130,7 @@ class Ledger(Roster):
         if variant.isolation is Isolation.PROCESS:
             load_s += PROCESS_START_S
         start = max(now + load_s, deck.cores_free_at(None, variant.threads, now))
-        return start + self._work_s(curve, 0, items, now) + deck.hop.at(now)
+        return start + self._work_s(curve, 0, items, 0, now) + deck.hop.at(now)
 
     def place_for(self, variant: Variant, now: float) -> Deck | None:
         """Where a variant would be loaded: the least utilised READY worker without an instance of it that could free
@@ -143,13 +155,19 @@ class Ledger(Roster):
         record = deck.record
         return variant.threads <= record.cores and deck.held_bytes() + variant.memory_bytes <= record.memory_bytes
 
-    def _work_s(self, curve: Curve, ahead: int, items: int, now: float) -> float:
+    def _work_s(self, curve: Curve, ahead: int, items: int, classes: int, now: float) -> float:
+        """`classes` hold what is ahead; the one that these items join may be among them."""
         total = ahead + items
         size = curve.preferred if curve.preferred > items else items
-        wait_s = 0.0
         name = curve.variant.name
-        if total > size:
-            batches = (total - 1) // size
+        batches = (total - 1) // size if total > size else 0
+        if classes - 1 > batches < ahead:
+            batches = min(classes - 1, ahead)
+            each = -(-ahead // batches)
+            wait_s = batches * curve.mean_s[each] * self.seen.usual(name, each, now)
+            return wait_s + curve.p95_s[items] * self.seen.promised(name, items, now)
+        wait_s = 0.0
+        if batches:
             total = max(total - batches * size, items)
             wait_s = batches * curve.mean_s[size] * self.seen.usual(name, size, now)
         return wait_s + curve.p95_s[total] * self.seen.promised(name, total, now)

@@ -13,9 +13,10 @@ from enum import Enum
 
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.query import Choice, Query
+from infaas.domain.tensor import Tensor
 from infaas_controller.decide.candidates import Admission
 from infaas_controller.decide.select import Selected
-from infaas_controller.lanes import RANKS, Lane
+from infaas_controller.lanes import RANKS, Lane, urgency_of
 from infaas_controller.ledger import Ledger
 
 CLASSES_KEPT = 512
@@ -32,9 +33,9 @@ class Ticket:
     """One query's way through the controller. `owner` is the shell's, nothing here looks at it."""
 
     __slots__ = (
-        "admission", "attempts", "batch", "batch_items", "choice", "deadline", "deaths", "decide_s", "decided_at",
-        "eligibility", "entry", "excluded", "is_cold", "items", "lane", "losses", "number", "owner", "policy",
-        "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state", "task",
+        "admission", "attempts", "batch", "batch_items", "bytes", "choice", "deadline", "deaths", "decide_s",
+        "decided_at", "eligibility", "entry", "excluded", "is_cold", "items", "lane", "losses", "number", "owner",
+        "policy", "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state", "task", "urgency",
     )  # fmt: skip
 
     def __init__(self, number: int, query: Query, owner: object) -> None:
@@ -43,7 +44,9 @@ class Ticket:
         self.owner = owner
         self.deadline = query.deadline
         self.items = query.items
+        self.bytes = sum(map(_bytes_of, query.inputs))
         self.rank = query.requirements.priority.rank
+        self.urgency = urgency_of(query.requirements)
         self.task = ""
         self.state = TicketState.WAITING
         self.admission: Admission | None = None
@@ -288,8 +291,11 @@ class Queues:
     def _promise(self, ticket: Ticket, eligibility: EligibilityClass, lane: Lane) -> None:
         ticket.lane = lane
         eligibility.promised.setdefault(lane.id, {})[ticket.number] = ticket
-        self._by_lane.setdefault(lane.id, {})[eligibility.key] = eligibility
-        self._ledger.reserve(lane, ticket.rank, ticket.items)
+        here = self._by_lane.setdefault(lane.id, {})
+        if eligibility.key not in here:
+            here[eligibility.key] = eligibility
+            self._ledger.class_came(lane, eligibility.rank)
+        self._ledger.reserve(lane, ticket.urgency, ticket.items)
 
     def _withdraw(self, ticket: Ticket, eligibility: EligibilityClass) -> None:
         lane = _lane(ticket)
@@ -299,9 +305,10 @@ class Queues:
             del eligibility.promised[lane.id]
             peers = self._by_lane[lane.id]
             del peers[eligibility.key]
+            self._ledger.class_left(lane, eligibility.rank)
             if not peers:
                 del self._by_lane[lane.id]
-        self._ledger.release(lane, ticket.rank, ticket.items)
+        self._ledger.release(lane, ticket.urgency, ticket.items)
 
     def _count(self, eligibility: EligibilityClass, items: int) -> None:
         self._items.setdefault(eligibility.task, [0] * RANKS)[eligibility.rank] += items
@@ -317,3 +324,8 @@ def _lane(ticket: Ticket) -> Lane:
     if ticket.lane is None:
         raise AssertionError(f"ticket {ticket.number} is promised to no instance")
     return ticket.lane
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    data = tensor.data
+    return data.nbytes if isinstance(data, memoryview) else len(data)

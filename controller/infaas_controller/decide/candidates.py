@@ -44,7 +44,9 @@ class Admission:
     same variants in the same order of preference, same relaxed set.
     """
 
-    __slots__ = ("floor", "is_default_floor", "key", "level", "refusal", "relaxed", "rulings", "task", "variants")
+    __slots__ = (
+        "floor", "is_default_floor", "key", "level", "names", "refusal", "relaxed", "rulings", "task", "variants",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Admission:
         self.is_default_floor = is_default_floor
         self.variants = variants
         """Admitted, most preferred first."""
+        self.names = frozenset(variant.name for variant in variants)
         self.rulings = rulings
         self.refusal = refusal
         """Why nothing is admitted; a floor that rules out all still leaves `relaxed`."""

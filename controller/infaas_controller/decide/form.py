@@ -15,6 +15,9 @@ from infaas_controller.decide.curve import Curve
 AGEING_S = 2.0
 """After each such time in the queue a class counts as one priority higher, so that nothing starves."""
 
+MAX_BATCH_BYTES = 64 * 2**20
+"""What is staged at workers lies in their memory, and a message must stay below what a stream takes."""
+
 
 class Waiting(Protocol):
     """What forming looks at in a query."""
@@ -24,6 +27,9 @@ class Waiting(Protocol):
 
     @property
     def items(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
 
 
 class Head(Protocol):
@@ -55,6 +61,8 @@ class Limits:
     """The same for the p95."""
     max_queries: int | None = None
     """1 for a query that runs alone because it may have killed its instance."""
+    max_bytes: int = MAX_BATCH_BYTES
+    """Of inputs; one query alone may hold more."""
     drops_late: bool = True
     """Whether queries that would be late are set aside; a policy that binds keeps them until their deadline."""
 
@@ -81,7 +89,7 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
     expired: list[E] = []
     late: list[E] = []
     left: E | None = None
-    items = 0
+    items = bytes_ = 0
     tightest = float("inf")
     begin = now + limits.start_s + limits.overhead_s
     for entry in queue:
@@ -98,12 +106,14 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
             if (
                 grown > curve.preferred
                 or len(batch) == limits.max_queries
+                or bytes_ + entry.bytes > limits.max_bytes
                 or begin + curve.p95_s[grown] * limits.promised(grown) > min(tightest, entry.deadline)
             ):
                 left = entry
                 break
         batch.append(entry)
         items += entry.items
+        bytes_ += entry.bytes
         tightest = min(tightest, entry.deadline)
         if items >= curve.preferred or len(batch) == limits.max_queries:
             break
@@ -111,10 +121,14 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
 
 
 def turn(heads: Sequence[H], now: float) -> H:
-    """Whose turn it is: the highest priority, each waiting class ageing upwards; among equals the earliest deadline."""
+    """Whose turn it is: the highest priority, each ageing upwards by its longest wait; among equals the earliest
+    deadline. A priority ages as a whole, so that within one a later deadline never goes first for having waited."""
     if len(heads) == 1:
         return heads[0]
-    return min(heads, key=lambda head: (aged_rank(head.rank, now - head.waiting_since), head.head_deadline))
+    since: dict[int, float] = {}
+    for head in heads:
+        since[head.rank] = min(since.get(head.rank, now), head.waiting_since)
+    return min(heads, key=lambda head: (aged_rank(head.rank, now - since[head.rank]), head.head_deadline))
 
 
 def aged_rank(rank: int, waited_s: float) -> int:

@@ -14,7 +14,7 @@ from infaas.domain.ids import InstanceId
 from infaas.domain.query import Query
 from infaas.domain.variant import Isolation, Variant
 from infaas_controller.decide.candidates import Admission
-from infaas_controller.lanes import Deck, Lane
+from infaas_controller.lanes import Deck, Lane, urgency_of
 from infaas_controller.ledger import Ledger
 
 SAMPLE_ABOVE = 64
@@ -45,7 +45,7 @@ class Looked(NamedTuple):
 class Situation:
     """One query at one moment. `looked` grows with what policies compare."""
 
-    __slots__ = ("admission", "draw", "excluded", "ledger", "looked", "needs_process", "now", "query", "rank")
+    __slots__ = ("admission", "draw", "excluded", "ledger", "looked", "needs_process", "now", "query", "urgency")
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Situation:
         """Instances that have just failed this query."""
         self.needs_process = needs_process
         """Whether only an instance with a process of its own may run it (SURFACE rule 15)."""
-        self.rank = query.requirements.priority.rank
+        self.urgency = urgency_of(query.requirements)
         self.looked: list[Looked] = []
 
     def best(self, variant: Variant) -> Option | None:
@@ -105,11 +105,11 @@ class Situation:
     def _soonest(self, lanes: Iterable[Lane]) -> tuple[Lane | None, float]:
         found: Lane | None = None
         at = float("inf")
-        predict, rank, items, now = self.ledger.predict, self.rank, self.query.items, self.now
+        predict, urgency, items, now = self.ledger.predict, self.urgency, self.query.items, self.now
         for lane in lanes:
             if not self.can_use(lane):
                 continue
-            this = predict(lane, rank, items, now)
+            this = predict(lane, urgency, items, now)
             if this < at or (this == at and found is not None and lane.id < found.id):
                 found, at = lane, this
         return found, at

@@ -44,7 +44,7 @@ def refuse(situation: Situation, variants: Sequence[Variant] | None = None) -> R
 
 def _overloaded(situation: Situation, ready: list[Lane]) -> Refusal:
     ledger, query, now = situation.ledger, situation.query, situation.now
-    at, name = min((ledger.predict(lane, situation.rank, query.items, now), lane.variant) for lane in ready)
+    at, name = min((ledger.predict(lane, situation.urgency, query.items, now), lane.variant) for lane in ready)
     late_s = at - query.deadline
     return Refusal(
         Code.DEADLINE_UNREACHABLE,

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.query import Choice, Code, Objective, Query, Refusal
+from infaas.errors import InfaasError
 from infaas_controller.decide.account import candidates
 from infaas_controller.decide.candidates import Admission
 from infaas_controller.decide.options import Option, Situation
@@ -18,7 +19,9 @@ from infaas_controller.decide.policies.slo import best_option
 from infaas_controller.decide.refuse import refuse
 from infaas_controller.ledger import Ledger
 
-_FALLBACK_HELPS = frozenset({Code.SLO_UNSATISFIABLE, Code.DEADLINE_UNREACHABLE, Code.LOADING, Code.NO_WORKER, Code.UNAVAILABLE})
+_FALLBACK_HELPS = frozenset(
+    (Code.SLO_UNSATISFIABLE, Code.DEADLINE_UNREACHABLE, Code.LOADING, Code.NO_WORKER, Code.UNAVAILABLE)
+)
 
 
 class Selected:
@@ -73,6 +76,7 @@ def select_traced(
     else:
         verdict = policy.on_arrival(situation)
         if not isinstance(verdict, Refuse):
+            _check(verdict.option, situation, policy.name)
             is_bound = isinstance(verdict, Bind)
             chosen = _choice(verdict.option, now, verdict.reason, is_bound=is_bound)
             return Selected(chosen, situation, verdict.option)
@@ -83,6 +87,15 @@ def select_traced(
             chosen = _fallen_back(option, refusal, now)
             return Selected(chosen, situation, option)
     return Selected(refusal, situation, None)
+
+
+def _check(option: Option, situation: Situation, policy: str) -> None:
+    """Floors and caps are checked last, whatever a policy says (SURFACE rule 3). Raises InfaasError."""
+    lane, name = option.lane, option.variant.name
+    if name not in situation.admission.names:
+        raise InfaasError(f"policy {policy!r} chose {name}, which floor, cap or handle rule out", code=Code.INTERNAL)
+    if lane is not None and (lane.variant != name or not situation.can_use(lane)):
+        raise InfaasError(f"policy {policy!r} chose {lane.id} for {name}, which cannot run it", code=Code.INTERNAL)
 
 
 def _too_late(situation: Situation) -> Refusal:

@@ -3,134 +3,34 @@
 from __future__ import annotations
 
 import heapq
+import importlib.util
 import random
+import sys
 from collections import Counter
-from collections.abc import Sequence
-from itertools import count
+from pathlib import Path
+from types import ModuleType
 
 import pytest
-from infaas_controller.commands import BatchResult, Finish, LoadOn, SendBatch
-from infaas_controller.engine import Engine
-from infaas_controller.policies import installed_policies
-from infaas_controller.queues import Ticket
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.lifecycle import InstanceState
-from infaas.domain.query import Code, Objective, Priority, Query
-from infaas.domain.variant import Variant
-from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
-from infaas.testing.clock import ManualClock
+from infaas.domain.query import Code, Objective, Priority
+from infaas.testing.builders import a_variant
 
 
-class SimulatedCluster:
-    """Instances run one batch at a time, at the mean of their profile times `slow`, and loads take what they take."""
+def _simulated() -> ModuleType:
+    name = "dispatch_simulated"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("simulated.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
-    def __init__(
-        self, variants: Sequence[Variant], loaded: Sequence[str], *, policy: str = "slo", cores: int = 8
-    ) -> None:
-        self.clock = ManualClock()
-        self.slow: dict[str, float] = {}
-        self.hung: set[str] = set()
-        self.variants = {variant.name: variant for variant in variants}
-        names = count()
-        self.engine = Engine(
-            installed_policies(), policy, max_queue_items=10_000, draw=random.Random(5).random,
-            fresh_instance=lambda: InstanceId(f"made-{next(names)}"),
-        )  # fmt: skip
-        instances = [an_instance(f"i{n}-{name}", variant=name) for n, name in enumerate(loaded)]
-        self.worker = a_worker("w1", instances=instances, cores=cores)
-        self.view = a_view(variants=variants, workers=[self.worker])
-        self.engine.view_changed(self.view, self.now)
-        self.ended: dict[str, Code | None] = {}
-        self.served: dict[str, str] = {}
-        self.sizes: list[int] = []
-        self._agenda: list[tuple[float, int, str, object]] = []
-        self._order = count()
-        self._free_at: dict[str, float] = {}
 
-    @property
-    def now(self) -> float:
-        return self.clock.now()
-
-    def submit(self, **given: object) -> Ticket:
-        query: Query = a_query(at=self.now, **given)  # type: ignore[arg-type]
-        ticket = self.engine.arrive(query, None, self.now)
-        self._perform()
-        return ticket
-
-    def settle(self) -> None:
-        """The end of a turn of the loop."""
-        self.engine.flush(self.now)
-        self._perform()
-
-    def run_for(self, seconds: float) -> None:
-        end = self.now + seconds
-        while True:
-            self.settle()
-            due = self.engine.next_due()
-            times = [t for t in (due, self._agenda[0][0] if self._agenda else None) if t is not None]
-            if not times or min(times) > end:
-                break
-            self.clock.advance(max(0.0, min(times) - self.now))
-            self.engine.expire(self.now)
-            while self._agenda and self._agenda[0][0] <= self.now:
-                _, _, what, subject = heapq.heappop(self._agenda)
-                self._happen(what, subject)
-            self._perform()
-        self.clock.advance(max(0.0, end - self.now))
-        self.engine.expire(self.now)
-        self.settle()
-
-    def _happen(self, what: str, subject: object) -> None:
-        if what == "start" and isinstance(subject, SendBatch):
-            self.engine.started(subject.number, self.now)
-        elif what == "done" and isinstance(subject, SendBatch):
-            outputs: dict[int, object] = {ticket.number: None for ticket in subject.tickets}
-            run_s = self._run_s(subject)
-            staged_s = max(0.0, self.now - run_s - subject.tickets[0].query.arrived_at)
-            self.engine.done(subject.number, BatchResult(run_s=run_s, staged_s=staged_s, outputs=outputs), self.now)
-        elif what == "loaded" and isinstance(subject, LoadOn):
-            self.report(str(subject.instance), subject.variant.name, InstanceState.READY)
-
-    def report(self, instance: str, variant: str, state: InstanceState, reason: str = "") -> None:
-        record = an_instance(instance, variant=variant, state=state, reason=reason)
-        others = [each for key, each in self.worker.instances.items() if key != instance]
-        self.worker = a_worker("w1", instances=[*others, record], cores=self.worker.cores)
-        self.view = self.view.with_worker(self.worker)
-        self.engine.view_changed(self.view, self.now)
-
-    def _run_s(self, batch: SendBatch) -> float:
-        items = sum(ticket.items for ticket in batch.tickets)
-        profile = self.variants[batch.lane.variant].profile
-        assert profile is not None
-        return profile.latency_s(items, "mean_s") * self.slow.get(batch.lane.variant, 1.0)
-
-    def _perform(self) -> None:
-        while self.engine.commands:
-            command = self.engine.commands.popleft()
-            if isinstance(command, Finish):
-                ticket = command.ticket
-                self.ended[ticket.query.id] = command.error.code if command.error else None
-                if command.error is None and ticket.lane is not None:
-                    self.served[ticket.query.id] = ticket.lane.variant
-            elif isinstance(command, SendBatch):
-                self._run(command)
-            elif isinstance(command, LoadOn):
-                profile = command.variant.profile
-                assert profile is not None
-                self._plan(self.now + profile.cold_load_s, "loaded", command)
-
-    def _run(self, batch: SendBatch) -> None:
-        self.sizes.append(sum(ticket.items for ticket in batch.tickets))
-        if batch.lane.id in self.hung:
-            return
-        start = max(self.now, self._free_at.get(batch.lane.id, 0.0))
-        end = self._free_at[batch.lane.id] = start + self._run_s(batch)
-        self._plan(start, "start", batch)
-        self._plan(end, "done", batch)
-
-    def _plan(self, when: float, what: str, subject: object) -> None:
-        heapq.heappush(self._agenda, (when, next(self._order), what, subject))
+SimulatedCluster = _simulated().SimulatedCluster
 
 
 def test_queries_that_arrive_together_leave_together_and_a_busy_instance_lets_them_gather() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from importlib.metadata import entry_points
-from itertools import count
+from itertools import accumulate, count
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from infaas_controller.commands import BatchResult, CancelStaged, Finish, LoadOn, SendBatch
 from infaas_controller.engine import Engine
+from infaas_controller.lanes import RANKS, URGENCIES
 from infaas_controller.policies import GROUP, PolicyBook
 from infaas_controller.queues import Ticket, TicketState
 
@@ -285,11 +286,13 @@ class EngineMachine(RuleBasedStateMachine):
         promised: dict[tuple[str, int], int] = {}
         for ticket in self.waiting():
             if ticket.lane is not None:
-                key = (ticket.lane.id, ticket.rank)
+                key = (ticket.lane.id, ticket.urgency)
                 promised[key] = promised.get(key, 0) + ticket.items
         for lane in self.engine.ledger.lanes.values():
-            for rank, items in enumerate(lane.reserved):
-                assert items == promised.get((lane.id, rank), 0)
+            mine = [promised.get((lane.id, urgency), 0) for urgency in range(URGENCIES)]
+            assert lane.ahead == list(accumulate(mine))
+            ranks = [each.rank for each in self.engine.queues.classes_for(lane)]
+            assert lane.classes == [sum(each <= rank for each in ranks) for rank in range(RANKS)]
             assert (lane.id in lane.worker.busy) == (not lane.is_idle)
 
     @invariant()

@@ -18,6 +18,7 @@ from types import ModuleType
 from infaas_controller.decide.candidates import Admissions
 from infaas_controller.decide.policies.slo import SloPolicy
 from infaas_controller.decide.select import select
+from infaas_controller.lanes import URGENCIES, urgency_of
 from infaas_controller.ledger import Ledger
 
 from infaas.domain.cluster import ClusterView, InstanceRecord
@@ -107,7 +108,7 @@ def populate(rng: random.Random, catalogue: ClusterView, workers: int = 6) -> tu
             continue
         busy = rng.random()
         if busy < 0.4:
-            ledger.reserve(lane, rng.randrange(3), rng.choice([1, 3, 40, 4_000]))
+            ledger.reserve(lane, rng.randrange(URGENCIES), rng.choice([1, 3, 40, 4_000]))
         if busy < 0.2 and lane.is_ready:
             ledger.sent(lane, rng.getrandbits(40), rng.randint(1, lane.curve.hard_limit), NOW - 0.001)
         if rng.random() < 0.2:
@@ -168,7 +169,7 @@ class _Cold(dict[tuple[str, str], float]):
         return self[key]
 
 
-def tables(view: ClusterView, ledger: Ledger, items: int, rank: int, now: float) -> object:
+def tables(view: ClusterView, ledger: Ledger, items: int, urgency: int, now: float) -> object:
     """The ledger's numbers, as the oracle's data."""
     world = oracle.World(
         tasks=set(view.tasks),
@@ -189,7 +190,7 @@ def tables(view: ClusterView, ledger: Ledger, items: int, rank: int, now: float)
                 continue
             lane, variant = ledger.lanes[instance.id], view.variants[instance.variant]
             if variant.profile is not None and items <= (variant.fixed_batch or variant.max_batch_size):
-                at = ledger.predict(lane, rank, items, now) - now
+                at = ledger.predict(lane, urgency, items, now) - now
                 row = (at, instance.id, worker.id, instance.state is InstanceState.READY)
                 world.live.setdefault(instance.variant, []).append(row)
     return world
@@ -207,7 +208,6 @@ def compare(catalogue: ClusterView, *, sets: int, seed: int, per_situation: int 
             admissions = Admissions()
         ask = random_ask(rng, view)
         priority = rng.choice(list(Priority))
-        expected = oracle.answer(tables(view, ledger, ask.items, priority.rank, NOW), ask)
         query = a_query(
             ask.handle, version=ask.version, at=NOW, accuracy_min=ask.floor, max_cost=ask.cap, fallback=ask.fallback,
             objective=Objective(ask.objective), priority=priority,
@@ -217,6 +217,7 @@ def compare(catalogue: ClusterView, *, sets: int, seed: int, per_situation: int 
         deadline = NOW + (30.0 if ask.latency_s is None else ask.latency_s)
         wanted = replace(query.requirements, accuracy_confidence=confidence, latency_s=ask.latency_s)
         query = replace(query, items=ask.items, requirements=wanted, deadline=deadline)
+        expected = oracle.answer(tables(view, ledger, ask.items, urgency_of(wanted), NOW), ask)
         found = select(query, admissions.of(query, view), ledger, policy, NOW, rng.random())
         if isinstance(found, Choice):
             got = oracle.Verdict("choice", found.variant, found.instance, found.worker, found.fallback is not None)

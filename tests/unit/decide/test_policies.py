@@ -87,7 +87,7 @@ def test_an_overloaded_only_choice_is_a_429_with_a_time_to_come_back(all_loaded:
 
 
 def test_critical_queries_do_not_queue_behind_what_others_were_promised(all_loaded: Situation) -> None:
-    all_loaded.ledger.reserve(all_loaded.ledger.lanes["i-fair"], 1, 2_000)  # type: ignore[index]
+    all_loaded.ledger.reserve(all_loaded.ledger.lanes["i-fair"], 2, 2_000)  # type: ignore[index]
     from infaas.domain.query import Priority
 
     query = a_query(at=NOW, accuracy_min=0.8, latency_ms=100, priority=Priority.CRITICAL)

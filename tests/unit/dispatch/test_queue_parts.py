@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from infaas_controller.decide.curve import Curve, preferred_batch
-from infaas_controller.decide.form import AGEING_S, Limits, aged_rank, form, turn
+from infaas_controller.decide.form import AGEING_S, MAX_BATCH_BYTES, Limits, aged_rank, form, turn
+from infaas_controller.lanes import urgency_of
 from infaas_controller.ledger import Ledger
 from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
 from infaas_controller.observed import PRIOR_WEIGHT, WINDOW, Recent
@@ -16,6 +17,7 @@ from infaas_controller.quarantine import Quarantine, RetryBudget
 from infaas_controller.wire import encode_batch
 
 from infaas.domain.lifecycle import InstanceState
+from infaas.domain.query import Priority
 from infaas.domain.tensor import Datatype, Tensor, signature
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
@@ -23,10 +25,11 @@ from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_ins
 NOW = 1_000.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     deadline: float
     items: int = 1
+    bytes: int = 256
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ def test_items_are_counted_and_a_query_is_never_split() -> None:
     assert (formed.items, formed.left) == (20, queue[1])
 
 
+def test_a_batch_holds_a_bounded_number_of_bytes_and_the_first_query_always_goes() -> None:
+    large = [Entry(NOW + 9, bytes=MAX_BATCH_BYTES // 2) for _ in range(3)]
+    formed = form(large, MEMORY_BOUND, limits(), NOW)
+    assert (formed.batch, formed.left) == (large[:2], large[2])
+    huge = [Entry(NOW + 9, bytes=2 * MAX_BATCH_BYTES), Entry(NOW + 9)]
+    formed = form(huge, MEMORY_BOUND, limits(), NOW)
+    assert (formed.batch, formed.left) == (huge[:1], huge[1])
+
+
 def test_expired_and_hopeless_queries_do_not_take_a_place() -> None:
     expired, hopeless, fine = Entry(NOW - 1), Entry(NOW + 0.004), Entry(NOW + 1)
     formed = form([expired, hopeless, fine], MEMORY_BOUND, limits(), NOW)
@@ -82,6 +94,9 @@ def test_the_higher_priority_goes_first_and_waiting_makes_up_for_a_lower_one() -
     assert turn([standard, sheddable, critical], NOW) is critical
     old = Head(2, NOW + 0.5, waiting_since=NOW - 2 * AGEING_S)
     assert turn([critical, old], NOW) is old
+    late = Head(1, NOW + 25, waiting_since=NOW - 2 * AGEING_S)
+    assert turn([standard, late], NOW) is standard, "within one priority the earliest deadline goes first"
+    assert turn([critical, standard, late], NOW) is standard, "and the whole priority has waited"
     assert aged_rank(2, AGEING_S) == 1
     assert aged_rank(2, 100 * AGEING_S) == 0
 
@@ -96,7 +111,7 @@ def test_formed_batches_keep_limit_order_and_account_for_every_query_seen(
     seen = len(formed.batch) + len(formed.expired) + len(formed.late) + (formed.left is not None)
     assert seen <= len(queue)
     kept = [e for e in queue[:seen] if e not in formed.expired and e not in formed.late and e is not formed.left]
-    assert len(kept) <= len(formed.batch)
+    assert kept == formed.batch
     assert all(e.deadline > NOW for e in formed.batch)
 
 
@@ -139,6 +154,11 @@ def test_hand_written_batches_read_back_as_the_protocol_says(
 # -- ledger
 
 
+def urgency(rank: int, latency_ms: float | None = None) -> int:
+    priority = next(each for each in Priority if each.rank == rank)
+    return urgency_of(a_query(priority=priority, latency_ms=latency_ms).requirements)
+
+
 def a_ledger(cores: int = 2, state: InstanceState = InstanceState.READY) -> Ledger:
     variants = [a_variant("v", p95_ms=10, per_item_ms=10), a_variant("wide", p95_ms=10, per_item_ms=10, threads=2)]
     instances = [an_instance("i1", variant="v", state=state), an_instance("i2", variant="v"),
@@ -148,30 +168,56 @@ def a_ledger(cores: int = 2, state: InstanceState = InstanceState.READY) -> Ledg
     return ledger
 
 
-def wait_s(ledger: Ledger, instance: str, rank: int = 1) -> float:
+def wait_s(ledger: Ledger, instance: str, rank: int = 1, latency_ms: float | None = None) -> float:
     """Beyond what an idle instance takes."""
     lane = ledger.lanes[instance]  # type: ignore[index]
-    return ledger.predict(lane, rank, 1, NOW) - NOW - 0.010 - lane.worker.hop.at(NOW)
+    return ledger.predict(lane, urgency(rank, latency_ms), 1, NOW) - NOW - 0.010 - lane.worker.hop.at(NOW)
 
 
 def test_promised_work_of_the_same_or_higher_priority_is_waited_for() -> None:
     ledger = a_ledger()
     lane = ledger.lanes["i1"]  # type: ignore[index]
-    ledger.reserve(lane, 1, 10)
+    ledger.reserve(lane, urgency(1), 10)
     assert wait_s(ledger, "i1", rank=0) == pytest.approx(0.0)
     assert wait_s(ledger, "i1", rank=1) == pytest.approx(10 * 0.0092)
     assert wait_s(ledger, "i1", rank=2) == pytest.approx(10 * 0.0092)
-    ledger.release(lane, 1, 10)
+    assert wait_s(ledger, "i1", rank=1, latency_ms=500) == pytest.approx(0.0), "it would run before all of them"
+    assert wait_s(ledger, "i1", rank=1, latency_ms=60_000) == pytest.approx(10 * 0.0092)
+    ledger.release(lane, urgency(1), 10)
     assert wait_s(ledger, "i1") == pytest.approx(0.0)
+    ledger.reserve(lane, urgency(1, 200), 10)
+    for latency_ms in (None, 100, 500):
+        assert wait_s(ledger, "i1", latency_ms=latency_ms) == pytest.approx(10 * 0.0092)
+    with pytest.raises(AssertionError, match="released more"):
+        ledger.release(lane, urgency(1), 1)
+
+
+def test_queries_of_different_classes_never_share_a_batch_so_each_class_ahead_is_a_run_of_its_own() -> None:
+    ledger = Ledger()
+    variants = [a_variant("v", p95_ms=10, per_item_ms=0.1)]
+    ledger.sync(a_view(variants=variants, workers=[a_worker("w1", instances=[an_instance("i1", variant="v")])]), NOW)
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    assert lane.curve is not None
+    ledger.reserve(lane, urgency(1), 12)
+    ledger.class_came(lane, 1)
+    together = wait_s(ledger, "i1")
+    assert together < 0.002, "all of one class would run with it"
+    for _ in range(4):
+        ledger.class_came(lane, 1)
+    assert wait_s(ledger, "i1") == pytest.approx(4 * lane.curve.mean_s[3])
+    for _ in range(40):
+        ledger.class_came(lane, 1)
+    assert wait_s(ledger, "i1") == pytest.approx(12 * lane.curve.mean_s[1]), "no more runs than items"
+    assert wait_s(ledger, "i1", rank=0) == pytest.approx(0.0)
 
 
 def test_other_instances_are_waited_for_only_where_cores_are_short() -> None:
     ledger = a_ledger(cores=2)
-    ledger.reserve(ledger.lanes["i2"], 1, 10)  # type: ignore[index]
+    ledger.reserve(ledger.lanes["i2"], urgency(1), 10)  # type: ignore[index]
     assert wait_s(ledger, "i1") == pytest.approx(0.0)
     assert wait_s(ledger, "i3") == pytest.approx(0.092)
     narrow = a_ledger(cores=1)
-    narrow.reserve(narrow.lanes["i2"], 1, 10)  # type: ignore[index]
+    narrow.reserve(narrow.lanes["i2"], urgency(1), 10)  # type: ignore[index]
     assert wait_s(narrow, "i1") == pytest.approx(0.092)
 
 
@@ -198,7 +244,7 @@ def test_a_promise_follows_what_most_runs_stay_within_and_not_one_odd_run() -> N
     for _ in range(4):
         ledger.seen.ran(lane.curve, 1, 0.030, NOW)
     assert ledger.seen.promised(lane.variant, 1, NOW) == pytest.approx(3.0)
-    assert ledger.predict(lane, 1, 1, NOW) == pytest.approx(NOW + 0.030 + lane.worker.hop.at(NOW))
+    assert ledger.predict(lane, urgency(1), 1, NOW) == pytest.approx(NOW + 0.030 + lane.worker.hop.at(NOW))
     assert 1.0 < ledger.seen.usual(lane.variant, 1, NOW) < 2.0, "the work ahead is reckoned with a mean"
     assert ledger.seen.promised(lane.variant, 8, NOW) == 1.0, "other sizes are other runs"
 

@@ -119,7 +119,7 @@ class InfaasPolicy:
         if not lanes:
             return None
         lane = min(lanes, key=lambda each: (_promised_s(each, situation.now), each.id))
-        at = situation.ledger.predict(lane, situation.rank, situation.query.items, situation.now)
+        at = situation.ledger.predict(lane, situation.urgency, situation.query.items, situation.now)
         option = Option(variant, lane, lane.worker, at)
         situation.looked.append(Looked(variant, option))
         return option
