@@ -130,6 +130,56 @@ def slow(rounds: int, width: int = 256) -> Graph:
     return _graph(nodes, spec, (TensorSpec("y", Datatype.FP32, (-1, 4)),), constants)
 
 
+CRASHES, HANGS = 666, 777
+
+
+def deadly() -> Graph:
+    """`y = 1000 / (x - 600)` in whole numbers, but for two values of `x`: 666 makes it divide the least number there is
+    by -1, which the processor refuses, so that SIGFPE ends the process; 777 counts to a million millions first."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("Identity", ["state_in"], ["state_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_in", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", TensorProto.INT64, []),
+        ],
+    )
+    nodes = [
+        helper.make_node("Equal", ["x", "crashes"], ["is_crashing"]),
+        helper.make_node("Where", ["is_crashing", "least", "thousand"], ["dividend"]),
+        helper.make_node("Sub", ["x", "start"], ["distance"]),
+        helper.make_node("Where", ["is_crashing", "minus_one", "distance"], ["divisor"]),
+        helper.make_node("Div", ["dividend", "divisor"], ["quotient"]),
+        helper.make_node("Equal", ["x", "hangs"], ["is_hanging"]),
+        helper.make_node("Cast", ["is_hanging"], ["as_number"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["as_number"], ["any"], keepdims=0),
+        helper.make_node("Mul", ["any", "endless"], ["rounds"]),
+        helper.make_node("Loop", ["rounds", "go", "nothing"], ["last"], body=body),
+        helper.make_node("Add", ["quotient", "last"], ["y"]),
+    ]
+    constants = {
+        "crashes": np.array(CRASHES, np.int64),
+        "hangs": np.array(HANGS, np.int64),
+        "thousand": np.array(1000, np.int64),
+        "least": np.array(np.iinfo(np.int64).min),
+        "minus_one": np.array(-1, np.int64),
+        "start": np.array(600, np.int64),
+        "endless": np.array(10**12, np.int64),
+        "go": np.array(True),
+        "nothing": np.array(0, np.int64),
+    }
+    spec = (TensorSpec("x", Datatype.INT64, (-1, 1)),)
+    return _graph(nodes, spec, (TensorSpec("y", Datatype.INT64, (-1, 1)),), constants)
+
+
 def _graph(
     nodes: list[Any], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], constants: dict[str, Any]
 ) -> Graph:

@@ -13,6 +13,9 @@ from enum import StrEnum
 SETTINGS_EXIT = 2
 """A program's exit status when its settings are wrong: trying again soon cannot help."""
 
+HUNG_EXIT = 3
+"""A worker's, when an instance in its process hung and it ended so that it is replaced."""
+
 
 class ProgramState(StrEnum):
     RUNNING = "running"
@@ -94,6 +97,8 @@ def describe_exit(status: int) -> str:
     """What `Popen.returncode` means, in words."""
     if status == SETTINGS_EXIT:
         return "exit code 2 (wrong settings)"
+    if status == HUNG_EXIT:
+        return "exit code 3 (an instance hung)"
     if status >= 0:
         return f"exit code {status}"
     try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from infaas.clock import Clock
 from infaas.domain.ids import InstanceId, VariantName
+from infaas.domain.lifecycle import Death, InstanceState
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
@@ -25,6 +26,8 @@ from infaas_worker.decide.events import (
     BeginLoad,
     BeginUnload,
     Command,
+    Condemn,
+    DeathRemembered,
     Deliver,
     Discard,
     DrainBegan,
@@ -53,16 +56,39 @@ from infaas_worker.decide.instances import (
     WorkKind,
 )
 from infaas_worker.decide.serving import Serving, advance
-from infaas_worker.executors.base import BatchIn, BatchOut, LoadedModel
+from infaas_worker.executors.base import BatchIn, BatchOut, Killable, LoadedModel
 from infaas_worker.loading import Loader, on_thread, run, warm_up
 
 _log = get_logger(__name__)
 
 
+class Diary(Protocol):
+    """What outlives this process of what it ran (`blackbox`)."""
+
+    def loaded(self, instance: str, variant: str) -> None: ...
+
+    def began(self, instance: str) -> None: ...
+
+    def ended(self, instance: str) -> None: ...
+
+    def gone(self, instance: str) -> None: ...
+
+
 class Instances:
     """Owned by the composition root, which calls `close` once."""
 
-    def __init__(self, serving: Serving, loader: Loader, clock: Clock, on_report: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        loader: Loader,
+        clock: Clock,
+        on_report: Callable[[], None],
+        diary: Diary | None = None,
+    ) -> None:
+        """`diary` is told what runs in this process, so that its end can be explained."""
+        self._diary = diary
+        self.condemned = asyncio.Event()
+        """Set once this process must be replaced; `serving.failure` says why."""
         self._serving = serving
         self._loader = loader
         self._clock = clock
@@ -106,6 +132,11 @@ class Instances:
         """Show an instance that cannot even be tried as FAILED with the reason."""
         self._post(LoadAsked(instance, VariantName(""), 1, 0, problem=problem))
 
+    def remember(self, deaths: Iterable[DeathRemembered]) -> None:
+        """Show what ended this worker's process in its life before."""
+        for death in deaths:
+            self._post(death)
+
     def now(self) -> float:
         """The clock that deadlines are kept on."""
         return self._clock.now()
@@ -127,8 +158,10 @@ class Instances:
         self._key_of[owner.id, number] = key
         variant = self._variants.get(instance)
         items = sum(query.items for query in queries)
-        expected_s = variant.profile.latency_s(items, "p50_s") if variant and variant.profile else None
-        self._post(BatchArrived(key, owner.id, instance, queries, expected_s))
+        profile = variant.profile if variant else None
+        expected_s = profile.latency_s(items, "p50_s") if profile else None
+        slow_s = profile.latency_s(items, "p99_s") if profile else None
+        self._post(BatchArrived(key, owner.id, instance, queries, expected_s, slow_s))
 
     def cancel(self, owner: str, number: int, queries: frozenset[int]) -> None:
         """Of a batch that is over, or never was: nothing happens."""
@@ -153,8 +186,9 @@ class Instances:
         self._leases.pop(key, None)
         self._post(LeaseEnded(key))
 
-    def tick(self) -> None:
-        self._post(Ticked())
+    def tick(self, stall_ratio: float = 0.0) -> None:
+        """Now and then; `stall_ratio` is the share of time that the host takes from this machine."""
+        self._post(Ticked(stall_ratio))
 
     def begin_drain(self, reason: str) -> None:
         self._post(DrainBegan(reason))
@@ -223,6 +257,9 @@ class Instances:
                 future = self._leases[key]
                 if not future.done():
                     future.set_result(core_ids)
+            case Condemn(reason):
+                _log.error("this worker must be replaced", reason=reason)
+                self.condemned.set()
             case Report():
                 self._forget_gone()
                 self._on_report()
@@ -234,6 +271,8 @@ class Instances:
             del self._variants[instance]
             self._open_sizes.pop(instance, None)
             self._out.pop(instance).set()
+            if self._diary is not None:
+                self._diary.gone(instance)
 
     # -- running
 
@@ -249,11 +288,15 @@ class Instances:
             held.owner.started(held.number)
             batch = replace(held.only(queries), timeout_s=held.useful_until - held.started_at)
             held.items = sum(query.items for query in batch.queries)
+            if self._diary is not None:
+                self._diary.began(instance)
             future = self._models[instance].submit(batch)
             loop = asyncio.get_running_loop()
-            future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, key, done))
+            future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, key, instance, done))
 
-    def _ran(self, key: int, future: Future[BatchOut]) -> None:
+    def _ran(self, key: int, instance: InstanceId, future: Future[BatchOut]) -> None:
+        if self._diary is not None:
+            self._diary.ended(instance)
         held = self._held.get(key)
         if held is None:  # its instance failed meanwhile, and it was answered then
             return
@@ -267,7 +310,7 @@ class Instances:
         else:
             held.result = UnavailableError(f"the executor broke: {type(error).__name__}: {error}")
         if isinstance(held.result, UnavailableError):
-            self._tell(held.instance, ExecutorDied(held.result.text))
+            self._tell(instance, ExecutorDied(held.result.text, self._death_of(instance)))
             return
         text = held.result.text if isinstance(held.result, InfaasError) else ""
         self._tell(held.instance, WorkDone(key, WorkKind.BATCH, held.items, run_s, text))
@@ -286,22 +329,40 @@ class Instances:
             del self._key_of[held.owner.id, held.number]
         return held
 
+    def _died(self, instance: InstanceId, reason: str) -> None:
+        """Its process has ended by itself, whether or not it was running anything."""
+        _log.warning("instance died", instance=instance, reason=reason)
+        self._tell(instance, ExecutorDied(reason, Death.CRASHED))
+
+    def _death_of(self, instance: InstanceId) -> Death | None:
+        """Of an instance whose executor has died: only one with a process of its own can have crashed in it."""
+        return Death.CRASHED if isinstance(self._models.get(instance), Killable) else None
+
     async def _prove(self, key: int, kind: WorkKind, instance: InstanceId) -> None:
         """A warm-up or a probe: real inferences, outside any query."""
         variant, model = self._variants[instance], self._models[instance]
         started = self._clock.now()
         text = ""
+        if self._diary is not None:
+            self._diary.began(instance)
         try:
             if kind is WorkKind.WARM_UP:
                 self._open_sizes[instance] = await warm_up(model, variant)
             else:
                 await run(model, variant, variant.fixed_batch or 1, self._open_sizes.get(instance, 1))
+        except UnavailableError as error:
+            reason = f"{kind.value} ended it: {error.text}"
+            self._tell(instance, ExecutorDied(reason, self._death_of(instance)))
+            return
         except InfaasError as error:
             text = error.text
             _log.warning(f"{kind.value} failed", instance=instance, variant=variant.name, reason=text)
         except Exception as error:  # an executor's bug must not leave the instance waiting for ever
             text = f"{type(error).__name__}: {error}"
             _log.error(f"{kind.value} broke", instance=instance, variant=variant.name, exc_info=error)
+        finally:
+            if self._diary is not None:
+                self._diary.ended(instance)
         self._tell(instance, WorkDone(key, kind, 0, self._clock.now() - started, text))
 
     # -- loading
@@ -331,10 +392,24 @@ class Instances:
             _log.error("load broke", instance=instance, variant=variant.name, exc_info=error)
             self._fail_load(instance, f"{type(error).__name__}: {error}")
             return
-        self._models[instance] = opened.model
-        in_flight = opened.model.max_in_flight
+        model = self._models[instance] = opened.model
+        in_flight = model.max_in_flight
+        if isinstance(model, Killable):
+            self._watch(instance, model)
+        elif self._diary is not None:
+            self._diary.loaded(instance, variant.name)
         _log.info("loaded", instance=instance, variant=variant.name, load_s=round(opened.load_s, 4))
-        self._tell(instance, Loaded(opened.load_s, opened.was_cold, in_flight, opened.memory_bytes))
+        is_killable = isinstance(model, Killable)
+        self._tell(instance, Loaded(opened.load_s, opened.was_cold, in_flight, opened.memory_bytes, is_killable))
+
+    def _watch(self, instance: InstanceId, model: Killable) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(ended: Future[str]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._died, instance, ended.result())
+
+        model.ended.add_done_callback(tell)
 
     def _fail_load(self, instance: InstanceId, reason: str) -> None:
         self._out[instance].set()
@@ -343,6 +418,9 @@ class Instances:
     async def _unload(self, instance: InstanceId) -> None:
         model = self._models.get(instance)
         if model is not None:
+            found = self._serving.instances.get(instance)
+            if isinstance(model, Killable) and found is not None and found.state is InstanceState.FAILED:
+                model.kill(found.reason)
             try:
                 await on_thread(f"unload-{instance}", model.close)
             except InfaasError as error:
@@ -368,4 +446,6 @@ def _load_asked(instance: InstanceId, variant: Variant, memory_bytes: int) -> Lo
     profile = variant.profile
     probe_s = profile.latency_s(variant.fixed_batch or 1) if profile else None
     warm_up_s = profile.latency_s(1) + profile.latency_s(variant.max_batch_size) if profile else None
-    return LoadAsked(instance, variant.name, variant.threads, memory_bytes, warm_up_s, probe_s)
+    return LoadAsked(
+        instance, variant.name, variant.threads, memory_bytes, warm_up_s, probe_s, isolation=variant.isolation
+    )

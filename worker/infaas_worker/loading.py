@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from infaas.domain.variant import Variant
+from infaas.domain.variant import PROCESS_MEMORY_BYTES, Isolation, Variant
 from infaas.errors import InfaasError, InvalidError, ModelError
 from infaas.repository.base import Repository
 from infaas_worker.executors.base import BatchOut, Executors, LoadedModel
@@ -50,7 +50,8 @@ class Loader:
         if variant.memory_bytes:
             return variant.memory_bytes
         size = await on_thread(f"size-{variant.name}", lambda: self._repository.size(variant.artifact))
-        return size * _UNMEASURED_FACTOR + _UNMEASURED_BYTES
+        process_bytes = PROCESS_MEMORY_BYTES if variant.isolation is Isolation.PROCESS else 0
+        return size * _UNMEASURED_FACTOR + _UNMEASURED_BYTES + process_bytes
 
     async def open(self, variant: Variant) -> Opened:
         """Raises InfaasError with the reason when the variant cannot be loaded here."""
@@ -60,7 +61,7 @@ class Loader:
     def _open(self, variant: Variant) -> Opened:
         started = time.monotonic()
         was_cold = variant.artifact not in self._read
-        executor = self._executors.get(variant.runtime)
+        executor = self._executors.of(variant)
         path = self._repository.fetch(variant.artifact)
         if variant.threads == 1:  # else the runtime's pool, made while loading, would inherit it for good
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICE)

@@ -11,7 +11,8 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import grpc.aio
 import uvloop
@@ -33,11 +34,16 @@ from infaas.repository.base import open_repository
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.settings import Settings
 from infaas.store.redis import RedisStore
+from infaas.up.restart import HUNG_EXIT
 from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
 from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
+from infaas_worker.blackbox import BlackBox
+from infaas_worker.decide.events import DeathRemembered
+from infaas_worker.decide.hang import Patience
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import Executors
+from infaas_worker.executors.isolated import IsolatedExecutor
 from infaas_worker.instances import Instances
 from infaas_worker.loading import Loader
 from infaas_worker.machine import (
@@ -67,12 +73,23 @@ class Place:
     core_ids: tuple[int, ...]
 
 
+class Ending(Enum):
+    """How a worker's life ended when nothing crashed."""
+
+    DRAINED = "drained"
+    CUT = "cut"
+    """The drain ran out of time; something still runs in a thread."""
+    HUNG = "hung"
+    """Something in this process hangs, and it has to be replaced."""
+
+
 def main(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
-    if not uvloop.run(Worker(settings, SystemClock()).run()):
+    ending = uvloop.run(Worker(settings, SystemClock()).run())
+    if ending is not Ending.DRAINED:
         # Native code still runs in threads that nothing can stop; an interpreter that shuts down under them aborts.
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(HUNG_EXIT if ending is Ending.HUNG else 0)
 
 
 def find_place(settings: Settings, clock: Clock) -> Place:
@@ -109,8 +126,8 @@ class Worker:
         self._settings = settings
         self._clock = clock
 
-    async def run(self) -> bool:
-        """Until told to stop; False when the drain had to be cut and something still runs in a thread.
+    async def run(self) -> Ending:
+        """Until told to stop, or until an instance hangs that cannot be ended.
 
         Raises TaskCrashedError when a part that should live for ever did not.
         """
@@ -121,18 +138,20 @@ class Worker:
             require_safe_binding("worker.listen", host, settings.token())
         prepare_socket(place.listen)
         stop = _stop_signal()
+        box = BlackBox(settings.state_dir / "run", place.record.id)
         monitor = Monitor()
-        reporter = Reporter(place.record, self._clock, monitor)
+        reporter = Reporter(_after(place.record, box.deaths), self._clock, monitor)
         publisher = Publisher()
         store = RedisStore(settings.redis_url)
-        loader = Loader(open_repository(settings.repository_url), Executors())
-        serving = Serving(place.core_ids, place.record.memory_bytes, settings.worker.probe_interval_s)
+        loader = Loader(open_repository(settings.repository_url), Executors(isolate=IsolatedExecutor))
+        patience = Patience(settings.worker.hang_after_s, settings.worker.hang_factor)
+        serving = Serving(place.core_ids, place.record.memory_bytes, settings.worker.probe_interval_s, patience)
 
         def on_report() -> None:
             publisher.publish_soon()
             registration.wake()
 
-        instances = Instances(serving, loader, self._clock, on_report)
+        instances = Instances(serving, loader, self._clock, on_report, box)
         registration = Registration(
             store,
             lambda: reporter.record(instances.serving),
@@ -146,10 +165,12 @@ class Worker:
         probes = health.HealthServicer()
         server = _server(service, probes, place)
         monitor.start()
+        instances.remember(box.deaths)
+        box.arm()
         await server.start()
         await probes.set("", health_pb2.HealthCheckResponse.SERVING)
         supervisor = Supervisor("worker")
-        supervisor.spawn("heartbeat", _heartbeat(instances, publisher, settings.worker.heartbeat_s))
+        supervisor.spawn("heartbeat", _heartbeat(instances, publisher, monitor, settings.worker.heartbeat_s))
         supervisor.spawn("registration", registration.run())
         garbage.settle()
         supervisor.spawn("garbage", garbage.collect_between(lambda: not instances.serving.has_batches, self._clock))
@@ -162,11 +183,14 @@ class Worker:
         )
         crash = asyncio.create_task(supervisor.wait(), name="crash")
         asked = asyncio.create_task(stop.wait(), name="stop")
-        is_drained = False
+        failed = asyncio.create_task(instances.condemned.wait(), name="condemned")
+        ending = Ending.CUT
         try:
-            await asyncio.wait({crash, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({crash, asked, failed}, return_when=asyncio.FIRST_COMPLETED)
             await probes.enter_graceful_shutdown()
-            is_drained = await self._drain(instances, publisher, service)
+            ending = await self._drain(instances, publisher, service)
+            if ending is Ending.HUNG:
+                box.condemned(instances.serving.failure)
         finally:
             await registration.withdraw()
             await supervisor.stop()
@@ -177,24 +201,31 @@ class Worker:
                 await asyncio.to_thread(tracing.close, _LAST_SPANS_S)
             remove_socket(place.listen)
             asked.cancel()
-        _log.info("worker stopped", worker=place.record.id, is_drained=is_drained)
+            failed.cancel()
+        _log.info("worker stopped", worker=place.record.id, ending=ending.value)
         await crash  # over since the supervisor stopped; raises what crashed, if anything did
-        return is_drained
+        if ending is Ending.DRAINED:
+            box.disarm()
+        return ending
 
-    async def _drain(self, instances: Instances, publisher: Publisher, service: WorkerService) -> bool:
-        """Not-ready first; then what is held is finished, as far as the time allows (False: it did not)."""
+    async def _drain(self, instances: Instances, publisher: Publisher, service: WorkerService) -> Ending:
+        """Not-ready first; then what is held is finished, as far as the time allows. What hangs is not waited for."""
         instances.begin_drain("the worker stops")
         service.begin_stop()
         try:
             async with asyncio.timeout(self._settings.worker.drain_timeout_s):
                 await instances.drained()
                 await publisher.flushed()
-                await instances.close()
+                if not instances.serving.failure:
+                    await instances.close()
         except TimeoutError:
             _log.warning("drain ran out of time", timeout_s=self._settings.worker.drain_timeout_s)
             instances.abandon()
-            return False
-        return True
+            return Ending.HUNG if instances.serving.failure else Ending.CUT
+        if instances.serving.failure:
+            instances.abandon()
+            return Ending.HUNG
+        return Ending.DRAINED
 
 
 def _server(service: WorkerService, probes: health.HealthServicer, place: Place) -> grpc.aio.Server:
@@ -219,9 +250,17 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-async def _heartbeat(instances: Instances, publisher: Publisher, heartbeat_s: float) -> None:
+def _after(record: WorkerRecord, deaths: tuple[DeathRemembered, ...]) -> WorkerRecord:
+    """The record with what ended the life before."""
+    if not deaths:
+        return record
+    first = deaths[0]
+    return replace(record, reason=f"started again: instance {first.instance} of {first.variant} {first.reason}")
+
+
+async def _heartbeat(instances: Instances, publisher: Publisher, monitor: Monitor, heartbeat_s: float) -> None:
     async def beat() -> None:
-        instances.tick()
+        instances.tick(monitor.load().stall_ratio)
         publisher.publish()
 
     await every(heartbeat_s, beat, name="heartbeat")

@@ -36,12 +36,12 @@ class Reporter:
         """`state` overrides what the machine says while the worker starts or has ended."""
         shift = self._clock.wall() - self._clock.now()
         instances = {key: self._instance(one, shift) for key, one in serving.instances.items()}
-        current = WorkerState.DRAINING if serving.is_draining else WorkerState.READY
-        return replace(self._base, state=state or current, instances=instances)
+        reason = serving.failure or self._base.reason
+        return replace(self._base, state=state or _state(serving), instances=instances, reason=reason)
 
     def shape(self, serving: Serving) -> Shape:
         instances = tuple((key, one.state.value, one.reason) for key, one in serving.instances.items())
-        return Shape(WorkerState.DRAINING if serving.is_draining else WorkerState.READY, instances)
+        return Shape(_state(serving), instances)
 
     def report(self, serving: Serving, *, state: WorkerState | None = None) -> worker_pb2.WorkerMessage:
         self._sequence += 1
@@ -67,7 +67,15 @@ class Reporter:
             loaded_at=0.0 if one.loaded_at is None else one.loaded_at + shift,
             last_ok_at=0.0 if one.last_ok_at is None else one.last_ok_at + shift,
             reason=one.reason,
+            isolation=one.isolation,
+            death=one.death,
         )
+
+
+def _state(serving: Serving) -> WorkerState:
+    if serving.failure:
+        return WorkerState.FAILED
+    return WorkerState.DRAINING if serving.is_draining else WorkerState.READY
 
 
 def _load(one: Instance) -> worker_pb2.InstanceLoad:

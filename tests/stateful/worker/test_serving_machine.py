@@ -120,6 +120,8 @@ class WorkerLife(RuleBasedStateMachine):
                 assert instance in self.in_executor
                 assert instance not in self.unloading
                 self.unloading.add(instance)
+                # A failed instance is killed: what still ran in it, because it hung, has ended.
+                self.running = {key: run for key, run in self.running.items() if run[0] != instance}
             case GrantLease(key, core_ids):
                 assert len(core_ids) == self.asked[key]
                 assert not self.startable(), "cores are leased away from work that waits for them"
@@ -177,7 +179,7 @@ class WorkerLife(RuleBasedStateMachine):
         self.gone_owners.discard(owner)
         queries = tuple(StagedQuery(i, 1, self.now + slack) for i, slack in enumerate(slacks))
         self.sent[key] = Sent(owner, name, {query.id: query.deadline for query in queries})
-        self.post(BatchArrived(key, owner, InstanceId(name), queries, 0.2))
+        self.post(BatchArrived(key, owner, InstanceId(name), queries, 0.2, 0.25))
         return key if self.sent[key].outcomes == 0 else multiple()
 
     @rule(key=batches, queries=st.frozensets(st.integers(0, 2), min_size=1))
@@ -296,7 +298,7 @@ class WorkerLife(RuleBasedStateMachine):
                 return
             self.in_executor.add(name)
             assert sum(self.memory[key] for key in self.in_executor) <= 100, "memory over budget"
-            self.post(InstanceTold(InstanceId(name), Loaded(0.5, True, 1, self.memory[name])))
+            self.post(InstanceTold(InstanceId(name), Loaded(0.5, True, 1, self.memory[name], is_killable=True)))
 
     def _finish_unload(self):
         for name in sorted(self.unloading)[:1]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infaas.domain.ids import InstanceId, VariantName
+from infaas.domain.lifecycle import Death
 from infaas.domain.query import Code
+from infaas.domain.variant import Isolation
 from infaas_worker.decide.instances import InstanceEvent, WorkKind
 
 
@@ -27,6 +29,17 @@ class LoadAsked:
     probe_s: float | None = None
     problem: str = ""
     """Why it cannot be loaded, when that is known beforehand; it then appears as FAILED with this reason."""
+    isolation: Isolation = Isolation.THREAD
+
+
+@dataclass(frozen=True, slots=True)
+class DeathRemembered:
+    """An instance that ended this worker's process in its life before: shown FAILED, so that everybody learns of it."""
+
+    instance: InstanceId
+    variant: VariantName
+    reason: str
+    death: Death
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,8 @@ class BatchArrived:
     instance: InstanceId
     queries: tuple[StagedQuery, ...]
     expected_s: float | None = None
+    slow_s: float | None = None
+    """The p99 of such a batch by the profile; None: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +106,13 @@ class DrainEnded:
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
-    pass
+    stall_ratio: float = 0.0
+    """Of the time, what the host has been taking lately."""
 
 
 Event = (
     LoadAsked
+    | DeathRemembered
     | UnloadAsked
     | BatchArrived
     | QueriesCancelled
@@ -168,4 +185,11 @@ class Report:
     """A state changed: tell every controller."""
 
 
-Command = BeginLoad | BeginUnload | Run | Answer | Deliver | Discard | GrantLease | Report
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """Something hangs in this process that nothing can end: it must be replaced. Said once."""
+
+    reason: str
+
+
+Command = BeginLoad | BeginUnload | Run | Answer | Deliver | Discard | GrantLease | Report | Condemn

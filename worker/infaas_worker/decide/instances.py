@@ -13,11 +13,14 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from infaas.domain.ids import InstanceId, VariantName
-from infaas.domain.lifecycle import InstanceState, is_allowed
+from infaas.domain.lifecycle import Death, InstanceState, is_allowed
 from infaas.domain.query import Code
+from infaas.domain.variant import Isolation
 
 FAILED_KEPT_S = 5.0
 """How long a failed instance stays in reports, so that every controller reads the reason."""
+DEATH_KEPT_S = 30.0
+"""The same for one that died: whoever leads the controllers must see it, also one that has yet to take over."""
 USE_HALF_LIFE_S = 60.0
 """Measured use is items done, halved every this many seconds."""
 
@@ -54,6 +57,10 @@ class Instance(NamedTuple):
     busy_s: float = 0.0
     use: float = 0.0
     used_at: float = 0.0
+    isolation: Isolation = Isolation.THREAD
+    is_killable: bool = False
+    """Whether what runs in it can be ended from outside."""
+    death: Death | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -81,6 +88,7 @@ class Loaded:
     was_cold: bool
     in_flight: int
     memory_bytes: int
+    is_killable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,7 @@ class ProbeDue:
 @dataclass(frozen=True, slots=True)
 class ExecutorDied:
     reason: str
+    death: Death | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +215,8 @@ def step(instance: Instance, event: InstanceEvent, now: float) -> Step:
         case ProbeDue():
             is_due = instance.state is InstanceState.READY and instance.is_idle
             return instance, (Stage(WorkKind.PROBE),) if is_due else ()
-        case ExecutorDied(reason):
-            return _fail(instance, reason, now)
+        case ExecutorDied(reason, death):
+            return _fail(instance, reason, now, death)
         case Unloaded():
             gone = instance._replace(is_resident=False, is_unloading=False)
             return (_move(gone, InstanceState.GONE) if gone.state is InstanceState.DRAINING else gone), ()
@@ -234,6 +243,7 @@ def _loaded(instance: Instance, event: Loaded, now: float) -> Step:
         memory_bytes=event.memory_bytes,
         loaded_at=now,
         is_resident=True,
+        is_killable=event.is_killable,
     )
     if loaded.state is InstanceState.LOADING:
         return loaded, (Stage(WorkKind.WARM_UP),)
@@ -273,7 +283,7 @@ def _drained(instance: Instance) -> Step:
     return instance._replace(is_unloading=True), (Unload(),)
 
 
-def _fail(instance: Instance, reason: str, now: float) -> Step:
+def _fail(instance: Instance, reason: str, now: float, death: Death | None = None) -> Step:
     """Everything it held is answered: what had begun to run is told apart from what had not (SURFACE rule 15)."""
     if instance.state in (InstanceState.FAILED, InstanceState.GONE):
         return instance, ()
@@ -283,11 +293,15 @@ def _fail(instance: Instance, reason: str, now: float) -> Step:
     if not instance.is_unloading:
         commands.append(Unload())
     failed = _move(instance, InstanceState.FAILED)
-    return failed._replace(reason=reason, failed_at=now, running=(), staged=(), is_unloading=True), tuple(commands)
+    return (
+        failed._replace(reason=reason, failed_at=now, running=(), staged=(), is_unloading=True, death=death),
+        tuple(commands),
+    )
 
 
 def _forget(instance: Instance, now: float) -> Instance:
-    is_over = instance.failed_at is not None and now - instance.failed_at >= FAILED_KEPT_S
+    kept_s = FAILED_KEPT_S if instance.death is None else DEATH_KEPT_S
+    is_over = instance.failed_at is not None and now - instance.failed_at >= kept_s
     if instance.state is InstanceState.FAILED and is_over and not instance.is_resident:
         return _move(instance, InstanceState.GONE)
     return instance

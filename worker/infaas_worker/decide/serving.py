@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from infaas.domain.ids import InstanceId
-from infaas.domain.lifecycle import InstanceState
+from infaas.domain.lifecycle import Death, InstanceState
 from infaas.domain.query import Code
 from infaas_worker.decide.events import (
     Answer,
@@ -21,6 +21,8 @@ from infaas_worker.decide.events import (
     BeginLoad,
     BeginUnload,
     Command,
+    Condemn,
+    DeathRemembered,
     Deliver,
     Discard,
     DrainBegan,
@@ -39,8 +41,10 @@ from infaas_worker.decide.events import (
     Ticked,
     UnloadAsked,
 )
+from infaas_worker.decide.hang import Patience, bound_s
 from infaas_worker.decide.instances import (
     DrainAsked,
+    ExecutorDied,
     Instance,
     InstanceEvent,
     LoadFailed,
@@ -73,6 +77,8 @@ class Work(NamedTuple):
     deadline: float
     queries: tuple[StagedQuery, ...] = ()
     expected_s: float | None = None
+    slow_s: float | None = None
+    """The p99 of such a run; None: not measured."""
     started_at: float | None = None
     cancelled: frozenset[int] = frozenset()
     is_orphan: bool = False
@@ -89,6 +95,9 @@ class Serving(NamedTuple):
     core_ids: tuple[int, ...]
     memory_bytes: int
     probe_interval_s: float
+    patience: Patience = Patience()
+    failure: str = ""
+    """Why this process must be replaced; empty while it need not."""
     is_draining: bool = False
     instances: Mapping[InstanceId, Instance] = MappingProxyType({})
     asked: Mapping[InstanceId, LoadAsked] = MappingProxyType({})
@@ -135,13 +144,18 @@ class _Machine:
         self._leases = dict(serving.leases)
         self._own_keys = serving.own_keys
         self._is_draining = serving.is_draining
+        self._failure = serving.failure
         self._commands: list[Command] = []
 
     def result(self) -> tuple[Serving, tuple[Command, ...]]:
-        if self._is_draining != self._before.is_draining or self._states_differ():
+        has_failed = self._failure != self._before.failure
+        if has_failed:
+            self._commands.append(Condemn(self._failure))
+        if has_failed or self._is_draining != self._before.is_draining or self._states_differ():
             self._commands.append(Report())
         after = self._before._replace(
             is_draining=self._is_draining,
+            failure=self._failure,
             instances=self._instances,
             asked=self._asked,
             work=self._work,
@@ -160,6 +174,8 @@ class _Machine:
                 self._cancel(key, queries)
             case LoadAsked():
                 self._load(event)
+            case DeathRemembered():
+                self._remember(event)
             case UnloadAsked(instance, reason):
                 self._tell(instance, DrainAsked(reason))
             case OwnerLeft(owner):
@@ -172,8 +188,9 @@ class _Machine:
                 self._is_draining = True
             case DrainEnded():
                 self._is_draining = False
-            case Ticked():
+            case Ticked(stall_ratio):
                 self._tick()
+                self._end_hung(stall_ratio)
 
     def expire(self) -> None:
         """Queries whose deadline passed while they were staged are answered now and never run."""
@@ -185,7 +202,7 @@ class _Machine:
 
     def start(self) -> None:
         waiting = [self._waiting(work) for work in self._work.values() if work.started_at is None]
-        if not waiting:
+        if not waiting or self._failure:
             return
         room = {key: one.in_flight - len(one.running) for key, one in self._instances.items()}
         for key in choose(waiting, self._running(), room, self._before.cores, self._now):
@@ -196,7 +213,7 @@ class _Machine:
 
     def lease(self) -> None:
         """Cores that nothing runs on or waits for go to whoever asked first."""
-        if all(lease.core_ids for lease in self._leases.values()) or self._is_short_of_cores():
+        if self._failure or all(lease.core_ids for lease in self._leases.values()) or self._is_short_of_cores():
             return
         used = sum(run.threads for run in self._running())
         held = {core for lease in self._leases.values() for core in lease.core_ids}
@@ -214,7 +231,9 @@ class _Machine:
     def _arrive(self, event: BatchArrived) -> None:
         instance = self._instances.get(event.instance)
         refusal: tuple[Code, str] | None = None
-        if self._is_draining:
+        if self._failure:
+            refusal = Code.DRAINING, f"the worker failed and is replaced: {self._failure}"
+        elif self._is_draining:
             refusal = Code.DRAINING, "the worker is draining"
         elif instance is None:
             refusal = Code.UNAVAILABLE, f"no instance {event.instance!r} on this worker"
@@ -236,6 +255,7 @@ class _Machine:
             deadline,
             event.queries,
             event.expected_s,
+            event.slow_s,
         )
         self._tell(event.instance, WorkArrived(event.key))
 
@@ -302,13 +322,15 @@ class _Machine:
         if event.instance in self._instances:
             return
         room = make_room(event.memory_bytes, self._before.memory_bytes, self._residents())
-        instance = Instance(event.instance, event.variant, event.threads, event.memory_bytes, self._now)
+        instance = Instance(
+            event.instance, event.variant, event.threads, event.memory_bytes, self._now, isolation=event.isolation
+        )
         self._instances[event.instance] = instance
         self._asked[event.instance] = event
         if event.problem:
             self._tell(event.instance, LoadFailed(event.problem))
-        elif self._is_draining:
-            self._tell(event.instance, LoadFailed("the worker is draining"))
+        elif self._is_draining or self._failure:
+            self._tell(event.instance, LoadFailed(self._failure or "the worker is draining"))
         elif event.threads > self._before.cores:
             reason = f"the variant needs {event.threads} threads, this worker has {self._before.cores} cores"
             self._tell(event.instance, LoadFailed(reason))
@@ -318,6 +340,41 @@ class _Machine:
             for evicted in room.evict:
                 self._tell(evicted, DrainAsked(f"least useful by measured use; makes room for {event.variant}"))
             self._commands.append(BeginLoad(event.instance, room.wait_for))
+
+    def _remember(self, event: DeathRemembered) -> None:
+        if event.instance not in self._instances:
+            self._instances[event.instance] = Instance(
+                event.instance,
+                event.variant,
+                threads=1,
+                memory_bytes=0,
+                asked_at=self._now,
+                state=InstanceState.FAILED,
+                reason=event.reason,
+                failed_at=self._now,
+                death=event.death,
+            )
+
+    def _end_hung(self, stall_ratio: float) -> None:
+        """A run that has taken far too long is given up with its instance; one that nothing can end condemns the
+        whole process, because its thread and core are gone for good."""
+        for work in list(self._work.values()):
+            instance = self._instances.get(work.instance)
+            if work.started_at is None or instance is None:
+                continue
+            ran_s, given_s = self._now - work.started_at, bound_s(work.slow_s, stall_ratio, self._before.patience)
+            if ran_s <= given_s:
+                continue
+            reason = f"hung for {ran_s:.1f} s, a run of it is given {given_s:.1f} s"
+            self._tell(work.instance, ExecutorDied(reason, Death.HUNG))
+            if not instance.is_killable and not self._failure:
+                self._failure = f"instance {instance.id} of {instance.variant} {reason}"
+                self._send_back_staged()
+
+    def _send_back_staged(self) -> None:
+        """What has not begun is better off on another worker than behind a core that is lost."""
+        for work in [w for w in self._work.values() if w.started_at is None and w.kind is WorkKind.BATCH]:
+            self._keep(work, (), Code.DRAINING, f"the worker failed and is replaced: {self._failure}")
 
     def _residents(self) -> list[Resident]:
         return [
@@ -341,7 +398,15 @@ class _Machine:
         asked = self._asked[instance.id]
         expected = asked.warm_up_s if kind is WorkKind.WARM_UP else asked.probe_s
         self._work[key] = Work(
-            key, kind, instance.id, instance.threads, "", self._now, self._now + PATIENCE_S, expected_s=expected
+            key,
+            kind,
+            instance.id,
+            instance.threads,
+            "",
+            self._now,
+            self._now + PATIENCE_S,
+            expected_s=expected,
+            slow_s=expected,
         )
         self._tell(instance.id, WorkArrived(key, kind))
 

@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
-from infaas.domain.variant import Hardware, Runtime, Variant
+from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
 from infaas.errors import UnsupportedError
 
 GROUP = "infaas.executors"
@@ -98,6 +98,19 @@ class LoadedModel(Protocol):
         """Finish what is pending, then free everything. Blocks; runs on a loading thread."""
 
 
+@runtime_checkable
+class Killable(Protocol):
+    """A loaded model that can be ended from outside, whatever it is doing, and that may end by itself."""
+
+    @property
+    def ended(self) -> Future[str]:
+        """Done once it has ended without having been closed; the result says how, for people."""
+
+    def kill(self, reason: str) -> None:
+        """End it now: pending futures raise UnavailableError with the reason. `close` must still follow. Returns
+        at once; a second call, or one after the end, changes nothing."""
+
+
 class Executor(Protocol):
     @property
     def runtime(self) -> Runtime: ...
@@ -117,8 +130,14 @@ class Executor(Protocol):
 class Executors:
     """Executors by runtime, each made when a variant first asks for it."""
 
-    def __init__(self, factories: dict[str, Callable[[], Executor]] | None = None) -> None:
+    def __init__(
+        self,
+        factories: dict[str, Callable[[], Executor]] | None = None,
+        isolate: Callable[[], Executor] | None = None,
+    ) -> None:
         self._factories = factories
+        self._isolate = isolate or _no_isolation
+        self._isolating: Executor | None = None
         self._made: dict[str, Executor] = {}
         self._lock = threading.Lock()
 
@@ -131,6 +150,16 @@ class Executors:
                 self._made[runtime.value] = found
             return found
 
+    def of(self, variant: Variant) -> Executor:
+        """The executor that loads this variant: its runtime's, or the one that gives each instance a process, where
+        the runtime's is then imported. Raises as `get` does."""
+        if variant.isolation is Isolation.PROCESS:
+            with self._lock:
+                if self._isolating is None:
+                    self._isolating = self._isolate()
+                return self._isolating
+        return self.get(variant.runtime)
+
     def _make(self, name: str) -> Executor:
         if self._factories is not None and name in self._factories:
             return self._factories[name]()
@@ -139,3 +168,7 @@ class Executors:
                 made: Executor = entry.load()()
                 return made
         raise UnsupportedError(f"no executor for runtime {name!r} is installed in this worker")
+
+
+def _no_isolation() -> Executor:
+    raise UnsupportedError("this process runs one instance already; it cannot isolate another")
