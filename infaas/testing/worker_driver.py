@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -109,7 +110,8 @@ class ControllerEnd:
 
     async def __aenter__(self) -> Self:
         self.call = self.stub.Attach(metadata=self.metadata, wait_for_ready=True)
-        await self.send(hello=worker_pb2.Hello(controller=self._name, version="test"))
+        with contextlib.suppress(grpc.aio.AioRpcError):  # refused already: the reader learns why
+            await self.send(hello=worker_pb2.Hello(controller=self._name, version="test"))
         self._reader = asyncio.create_task(self._read(), name=f"read-{self._name}")
         return self
 

@@ -246,6 +246,7 @@ async def test_on_sigterm_it_says_not_ready_first_finishes_and_leaves_no_trace(s
         await in_store(own_redis_server.url, lambda record: record is not None and "i1" in record.instances)
         running = await end.submit("i1", x(1))
         staged = await end.submit("i1", x(2))
+        await end.infer("nobody", x(3))  # answered at once, and in order: what was sent before it is there
         await end.until(lambda: running in end.started)
         worker.signal(signal.SIGTERM)
         await end.until(lambda: end.worker.state is WorkerState.DRAINING)
