@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
@@ -110,8 +109,10 @@ class ControllerEnd:
 
     async def __aenter__(self) -> Self:
         self.call = self.stub.Attach(metadata=self.metadata, wait_for_ready=True)
-        with contextlib.suppress(grpc.aio.AioRpcError):  # refused already: the reader learns why
+        try:
             await self.send(hello=worker_pb2.Hello(controller=self._name, version="test"))
+        except grpc.aio.AioRpcError as error:  # refused before the first word was out
+            self.error = error
         self._reader = asyncio.create_task(self._read(), name=f"read-{self._name}")
         return self
 
@@ -205,7 +206,7 @@ class ControllerEnd:
                     self._take(message)
                     self._news.notify_all()
         except grpc.aio.AioRpcError as error:
-            self.error = error
+            self.error = self.error or error
         finally:
             async with self._news:
                 self.is_over = True
