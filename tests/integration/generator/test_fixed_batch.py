@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from infaas_variant_generator.children import ChildLimits, run_child
+from infaas_variant_generator.children import ChildFailedError, ChildLimits, run_child
 from infaas_variant_generator.main import Generator
 from infaas_variant_generator.requests import Rebatched, RebatchRequest
 from onnx import TensorProto, helper, numpy_helper
@@ -99,6 +99,17 @@ def remembering(batch: int, state: np.ndarray[Any, Any]) -> bytes:
     return model(batch, nodes, weights, (5, 8), 3)
 
 
+def beginning_computed(batch: int) -> bytes:
+    """An LSTM whose initial states are computed from constants, as some exporters leave them."""
+    made = onnx.load_from_string(remembering(batch, np.zeros(4)))
+    kept = [tensor for tensor in made.graph.initializer if tensor.name not in ("h", "c")]
+    del made.graph.initializer[:]
+    made.graph.initializer.extend([*kept, numpy_helper.from_array(np.array([1, batch, 4]), "states")])
+    for at, name in enumerate("hc"):
+        made.graph.node.insert(at, helper.make_node("ConstantOfShape", ["states"], [name]))
+    return bytes(made.SerializeToString())
+
+
 def prefixed(batch: int) -> bytes:
     """A learnt first step is expanded to the batch and put before the others."""
     nodes = [
@@ -149,6 +160,7 @@ FREED: dict[str, Callable[[int], bytes]] = {
     "attention": attending,
     "a recurrent layer that begins at zero": lambda batch: remembering(batch, np.zeros(4)),
     "a recurrent layer that begins elsewhere": lambda batch: remembering(batch, np.array([0.5, -1, 0.25, 0])),
+    "a recurrent layer whose beginning is computed": beginning_computed,
     "an expanded constant": prefixed,
 }
 
@@ -220,6 +232,30 @@ async def test_data_that_is_all_the_same_does_not_hide_that_items_look_at_each_o
     same = np.ones((30, 8), dtype=np.float32)
     done = await rewriting(comparing(1), 1, x=same, label=np.zeros(30, dtype=np.int64))
     assert not done.is_dynamic
+
+
+async def test_made_up_rows_that_the_graph_does_not_take_are_left_out(rewriting: Rewriting) -> None:
+    """Values are looked up in a table of three rows; made-up ones lie outside of it."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["found"]),
+        helper.make_node("Reshape", ["found", "target"], ["scores"]),
+    ]
+    weights = {"table": normal(3, 2) * 10, "target": np.array([1, 16])}
+    graph = model(1, nodes, weights, (8,), 16)
+    with pytest.raises(ChildFailedError, match="out of"):
+        await rewriting(scaled(graph), 1)
+    rows = DRAW.integers(0, 3, (30, 8)).astype(np.float32) / 1000
+    assert (await rewriting(scaled(graph), 1, x=rows, label=np.zeros(30))).is_dynamic
+
+
+def scaled(graph: bytes) -> bytes:
+    """The graph on inputs a thousand times as large."""
+    made = onnx.load_from_string(graph)
+    made.graph.initializer.append(numpy_helper.from_array(np.float32(1000), "thousand"))
+    made.graph.node[0].input[0] = "scaled"
+    made.graph.node.insert(0, helper.make_node("Mul", ["x", "thousand"], ["scaled"]))
+    return bytes(made.SerializeToString())
 
 
 async def test_a_batch_in_a_branch_is_not_freed_and_the_reason_is_onnx_runtime_s(rewriting: Rewriting) -> None:

@@ -437,6 +437,14 @@ async def test_half_precision_keeps_inputs_and_outputs_and_the_answers(tmp_path:
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
+async def test_half_precision_keeps_branches_and_loops(tmp_path: Path) -> None:
+    half = as_half(onnx.load_from_string(branching()))
+    rows = {"x": images(8)}
+    (found,) = onnxruntime.InferenceSession(half.SerializeToString()).run(["scores"], rows)
+    (wanted,) = onnxruntime.InferenceSession(branching()).run(["scores"], rows)
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
 async def test_half_precision_is_made_or_skipped_by_what_onnx_runtime_does_with_it(bench: Bench) -> None:
     graph = convolutions()
     made = await bench.make(FP16, graph, labelled(graph, {"x": images()}), hardware=HALF)
