@@ -23,6 +23,7 @@ from infaas_controller.ports import Outcome
 from infaas_controller.queues import Ticket
 
 DecisionHook = Callable[[Decision], None]
+TracedHook = Callable[[Decision, "Trace | None"], None]
 
 
 class Trace(NamedTuple):
@@ -32,8 +33,13 @@ class Trace(NamedTuple):
     deadline: float
     now: float
 
-    def candidates(self) -> tuple[Candidate, ...]:
-        return candidates(self.selected, self.deadline, self.now)
+    def candidates(self, limit: int | None = None) -> tuple[Candidate, ...]:
+        return candidates(self.selected, self.deadline, self.now, limit)
+
+    @property
+    def size(self) -> int:
+        """How many candidates there are in all."""
+        return len(self.selected.admission.rulings)
 
 
 class _Kept(NamedTuple):
@@ -53,11 +59,16 @@ class Decisions:
         self._refused: OrderedDict[str, _Kept] = OrderedDict()
         self._by_request: dict[str, str] = {}
         self._hooks: list[DecisionHook] = []
+        self._traced_hooks: list[TracedHook] = []
         self._shown: OrderedDict[Requirements, Mapping[str, object]] = OrderedDict()
 
     def on_decision(self, hook: DecisionHook) -> None:
         """`hook` sees every decision as it is made, without candidates. It must be quick and must not raise."""
         self._hooks.append(hook)
+
+    def on_traced(self, hook: TracedHook) -> None:
+        """As `on_decision`, with what candidates can be made of later, off the query path."""
+        self._traced_hooks.append(hook)
 
     def next_id(self) -> DecisionId:
         return DecisionId(f"{self._prefix}{next(self._numbers)}")
@@ -95,6 +106,8 @@ class Decisions:
         self._keep(self._answered if is_answer else self._refused, _Kept(decision, trace))
         for hook in self._hooks:
             hook(decision)
+        for traced in self._traced_hooks:
+            traced(decision, trace)
         return decision
 
     def get(self, key: str) -> Decision | None:

@@ -2,6 +2,10 @@
 
 A query never waits for the journal. What it cannot take (its queue is bounded) is dropped, counted and, now and then,
 said in the log.
+
+A decision is kept with its candidates, so that `explain` says the same when the memory has forgotten it: the first
+ones that say most, and how many more there were. They are made when a batch is written, off the event loop; of a flood
+of refusals only so many a second carry them, because making and compressing them takes ten times as long as the rest.
 """
 
 from __future__ import annotations
@@ -10,15 +14,21 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from dataclasses import replace
+from typing import NamedTuple, NoReturn
 
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
 from infaas.domain.query import Decision
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
+from infaas_controller.decisions import Trace
 
 ANSWERED = "answered"
+MAX_CANDIDATES = 32
+"""Kept of each decision."""
+CANDIDATES_PER_S = 50
+"""Decisions a second that are kept with candidates."""
 _PRUNE_EVERY = 50
 """Batches between two looks at how much the journal holds."""
 _RETRY_S = 1.0
@@ -30,6 +40,37 @@ _log = get_logger(__name__)
 def is_journaled(decision: Decision, sample: float, draw: float) -> bool:
     """All refusals and failures, and a `sample` share of the answered; `draw` is uniform in [0, 1)."""
     return decision.outcome != ANSWERED or draw < sample
+
+
+class Allowance:
+    """How many decisions may still carry candidates: `per_s` of them, a second's worth at once."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._left = per_s
+        self._at = float("-inf")
+
+    def take(self, now: float) -> bool:
+        self._left = min(self._per_s, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Waiting(NamedTuple):
+    """A decision to be written; `trace` None: without candidates, or with a decision that says how many there were."""
+
+    decision: Decision
+    trace: Trace | None
+
+    def whole(self) -> Decision:
+        """With the candidates that are kept. Pure, and not quick: call it in a thread."""
+        if self.trace is None:
+            return self.decision
+        kept = self.trace.candidates(MAX_CANDIDATES)
+        return replace(self.decision, candidates=kept, candidates_left_out=self.trace.size - len(kept))
 
 
 class Journal:
@@ -58,7 +99,8 @@ class Journal:
         self._linger_s = linger_s
         self._keep = keep
         self._draw = draw
-        self._queue: deque[Decision] = deque()
+        self._queue: deque[Waiting] = deque()
+        self._allowance = Allowance(CANDIDATES_PER_S)
         self._waiting = asyncio.Event()
         self._batches = 0
         self._said_at = float("-inf")
@@ -66,15 +108,17 @@ class Journal:
         """Decisions that were to be journaled and were not."""
         self.written = 0
 
-    def record(self, decision: Decision) -> None:
-        """Queue a decision, if it is one to keep."""
+    def record(self, decision: Decision, trace: Trace | None = None) -> None:
+        """Queue a decision, if it is one to keep; `trace` is what its candidates are made of."""
         if not is_journaled(decision, self._sample, self._draw()):
             return
         if len(self._queue) >= self._capacity:
             self.dropped += 1
             self._say("decisions are dropped: the journal is full", capacity=self._capacity)
             return
-        self._queue.append(decision)
+        if trace is not None and not self._allowance.take(self._clock.now()):
+            decision, trace = replace(decision, candidates_left_out=trace.size), None
+        self._queue.append(Waiting(decision, trace))
         self._waiting.set()
 
     def __len__(self) -> int:
@@ -100,9 +144,9 @@ class Journal:
 
     async def find(self, key: str) -> Decision | None:
         """By decision id or request id, among those written and those waiting. Raises UnavailableError."""
-        for decision in reversed(self._queue):
-            if key in (decision.id, decision.request_id):
-                return decision
+        for waiting in reversed(self._queue):
+            if key in (waiting.decision.id, waiting.decision.request_id):
+                return waiting.whole()
         return await asyncio.to_thread(self._catalog.decision, key)
 
     async def recent(self, limit: int) -> Sequence[Decision]:
@@ -113,27 +157,27 @@ class Journal:
         while self._queue:
             batch = [self._queue[place] for place in range(min(self._batch, len(self._queue)))]
             self.written += await self._write(batch)
-            for decision in batch:
-                if self._queue and self._queue[0] is decision:
+            for waiting in batch:
+                if self._queue and self._queue[0] is waiting:
                     self._queue.popleft()
             self._batches += 1
             if self._batches % _PRUNE_EVERY == 0:
                 await asyncio.to_thread(self._catalog.prune_decisions, self._keep)
         self._waiting.clear()
 
-    async def _write(self, batch: Sequence[Decision]) -> int:
+    async def _write(self, batch: Sequence[Waiting]) -> int:
         """How many were written. What no other try would mend is dropped one by one: neither the rest of its batch nor
         the controller may depend on it."""
         try:
-            await asyncio.to_thread(self._catalog.write_decisions, batch)
+            await asyncio.to_thread(lambda: self._catalog.write_decisions([waiting.whole() for waiting in batch]))
         except UnavailableError:
             raise
         except Exception as error:
             if len(batch) > 1:
-                return sum([await self._write([decision]) for decision in batch])
+                return sum([await self._write([waiting]) for waiting in batch])
             self.dropped += 1
             reason = error.text if isinstance(error, InfaasError) else type(error).__name__
-            _log.error("a decision cannot be journaled", decision=batch[0].id, reason=reason)
+            _log.error("a decision cannot be journaled", decision=batch[0].decision.id, reason=reason)
             return 0
         return len(batch)
 

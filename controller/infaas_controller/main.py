@@ -176,7 +176,7 @@ def build_parts(
     metrics = Metrics(lambda: live_figures(dispatcher, links, system))
     dispatcher.on_decision(metrics.observe_decision)
     dispatcher.observe_with(metrics)
-    dispatcher.on_decision(journal.record)
+    dispatcher.decisions.on_traced(journal.record)
     admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)
     tracing = open_tracing(settings, "controller", clock)
     app = create_app(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from infaas.catalog.base import CatalogBase
 from infaas.catalog.claims import claimed, complete
 from infaas.catalog.records import AuditRow, Claim
 from infaas.catalog.tables import audit, decisions
-from infaas.domain.query import Decision
+from infaas.domain.query import Candidate, Decision
 from infaas.rpc.codec import decode, encode
 
 
@@ -41,7 +43,8 @@ class JournalRecords(CatalogBase):
                 "request_id": decision.request_id[:255],
                 "at": decision.at,
                 "outcome": decision.outcome,
-                "body": encode(decision).decode(),
+                "body": encode(replace(decision, candidates=())).decode(),
+                "candidates": packed(decision.candidates),
             }
             for decision in batch
         }
@@ -57,14 +60,14 @@ class JournalRecords(CatalogBase):
     def decision(self, key: str) -> Decision | None:
         """By decision id, or the newest by request id."""
         where = sa.or_(decisions.c.id == key, decisions.c.request_id == key)
-        query = sa.select(decisions.c.body).where(where).order_by(decisions.c.at.desc()).limit(1)
-        body = self._read(lambda c: c.scalar(query))
-        return None if body is None else decode(body, Decision)
+        query = sa.select(*_DECISION).where(where).order_by(decisions.c.at.desc()).limit(1)
+        row = self._read(lambda c: c.execute(query).first())
+        return None if row is None else _decision(row)
 
     def recent_decisions(self, limit: int) -> Sequence[Decision]:
         """Newest first."""
-        query = sa.select(decisions.c.body).order_by(decisions.c.at.desc(), decisions.c.id).limit(limit)
-        return self._read(lambda c: [decode(body, Decision) for body in c.scalars(query)])
+        query = sa.select(*_DECISION).order_by(decisions.c.at.desc(), decisions.c.id).limit(limit)
+        return [_decision(row) for row in self._read(lambda c: c.execute(query).all())]
 
     def prune_decisions(self, keep: int) -> int:
         """Forget all but the newest `keep`; returns how many went."""
@@ -89,3 +92,19 @@ class JournalRecords(CatalogBase):
             return [AuditRow(r.at, r.actor, r.action, r.subject, json.loads(r.details)) for r in rows]
 
         return self._read(work)
+
+
+_DECISION = (decisions.c.body, decisions.c.candidates)
+_COMPRESSION = 1
+"""The quickest: candidates of one decision resemble each other so much that more effort gains little."""
+
+
+def packed(candidates: Sequence[Candidate]) -> bytes | None:
+    return zlib.compress(encode(candidates), _COMPRESSION) if candidates else None
+
+
+def _decision(row: Row[*tuple[Any, ...]]) -> Decision:
+    found = decode(row.body, Decision)
+    if row.candidates is None:
+        return found
+    return replace(found, candidates=decode(zlib.decompress(row.candidates), tuple[Candidate, ...]))

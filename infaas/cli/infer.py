@@ -122,6 +122,10 @@ def show_decision(decision: Decision) -> None:
         table.add("fallback", decision.fallback)
     show(table)
     if not decision.candidates:
+        if decision.candidates_left_out:
+            typer.echo(
+                f"{decision.candidates_left_out} candidates were looked at; the journal was too busy to keep them"
+            )
         return
     candidates = Table("", "CANDIDATE", ">PREDICTED MS", ">ACCURACY", ">USD/1K", "LOADED", "REASON")
     # The chosen one first, then what could have been chosen, then the rest in the order it was looked at.
@@ -140,6 +144,8 @@ def show_decision(decision: Decision) -> None:
             style="bold" if is_chosen else None,
         )
     show(candidates)
+    if decision.candidates_left_out:
+        typer.echo(f"{decision.candidates_left_out} more candidates were looked at and are not kept")
 
 
 def _asker(

@@ -192,3 +192,5 @@ class Decision:
     cold_start: bool = False
     fallback: str | None = None
     candidates: tuple[Candidate, ...] = field(default=())
+    candidates_left_out: int = 0
+    """How many more were looked at: the journal keeps a bounded number of them."""

@@ -6,12 +6,14 @@ because one that the objective likes better was in time, is shown with what it w
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from infaas.domain.ids import VariantName
 from infaas.domain.query import Candidate, Objective
 from infaas.domain.variant import Variant
-from infaas_controller.decide.candidates import Admission, accuracy_of, best_latency_s, cost_of
+from infaas_controller.decide.candidates import Admission, Ruling, accuracy_of, best_latency_s, cost_of
 from infaas_controller.decide.options import Looked, Option
 
 
@@ -37,12 +39,15 @@ class Trace(Protocol):
     def hop_s(self) -> float: ...
 
 
-def candidates(found: Trace, deadline: float, now: float) -> tuple[Candidate, ...]:
-    """`deadline` and `now` are the query's and the selection's, on the controller's clock."""
+def candidates(found: Trace, deadline: float, now: float, limit: int | None = None) -> tuple[Candidate, ...]:
+    """`deadline` and `now` are the query's and the selection's, on the controller's clock.
+
+    Of more than `limit`, those that say most: the chosen one, then what was compared, then what was admitted.
+    """
     traced = {looked.variant.name: looked for looked in found.looked}
     chosen = found.option
     result: list[Candidate] = []
-    for ruling in found.admission.rulings:
+    for ruling in _first(found, traced, limit):
         variant, looked = ruling.variant, traced.get(ruling.variant.name)
         if chosen is not None and variant.name == chosen.variant.name:
             note = f"chosen (below the floor: {ruling.reason})" if ruling.reason else "chosen"
@@ -57,6 +62,23 @@ def candidates(found: Trace, deadline: float, now: float) -> tuple[Candidate, ..
             reason = f"admitted: {_why_less(variant, chosen, found.objective, now)}; predicted at rest"
             result.append(_candidate(variant, reason, at_rest_s))
     return tuple(result)
+
+
+def _first(found: Trace, traced: Mapping[VariantName, Looked], limit: int | None) -> Sequence[Ruling]:
+    """In the order of the rulings, whatever is left out."""
+    rulings = found.admission.rulings
+    if limit is None or len(rulings) <= limit:
+        return rulings
+
+    def weight(place: int) -> tuple[int, int]:
+        ruling = rulings[place]
+        if found.option is not None and ruling.variant.name == found.option.variant.name:
+            return 0, place
+        if ruling.variant.name in traced:
+            return 1, place
+        return (3 if ruling.reason else 2), place
+
+    return [rulings[place] for place in sorted(sorted(range(len(rulings)), key=weight)[:limit])]
 
 
 def _why_not(looked: Looked, found: Trace, deadline: float, now: float) -> str:

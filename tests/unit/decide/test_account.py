@@ -23,7 +23,7 @@ VARIANTS = [
 ]
 
 
-def explained(objective: Objective, latency_ms: float = 100.0) -> dict[str, Candidate]:
+def explained(objective: Objective, latency_ms: float = 100.0, limit: int | None = None) -> dict[str, Candidate]:
     instances = [an_instance(f"i-{variant.name}", variant=variant.name) for variant in VARIANTS]
     view = a_view(variants=VARIANTS, workers=[a_worker("w1", instances=instances)])
     ledger = Ledger()
@@ -31,7 +31,7 @@ def explained(objective: Objective, latency_ms: float = 100.0) -> dict[str, Cand
     query = a_query(at=NOW, latency_ms=latency_ms, accuracy_min=0.8, objective=objective)
     admission = Admissions().of(query, view)
     found = select_traced(query, admission, ledger, SloPolicy(), NOW, random.Random(1).random())
-    return {one.variant: one for one in candidates(found, query.deadline, NOW)}
+    return {one.variant: one for one in candidates(found, query.deadline, NOW, limit)}
 
 
 def test_a_dearer_variant_is_shown_with_both_costs_and_what_it_takes_at_rest() -> None:
@@ -65,3 +65,14 @@ def test_what_the_objective_prefers_but_is_too_late_and_what_the_floor_rules_out
     assert shown["good"].reason == "predicted in 31 ms, 20 ms are left"
     assert shown["poor"].reason == "accuracy 0.5000 (measured) is below the floor 0.8000"
     assert shown["poor"].predicted_s is None
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_of_too_many_those_stay_that_say_most(limit: int) -> None:
+    whole = explained(Objective.ACCURACY)
+    assert whole["good"].reason == "chosen"
+    shown = explained(Objective.ACCURACY, limit=limit)
+    assert "good" in shown
+    assert "poor" not in shown, "what was ruled out goes first"
+    assert len(shown) == limit
+    assert shown.items() <= whole.items(), "what stays says the same"

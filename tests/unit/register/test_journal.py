@@ -2,16 +2,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from infaas_controller.journal import Journal, is_journaled
+from infaas_controller.decide.candidates import Admissions
+from infaas_controller.decide.policies.slo import SloPolicy
+from infaas_controller.decide.select import select_traced
+from infaas_controller.decisions import Trace
+from infaas_controller.journal import CANDIDATES_PER_S, MAX_CANDIDATES, Allowance, Journal, is_journaled
+from infaas_controller.ledger import Ledger
 
 from infaas.catalog.catalog import Catalog
 from infaas.domain.ids import DecisionId, TaskName
 from infaas.domain.query import Decision, Level
 from infaas.errors import UnavailableError
+from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
 from infaas.testing.clock import ManualClock
 
 
@@ -128,3 +135,54 @@ async def test_the_journal_forgets_the_oldest(catalog: Catalog) -> None:
         journal.record(a_decision(number))
     await journal.drain()
     assert len(await journal.recent(100)) == 10
+
+
+def a_trace(variants: int) -> Trace:
+    """Of a selection among so many, the last of which is the cheapest."""
+    made = [a_variant(f"v{n}", cost=1.0 / (n + 1), p95_ms=5 + n) for n in range(variants)]
+    instances = [an_instance(f"i{n}", variant=one.name) for n, one in enumerate(made)]
+    view = a_view(variants=made, workers=[a_worker("w1", instances=instances)])
+    ledger = Ledger()
+    ledger.sync(view, 100.0)
+    query = a_query(at=100.0, latency_ms=5_000.0, accuracy_min=0.0)
+    found = select_traced(query, Admissions().of(query, view), ledger, SloPolicy(), 100.0, 0.5)
+    return Trace(found, query.deadline, 100.0)
+
+
+async def test_the_journal_says_of_candidates_what_the_memory_said(catalog: Catalog) -> None:
+    journal, trace = Journal(catalog, sample=1.0), a_trace(5)
+    journal.record(a_decision(1), trace)
+    said = replace(a_decision(1), candidates=trace.candidates())
+    assert len(said.candidates) == 5
+    assert await journal.find("d-1") == said, "while it waits"
+    await journal.drain()
+    assert await journal.find("d-1") == said
+    assert list(await journal.recent(1)) == [said]
+
+
+async def test_of_many_candidates_some_are_kept_and_the_rest_counted(catalog: Catalog) -> None:
+    journal, trace = Journal(catalog, sample=1.0), a_trace(MAX_CANDIDATES + 18)
+    journal.record(a_decision(1), trace)
+    await journal.drain()
+    found = await journal.find("d-1")
+    assert found is not None
+    assert (len(found.candidates), found.candidates_left_out) == (MAX_CANDIDATES, 18)
+    assert any(one.reason == "chosen" for one in found.candidates)
+
+
+async def test_a_flood_is_journaled_with_candidates_for_some_of_it(catalog: Catalog) -> None:
+    journal, trace = Journal(catalog, sample=1.0, clock=ManualClock()), a_trace(3)
+    for number in range(CANDIDATES_PER_S + 20):
+        journal.record(replace(a_decision(1), id=DecisionId(f"d-{number}")), trace)
+    await journal.drain()
+    found = await journal.recent(1_000)
+    with_candidates = [one for one in found if len(one.candidates) == 3 and not one.candidates_left_out]
+    without = [one for one in found if not one.candidates and one.candidates_left_out == 3]
+    assert (len(with_candidates), len(without)) == (CANDIDATES_PER_S, 20)
+
+
+def test_an_allowance_refills_with_time_up_to_a_seconds_worth() -> None:
+    allowance = Allowance(2)
+    assert [allowance.take(10.0) for _ in range(3)] == [True, True, False]
+    assert [allowance.take(10.5), allowance.take(10.5)] == [True, False]
+    assert [allowance.take(99.0) for _ in range(3)] == [True, True, False]
