@@ -248,8 +248,10 @@ class Dispatcher:
         for load in loads:
             self.engine.load_reported(InstanceId(load.instance), load.running + load.staged, now)
 
-    def _on_view(self, _old: ClusterView, new: ClusterView) -> None:
+    def _on_view(self, old: ClusterView, new: ClusterView) -> None:
         now = self._clock.now()
+        if new.variants is not old.variants:
+            self._tally.forget_but(new.variants)
         try:
             self.engine.view_changed(new, now)
             self._note_loaded(now)

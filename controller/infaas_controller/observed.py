@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Container
 from dataclasses import dataclass
 
 from infaas.domain.ids import VariantName, WorkerId
@@ -164,6 +165,11 @@ class Observations:
         if found is None:
             found = self._hops[worker] = Hop(self._hop_s)
         return found
+
+    def forget_variants_but(self, known: Container[VariantName]) -> None:
+        """Variants leave for good; a new version's have names of their own."""
+        self._runs = {name: runs for name, runs in self._runs.items() if name in known}
+        self._windows = {name: window for name, window in self._windows.items() if name in known}
 
     def forget_workers_but(self, known: set[WorkerId]) -> None:
         """Workers come and go under ever new names; one that is back under its own finds what it left."""

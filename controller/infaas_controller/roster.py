@@ -102,9 +102,8 @@ class Roster:
 
     def _follow_variants(self, view: ClusterView) -> None:
         self._variants = view.variants
-        for name, curve in list(self._curves.items()):
-            if view.variants.get(name) is not None and view.variants[name] is not curve.variant:
-                del self._curves[name]
+        self._curves = {name: curve for name, curve in self._curves.items() if view.variants.get(name) is curve.variant}
+        self.seen.forget_variants_but({*view.variants, *self._by_variant})
         for lane in self.lanes.values():
             variant = view.variants.get(lane.variant)
             if variant is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from infaas.domain.ids import VariantName
 from infaas_controller.ports import VariantStats
@@ -46,6 +46,10 @@ class Tally:
         counts = self._of(variant)
         counts.failures += 1
         counts.fail_s += total_s
+
+    def forget_but(self, known: Container[VariantName]) -> None:
+        """Nobody can ask for the counts of a variant that is no longer in the catalogue."""
+        self._by_variant = {name: counts for name, counts in self._by_variant.items() if name in known}
 
     def snapshot(self) -> Mapping[VariantName, VariantStats]:
         return {

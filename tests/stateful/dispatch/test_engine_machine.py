@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from infaas_controller.commands import BatchResult, CancelStaged, Finish, LoadOn, SendBatch
+from infaas_controller.decide.options import Situation
+from infaas_controller.decide.policies.base import Policy, Verdict
 from infaas_controller.engine import Engine
 from infaas_controller.lanes import RANKS, URGENCIES
 from infaas_controller.policies import GROUP, PolicyBook
@@ -27,6 +29,7 @@ VARIANTS = [
     a_variant("fair", cost=0.10, accuracy=0.90, p95_ms=4, per_item_ms=0.5, max_batch=8),
     a_variant("good", cost=0.50, accuracy=0.97, p95_ms=20, per_item_ms=20, threads=2, max_batch=4),
     a_variant("rigid", cost=0.02, accuracy=0.90, p95_ms=2, fixed_batch=1, max_batch=1),
+    a_variant("other", task="letters", model="m2", cost=0.1, accuracy=0.95, p95_ms=3, max_batch=8),
 ]
 MOST_WAITING = 40
 POLICIES = {point.name: point.load() for point in entry_points(group=GROUP)}
@@ -42,9 +45,11 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1_000.0
         self.names = count(1)
+        self.is_broken = False
+        self.book = PolicyBook(POLICIES)
         rng = random.Random(3)
         self.engine = Engine(
-            PolicyBook(POLICIES),
+            self.policy,
             "slo",
             max_queue_items=MOST_WAITING,
             draw=rng.random,
@@ -53,6 +58,20 @@ class EngineMachine(RuleBasedStateMachine):
         self.tickets: list[Ticket] = []
         self.ended: dict[int, Code | None] = {}
         self.batches: dict[int, SendBatch] = {}
+
+    def policy(self, name: str) -> Policy:
+        """Every policy raises while the machine says so."""
+        machine, policy = self, self.book(name)
+
+        class Breakable:
+            name = policy.name
+
+            def on_arrival(self, situation: Situation) -> Verdict:
+                if machine.is_broken:
+                    raise ZeroDivisionError("of a plug-in")
+                return policy.on_arrival(situation)
+
+        return Breakable()
 
     @initialize()
     def begin(self) -> None:
@@ -76,7 +95,7 @@ class EngineMachine(RuleBasedStateMachine):
         fallback=st.booleans(),
         policy=st.sampled_from([None, None, "infaas", "static:fair"]),
         how_many=st.integers(1, 12),
-        handle=st.sampled_from(["digits", "digits", "m1", "fair", "poor"]),
+        handle=st.sampled_from(["digits", "digits", "m1", "fair", "poor", "letters"]),
     )
     def arrive(
         self,
@@ -143,6 +162,34 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.batch_unsent(number, self.now)
         self.perform()
 
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data(), code=st.sampled_from([Code.INVALID, Code.CANCELLED, Code.DEADLINE_PASSED, Code.MODEL_FAILED]))
+    def some_queries_of_a_batch_fail_by_themselves(self, data: st.DataObject, code: Code) -> None:
+        number = data.draw(st.sampled_from(sorted(self.batches)))
+        batch = self.batches.pop(number)
+        failed = {ticket.number: (code.value, "said the test") for ticket in batch.tickets[::2]}
+        outputs: dict[int, object] = {ticket.number: "out" for ticket in batch.tickets[1::2]}
+        self.engine.done(number, BatchResult(run_s=0.002, outputs=outputs, failed=failed), self.now)
+        self.perform()
+
+    @rule(data=st.data(), batches=st.integers(0, 3))
+    def load_is_reported(self, data: st.DataObject, batches: int) -> None:
+        if self.engine.ledger.lanes:
+            lane = data.draw(st.sampled_from(sorted(self.engine.ledger.lanes)))
+            self.engine.load_reported(InstanceId(lane), batches, self.now)
+
+    @rule(data=st.data())
+    def an_order_to_load_cannot_be_sent(self, data: st.DataObject) -> None:
+        known = {id for record in self.view.workers.values() for id in record.instances}
+        pending = sorted(id for id in self.engine.ledger.lanes if id not in known)
+        if pending:
+            self.engine.load_unsent(InstanceId(data.draw(st.sampled_from(pending))), self.now)
+            self.perform()
+
+    @rule()
+    def the_policy_breaks_or_is_mended(self) -> None:
+        self.is_broken = not self.is_broken
+
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -170,18 +217,22 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(["w1", "w2", "w3"]))
     def worker_comes(self, worker: str) -> None:
-        if worker not in self.view.workers:
+        if worker in self.view.workers:
+            self.engine.worker_reported(self.view.workers[WorkerId(worker)], self.now)
+            self.follow_view()
+        else:
             instances = [an_instance(f"{worker}-{next(self.names)}", variant="fair", worker=worker)]
             self.view = self.view.with_worker(a_worker(worker, instances=instances))
             self.engine.worker_reported(self.view.workers[WorkerId(worker)], self.now)
             self.follow_view()
 
     @precondition(lambda self: len(self.view.workers) > 1)
-    @rule(data=st.data())
-    def worker_dies(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), stays_in_the_view=st.booleans())
+    def worker_dies(self, data: st.DataObject, stays_in_the_view: bool) -> None:
         worker = WorkerId(data.draw(st.sampled_from(sorted(self.view.workers))))
         self.engine.worker_lost(worker, self.now)
-        self.view = self.view.without_worker(worker)
+        if not stays_in_the_view:
+            self.view = self.view.without_worker(worker)
         self.follow_view()
 
     @rule(data=st.data(), state=st.sampled_from([VariantState.READY, VariantState.DISABLED, VariantState.RETIRED]))
@@ -292,6 +343,7 @@ class EngineMachine(RuleBasedStateMachine):
             mine = [promised.get((lane.id, urgency), 0) for urgency in range(URGENCIES)]
             assert lane.ahead == list(accumulate(mine))
             ranks = [each.rank for each in self.engine.queues.classes_for(lane)]
+            assert lane.worker.busy.keys() <= lane.worker.lanes.keys()
             assert lane.classes == [sum(each <= rank for each in ranks) for rank in range(RANKS)]
             assert (lane.id in lane.worker.busy) == (not lane.is_idle)
 
