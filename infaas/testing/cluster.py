@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -62,6 +63,8 @@ class Cluster:
             *(f"worker-{n}" for n in range(1, workers + 1)),
             "generator",
         ]
+        # A process is told to end when the thread that started it ends, so one thread starts them all.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         self._redis: subprocess.Popen[bytes] | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         (folder / "redis").mkdir()
@@ -97,10 +100,14 @@ class Cluster:
                 self.kill(name)
             self.kill_redis()
             self.link.stop()
+            self._starter.shutdown()
 
     # Programs
 
     def start(self, name: str) -> None:
+        self._starter.submit(self._start, name).result()
+
+    def _start(self, name: str) -> None:
         program, _, number = name.partition("-")
         folder = self.folder / name
         (folder / "run").mkdir(parents=True, exist_ok=True)

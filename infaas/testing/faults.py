@@ -163,7 +163,9 @@ def _takes_lock(connection: sqlite3.Connection) -> bool:
 
 @contextmanager
 def catalogue_full(cluster: Cluster) -> Iterator[None]:
-    """Its file system has no room. Needs `small_disk`."""
+    """Its file system has no room, nor has its log. Needs `small_disk`."""
+    database = cluster.catalogue / "catalog.db"
+    wait_for(lambda: _takes_log_in(database), "the catalogue to take its log in")
     filler = cluster.catalogue / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -178,6 +180,14 @@ def catalogue_full(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
+
+
+def _takes_log_in(database: Path) -> bool:
+    connection = sqlite3.connect(database)
+    try:
+        return connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    finally:
+        connection.close()
 
 
 def _grows(descriptor: int) -> bool:
