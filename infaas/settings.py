@@ -84,7 +84,7 @@ class WorkerSettings(_Section):
     )
     heartbeat_s: float = Field(1.0, gt=0)
     probe_interval_s: float = Field(15.0, gt=0, description="An idle instance proves itself this often")
-    hang_after_s: float = Field(5.0, gt=0, description="No run is taken for hung before this")
+    hang_after_s: float = Field(10.0, gt=0, description="No run is taken for hung before this")
     hang_factor: float = Field(20.0, ge=1, description="Nor before this many times its p99 by the profile")
     drain_timeout_s: float = Field(20.0, gt=0)
     triton_url: str | None = Field(

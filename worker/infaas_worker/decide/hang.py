@@ -9,7 +9,7 @@ MOST_STALL = 0.9
 
 
 class Patience(NamedTuple):
-    least_s: float = 5.0
+    least_s: float = 10.0
     """No run is taken for hung before this, however short it should be."""
     factor: float = 20.0
     """Nor before this many times what it takes in the slowest hundredth of cases."""
