@@ -26,6 +26,7 @@ from infaas.aio.supervise import Supervisor
 from infaas.clock import Clock, SystemClock
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.lifecycle import WorkerState
+from infaas.domain.variant import Runtime
 from infaas.errors import SettingsError
 from infaas.exposure import host_of, require_safe_binding
 from infaas.observe.log import get_logger
@@ -42,7 +43,7 @@ from infaas_worker.blackbox import BlackBox
 from infaas_worker.decide.events import DeathRemembered
 from infaas_worker.decide.hang import Patience
 from infaas_worker.decide.serving import Serving
-from infaas_worker.executors.base import Executors
+from infaas_worker.executors.base import Executor, Executors
 from infaas_worker.executors.isolated import IsolatedExecutor
 from infaas_worker.instances import Instances
 from infaas_worker.loading import Loader
@@ -143,7 +144,7 @@ class Worker:
         reporter = Reporter(_after(place.record, box.deaths), self._clock, monitor)
         publisher = Publisher()
         store = RedisStore(settings.redis_url)
-        loader = Loader(open_repository(settings.repository_url), Executors(isolate=IsolatedExecutor))
+        loader = Loader(open_repository(settings.repository_url), _executors(settings))
         patience = Patience(settings.worker.hang_after_s, settings.worker.hang_factor)
         serving = Serving(place.core_ids, place.record.memory_bytes, settings.worker.probe_interval_s, patience)
 
@@ -226,6 +227,15 @@ class Worker:
             instances.abandon()
             return Ending.HUNG
         return Ending.DRAINED
+
+
+def _executors(settings: Settings) -> Executors:
+    def triton() -> Executor:
+        from infaas_worker.executors.triton import TritonExecutor  # only a worker that needs it imports it
+
+        return TritonExecutor(settings.worker.triton_url)
+
+    return Executors(isolate=IsolatedExecutor, configured={Runtime.TRITON.value: triton})
 
 
 def _server(service: WorkerService, probes: health.HealthServicer, place: Place) -> grpc.aio.Server:

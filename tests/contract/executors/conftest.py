@@ -38,9 +38,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     column, _, case = parameters.rstrip("]").partition("-")
     if column not in COLUMNS:
         return
-    promise = name.removeprefix("test_").replace("_", " ") + (
-        f" ({case.encode('unicode_escape').decode()})" if case else ""
-    )
+    promise = name.removeprefix("test_").replace("_", " ") + (f" ({case})" if case else "")
     outcome = "skipped" if report.skipped else "passed" if report.passed else "FAILED"
     _outcomes.setdefault(promise, {})[column] = outcome
 

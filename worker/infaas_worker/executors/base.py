@@ -134,7 +134,10 @@ class Executors:
         self,
         factories: dict[str, Callable[[], Executor]] | None = None,
         isolate: Callable[[], Executor] | None = None,
+        configured: dict[str, Callable[[], Executor]] | None = None,
     ) -> None:
+        """`configured`: those that take settings, in place of the ones found by entry point."""
+        self._configured = configured or {}
         self._factories = factories
         self._isolate = isolate or _no_isolation
         self._isolating: Executor | None = None
@@ -161,6 +164,8 @@ class Executors:
         return self.get(variant.runtime)
 
     def _make(self, name: str) -> Executor:
+        if name in self._configured:
+            return self._configured[name]()
         if self._factories is not None and name in self._factories:
             return self._factories[name]()
         if self._factories is None:
