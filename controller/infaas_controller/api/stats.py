@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from infaas.domain.ids import VariantName
-from infaas.domain.query import Level
 from infaas_controller.api.documents import Index, resolve
 from infaas_controller.ports import VariantStats
 
@@ -25,9 +24,13 @@ def statistics(
 
 
 def all_statistics(index: Index, stats: Mapping[VariantName, VariantStats]) -> list[dict[str, Any]]:
-    """Of every registered model and variant; a task's row would count the same queries again."""
-    names = [name for name in index.names() if index.view.level_of(name) is not Level.TASK]
-    return [row for name in names for row in statistics(index, stats, name, None)]
+    """The rows of every name that the list of models and the repository index show, in their order.
+
+    A query is counted once among the rows of one level: in that of the task, in that of the model and in that of the
+    variant that answered it, as Triton counts a query in an ensemble and in the models it is composed of. Totals are
+    sums over one level.
+    """
+    return [row for name in index.names() for row in statistics(index, stats, name, None)]
 
 
 def _row(name: str, version: int, parts: Iterable[VariantStats]) -> dict[str, Any]:

@@ -169,4 +169,19 @@ def test_statistics_sum_variants_by_version_under_the_name_asked_for() -> None:
     assert sizes == [(1, {"count": 1, "ns": 100_000_000}), (2, {"count": 2, "ns": 400_000_000})]
     (task_row, _) = statistics(index, stats, "digits", None)  # type: ignore[arg-type]
     assert (task_row["name"], task_row["version"], task_row["inference_count"]) == ("digits", "2", 8)
-    assert {row["name"] for row in all_statistics(index, {})} == {"m", "n", "m.v1.a", "m.v2.a", "m.v2.b", "n.v3.a"}
+
+
+def test_all_statistics_are_the_rows_of_the_repository_index_and_count_once_at_each_level() -> None:
+    index = Index(a_family())
+    stats = {name: VariantStats(count) for name, count in (("m.v2.a", 3), ("m.v2.b", 5), ("n.v3.a", 11))}
+    rows = all_statistics(index, stats)  # type: ignore[arg-type]
+    listed = [(row["name"], row["version"]) for row in repository_index(index, False)]
+    assert [(row["name"], row["version"]) for row in rows] == listed
+
+    def total(*names: str) -> int:
+        return sum(row["inference_count"] for row in rows if row["name"] in names)
+
+    assert total("digits") == total("m", "n") == total("m.v1.a", "m.v2.a", "m.v2.b", "n.v3.a") == 19
+    assert [(row["version"], row["inference_count"]) for row in rows if row["name"] == "digits"] == [
+        ("2", 8), ("3", 11),
+    ]  # fmt: skip
