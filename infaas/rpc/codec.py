@@ -11,7 +11,7 @@ from infaas.errors import InvalidError
 T = TypeVar("T")
 
 _UNFIT = (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError)
-"""Besides what is not of the type: bytes that are no UTF-8, half a surrogate pair, endless nesting, numbers too large."""
+"""Besides what is not of the type: bytes that are no UTF-8, half a surrogate pair, endless nesting, huge numbers."""
 
 
 def encode(value: object) -> bytes:

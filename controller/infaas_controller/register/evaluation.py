@@ -6,6 +6,9 @@ array is held in memory whole. Runs in the inspecting subprocess only.
 
 from __future__ import annotations
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +26,12 @@ LABEL = "label"
 _MAX_MEMBERS = 256
 _CHUNK_BYTES = 4 << 20
 _FEW_ROWS = 30
+_MAX_SAID = 300
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, NotImplementedError,
+    UnicodeDecodeError, struct.error,
+)  # fmt: skip
+"""What damaged archives raise."""
 _CLASS_METRICS = ("accuracy", "f1")
 _DTYPES = {
     Datatype.BOOL: "bool", Datatype.INT8: "int8", Datatype.INT16: "int16", Datatype.INT32: "int32",
@@ -67,7 +76,7 @@ def check_data(
             return _check(archive, headers, what, inputs, outputs, metric)
     except BadDataError as error:
         return DataReport(None, (f"{what} data: {error}",), is_readable=False)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         problem = f"{what} data: not a readable npz file (numpy.savez): {error}"
         return DataReport(None, (problem,), is_readable=False)
 
@@ -91,6 +100,8 @@ def _headers(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, _Header]:
         raise BadDataError(f"it unpacks to {total:,} bytes; at most {max_bytes:,} are taken")
     headers = {}
     for member in members:
+        if len(member.filename) > _MAX_SAID:
+            raise BadDataError(f"an array in it has a name of {len(member.filename):,} characters")
         if not member.filename.endswith(".npy") or member.filename.startswith("/") or ".." in member.filename:
             raise BadDataError(f"{member.filename!r} in it is no array; make it with numpy.savez")
         if member.flag_bits & 0x1:
@@ -112,8 +123,9 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> _He
                 shape, is_fortran, dtype = npy.read_array_header_2_0(file)
             else:
                 raise BadDataError(f"array {name!r} has the unknown npy version {version}")
-        except ValueError as error:
-            raise BadDataError(f"array {name!r} is not in npy format: {error}") from error
+        except (ValueError, SyntaxError, tokenize.TokenError, TypeError, KeyError, OverflowError) as error:
+            said = " ".join(str(error).split())[:_MAX_SAID]
+            raise BadDataError(f"array {name!r} is not in npy format: {said}") from error
         offset = file.tell()
     if dtype.hasobject:
         raise BadDataError(
@@ -189,6 +201,8 @@ def _take(
 
 
 def _label_problems(header: _Header, metric: str) -> list[str]:
+    if header.dtype.kind not in "biufUS":
+        return [f"array 'label' is {header.text}; it must hold numbers or text"]
     if not header.shape:
         return ["array 'label' is a single value; it must hold one per row"]
     is_column = len(header.shape) == 1 or (len(header.shape) == 2 and header.shape[1] == 1)

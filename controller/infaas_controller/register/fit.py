@@ -5,12 +5,18 @@ Pure: it works on facts about the graph that `graph` has read, and `adapt` carri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infaas.domain.task import Task
 from infaas.domain.tensor import Datatype, TensorSpec
 
+MAX_TENSORS = 256
+MAX_NAME_LENGTH = 256
+MAX_RANK = 16
+MAX_DIM = 2**31 - 1
+MAX_ITEM_BYTES = 2**31
 _FLOATS = (Datatype.FP16, Datatype.FP32, Datatype.FP64)
 
 
@@ -57,7 +63,7 @@ def fit(
     inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor], mapping: Mapping[str, str], task: Task | None
 ) -> Fit:
     """Decide everything at once; the result's edits mean something only when it has no problems."""
-    problems = _mapping_problems(inputs, outputs, mapping)
+    problems = _border_problems(inputs, outputs) + _mapping_problems(inputs, outputs, mapping)
     warnings: list[str] = []
     fixed_batch = _fixed_batch(inputs, problems, warnings)
     if task is None:
@@ -78,6 +84,40 @@ def fit(
     return Fit(
         tuple(edits_in), tuple(edits_out), specs_in, specs_out, fixed_batch, tuple(problems), tuple(warnings)
     )  # fmt: skip
+
+
+def _border_problems(inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) -> list[str]:
+    """What no input or output may be, whatever task it is for."""
+    problems = []
+    for what, tensors in (("input", inputs), ("output", outputs)):
+        if len(tensors) > MAX_TENSORS:
+            problems.append(f"the model has {len(tensors):,} {what}s; at most {MAX_TENSORS} are taken")
+        for tensor in tensors[:MAX_TENSORS]:
+            problems += [f"{what} {problem}" for problem in _tensor_problems(tensor)]
+    return problems
+
+
+def _tensor_problems(tensor: GraphTensor) -> list[str]:
+    name, shape = tensor.name, tensor.shape or ()
+    if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        return [f"name {_quoted(name)} must be 1 to {MAX_NAME_LENGTH} printable characters"]
+    if len(shape) > MAX_RANK:
+        return [f"{_quoted(name)} has {len(shape)} dimensions; at most {MAX_RANK} are taken"]
+    # A batch dimension of 0 has words of its own.
+    wrong = [size for axis, size in enumerate(shape) if size is not None and not min(axis, 1) <= size <= MAX_DIM]
+    if wrong:
+        return [f"{_quoted(name)} has a dimension of {wrong[0]}; dimensions are from 1 to {MAX_DIM}, or dynamic"]
+    size = max(1, tensor.datatype.itemsize if tensor.datatype else 1) * math.prod(d for d in shape if d is not None)
+    if size > MAX_ITEM_BYTES:
+        return [
+            f"{_quoted(name)} takes {size:,} bytes, its fixed dimensions alone; at most {MAX_ITEM_BYTES:,} are taken"
+        ]
+    return []
+
+
+def _quoted(name: str) -> str:
+    text = repr(name[:80])
+    return text if len(name) <= 80 else f"{text}..."
 
 
 def _mapping_problems(

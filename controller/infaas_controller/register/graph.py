@@ -5,7 +5,7 @@ Runs in the inspecting subprocess only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -15,8 +15,15 @@ from infaas.domain.tensor import Datatype
 from infaas_controller.register.fit import GraphTensor
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+MAX_NODES = 200_000
+"""Several times what the largest language models have; a runtime takes seconds to load as many."""
 OLDEST_OPSET = 7
 """ONNX Runtime guarantees nothing for older ones."""
+
+_MAX_LISTED = 5
+_MAX_SHOWN = 120
+_MAX_CALLS = 64
+"""Functions within functions; more is a circle for all that it matters."""
 
 _DATATYPES = {
     onnx.TensorProto.BOOL: Datatype.BOOL,
@@ -65,6 +72,9 @@ def read_model(path: Path, max_bytes: int) -> tuple[onnx.ModelProto | None, list
 
 def content_problems(model: onnx.ModelProto) -> list[str]:
     """Everything in the graph that is refused before anything runs it."""
+    problems = size_problems(model)
+    if problems:
+        return problems  # the rest would walk it
     problems = _opset_problems(model)
     problems += _operator_problems(model)
     problems += _external_problems(model)
@@ -102,6 +112,53 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def size_problems(model: onnx.ModelProto) -> list[str]:
+    """Too many nodes to check or to load: as written, or once functions that call functions are put in their places."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[_Function, int] = {}
+    try:
+        count = _expanded(model.graph.node, functions, sizes, ())
+        for key in functions:
+            _expanded_function(key, functions, sizes, ())
+    except FunctionCycleError as error:
+        return [f"the model's functions call each other in a circle: {error}"]
+    if count > MAX_NODES:
+        return [
+            f"the graph has {min(count, 10**18):,} nodes or more, functions expanded; at most {MAX_NODES:,} are taken"
+        ]
+    return []
+
+
+class FunctionCycleError(Exception):
+    """A function of the model contains itself; the text names the circle."""
+
+
+_Function = tuple[str, str]
+_Functions = Mapping[_Function, onnx.FunctionProto]
+
+
+def _expanded(
+    found: Iterable[onnx.NodeProto], functions: _Functions, sizes: dict[_Function, int], path: tuple[_Function, ...]
+) -> int:
+    count = 0
+    for node in found:
+        key = (node.domain, node.op_type)
+        count += _expanded_function(key, functions, sizes, path) if key in functions else 1
+        for subgraph in subgraphs(node):
+            count += _expanded(subgraph.node, functions, sizes, path)
+    return count
+
+
+def _expanded_function(
+    key: _Function, functions: _Functions, sizes: dict[_Function, int], path: tuple[_Function, ...]
+) -> int:
+    if key in path or len(path) > _MAX_CALLS:
+        raise FunctionCycleError(" -> ".join(_shown(name) for _, name in (*path[:_MAX_LISTED], key)))
+    if key not in sizes:
+        sizes[key] = _expanded(functions[key].node, functions, sizes, (*path, key))
+    return sizes[key]
+
+
 def _opset_problems(model: onnx.ModelProto) -> list[str]:
     problems = [
         f"opset {entry.version} is too old: ONNX Runtime supports {OLDEST_OPSET} and later; "
@@ -121,7 +178,7 @@ def _operator_problems(model: onnx.ModelProto) -> list[str]:
         every += function.node
     custom = sorted(
         {
-            f"{node.domain}::{node.op_type}"
+            _shown(f"{node.domain}::{node.op_type}")
             for node in every
             if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in own
         }
@@ -129,14 +186,16 @@ def _operator_problems(model: onnx.ModelProto) -> list[str]:
     if not custom:
         return []
     allowed = "ai.onnx, ai.onnx.ml and com.microsoft"
-    return [f"custom operators are refused: {', '.join(custom)}; only {allowed} are run"]
+    shown = ", ".join(custom[:_MAX_LISTED]) + (" ..." if len(custom) > _MAX_LISTED else "")
+    return [f"custom operators are refused: {shown}; only {allowed} are run"]
 
 
 def _external_problems(model: onnx.ModelProto) -> list[str]:
     outside = sorted({_location(tensor) for tensor in _tensors(model) if _is_external(tensor)})
     if not outside:
         return []
-    shown = ", ".join(repr(path) for path in outside[:5]) + (" ..." if len(outside) > 5 else "")
+    shown = ", ".join(repr(_shown(path)) for path in outside[:_MAX_LISTED])
+    shown += " ..." if len(outside) > _MAX_LISTED else ""
     return [
         f"the model keeps weights in other files ({shown}), which are not part of the upload; "
         "save it as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)"
@@ -208,6 +267,10 @@ def _element(number: int) -> str:
     if number not in onnx.TensorProto.DataType.values():
         return f"unknown type {number}"
     return str(onnx.TensorProto.DataType.Name(number)).lower()
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= _MAX_SHOWN else f"{name[: _MAX_SHOWN - 3]}..."
 
 
 def _short(error: BaseException) -> str:

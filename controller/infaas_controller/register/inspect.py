@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from infaas.rpc.codec import decode, encode
 from infaas_controller.register.fit import Fit, fit
 from infaas_controller.register.inspection import InspectionAnswer, InspectionRequest
 
+_MAX_PROBLEMS = 50
+_MAX_PROBLEM_LENGTH = 1_000
 OUT_OF_MEMORY = "checking it takes more memory than the {:,} bytes allowed; the file is too large or damaged"
 
 
@@ -26,12 +29,39 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a native library prints must not get into the answer
     request = decode(sys.stdin.buffer.read(), InspectionRequest)
     _limit(request)
-    try:
-        answer = inspect(request)
-    except MemoryError:
-        answer = InspectionAnswer(problems=(OUT_OF_MEMORY.format(request.memory_bytes),))
+    answer = guarded(request)
     with os.fdopen(answers, "wb") as file:
         file.write(encode(answer))
+
+
+def guarded(request: InspectionRequest) -> InspectionAnswer:
+    """`inspect`, whatever is in the files: what nobody foresaw is a problem of the upload too, in one line."""
+    try:
+        return bounded(inspect(request))
+    except MemoryError:
+        return InspectionAnswer(problems=(OUT_OF_MEMORY.format(request.memory_bytes),))
+    except RecursionError:
+        return InspectionAnswer(problems=("the model is nested too deeply to be checked",))
+    except Exception as error:  # the boundary of the process: the next best thing would be its traceback
+        traceback.print_exc()
+        said = " ".join(str(error).split())[:_MAX_PROBLEM_LENGTH]
+        problem = f"the files cannot be checked, they are damaged or hit a defect ({type(error).__name__}: {said})"
+        return InspectionAnswer(problems=(problem,))
+
+
+def bounded(answer: InspectionAnswer) -> InspectionAnswer:
+    """As much as anyone reads: a graph may have a million names, each as long as it likes."""
+    return replace(answer, problems=_bounded(answer.problems), warnings=_bounded(answer.warnings))
+
+
+def _bounded(texts: tuple[str, ...]) -> tuple[str, ...]:
+    kept = tuple(_cut(text.encode("utf-8", "backslashreplace").decode()) for text in texts[:_MAX_PROBLEMS])
+    more = len(texts) - len(kept)
+    return (*kept, f"and {more:,} more like these") if more > 0 else kept
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_PROBLEM_LENGTH else f"{text[: _MAX_PROBLEM_LENGTH - 3]}..."
 
 
 def inspect(request: InspectionRequest) -> InspectionAnswer:

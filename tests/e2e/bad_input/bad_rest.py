@@ -87,7 +87,7 @@ BODIES = (
     invalid("malformed JSON", "the request is not JSON", body=b'{"inputs": [}'),
     invalid("not UTF-8", "not UTF-8", body=b'{"inputs": [{"name": "\xff\xfe"}]}'),
     invalid("JSON of another kind", "Expected `object`, got `array`", body=b"[1, 2]"),
-    invalid("100,000 levels of nesting", "nested too deeply", 
+    invalid("100,000 levels of nesting", "nested too deeply",
             body=b'{"inputs": [{"name": "INPUT0", "shape": [1], "datatype": "INT32", "data": ' + b"[" * 100_000),
     invalid("nested data", "nested", body=one(data=[[[1]]])),
     invalid("half a surrogate pair", "JSON", body=b'{"id": "\\ud800", "inputs": [NaN]}'),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "integration" / "register"))
 
 from guarded_system import SETTINGS, Guarded, Table
 from raw_callers import GrpcCaller

@@ -143,6 +143,8 @@ class _Parts:
 
     def _on_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
+        if len(self._header_name) > _MAX_FIELD_BYTES:
+            raise InvalidError("the name of a part's header is too long")
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
