@@ -65,7 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_header = False
         self._began_at = 0.0
         self._received = 0
-        self._piece = 0
+        self._piece = self._first_piece = 0
         self._keeps_alive = False
         self._is_upgrade = False
         self._is_deaf = False
@@ -152,11 +152,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_receiving = self._is_header = True
-        self._received = 0
+        self._received = 0  # of later pieces: this one may hold the end of the request before, of any size
+        self._first_piece = self._piece
         self._began_at = self.loop.time()
 
     def on_headers_complete(self) -> None:
-        if self._received + self._piece > self._limits.header_bytes:  # else there is nothing to count
+        if self._received + self._first_piece > self._limits.header_bytes:  # else there is nothing to count
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._limits.header_bytes:
                 raise HeaderTooLargeError

@@ -241,6 +241,25 @@ async def test_an_endless_header_is_refused_long_before_its_end(impatient: Servi
     assert (got.status, got.document["code"]) == (431, "too-large")
 
 
+@pytest.mark.parametrize("first", [1, 30_000, 65_400, 65_536, 69_000])
+async def test_a_header_is_as_large_as_its_pieces_together(impatient: Serving, first: int) -> None:
+    async with calling(impatient) as caller:
+        await caller.send(a_request())
+        assert (await caller.answer()).status == 200
+        data = LINE + b"x-long: " + b"x" * 70_000 + b"\r\n\r\n"
+        await caller.send(data[:first])
+        await assert_it_serves(impatient)  # the first piece is there by now
+        await caller.send(data[first:])
+        got = await caller.answer()
+    assert (got.status, got.document["code"]) == (431, "too-large")
+
+
+async def test_a_large_body_before_it_does_not_count_as_header(impatient: Serving) -> None:
+    async with calling(impatient) as caller:
+        await caller.send(a_request(id="x" * 500_000) + a_request(id="next"))
+        assert [(await caller.answer()).status for _ in range(2)] == [200, 200]
+
+
 # Refused before they were whole
 
 
