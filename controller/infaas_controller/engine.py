@@ -306,10 +306,15 @@ class Engine(Placing):
 
     def _batch_failed(self, sent: Sent, batch: int, result: BatchResult, now: float) -> None:
         how = how_batch_ended(result.error, was_running=result.was_running, queries=len(sent.tickets))
+        dead = None
         if how is How.RAN:
+            # Its worker's report follows; until then the instance would count as a place, and keep another one out.
+            dead = self.ledger.instance_died(sent.lane.id)
             self._blame_ended(sent, batch, now)
         for ticket in self._still(sent, batch):
             self._again(ticket, how, result.reason or result.error, now, _code(result.error))
+        if dead is not None:
+            self._follow((), (dead,), now)
 
     def _blame_ended(self, sent: Sent, batch: int, now: float) -> None:
         """Queries that were running when their instance died, and that their deadline or their caller had ended by

@@ -88,6 +88,11 @@ class Roster:
         deck = self.decks.pop(worker, None)
         return [self._drop(lane) for lane in list(deck.lanes.values())] if deck is not None else []
 
+    def instance_died(self, id: InstanceId) -> Lane | None:
+        """Forget an instance that died under its work, and return its lane; None when it is gone already."""
+        lane = self.lanes.get(id)
+        return self._drop(lane) if lane is not None else None
+
     def set_reachable(self, worker: WorkerId, is_reachable: bool) -> list[Lane]:
         """Whether there is a stream to a worker; lanes of one that cannot be reached are not chosen. Returns the lanes
         that can be used now and could not before."""
