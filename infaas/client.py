@@ -163,11 +163,13 @@ class Client:
         renames: Sequence[str] = (),
         labels: Sequence[str] = (),
         accuracy: float | None = None,
+        isolation: str | None = None,
         idempotency_key: str | None = None,
     ) -> RegistrationDocument:
         """Upload a model; variants are made afterwards. `renames` are `theirs=ours`, `labels` are `key=value`."""
         fields: dict[str, str | list[str]] = {"task": task}
         optional = {"name": name, "metric": metric, "accuracy": None if accuracy is None else repr(accuracy)}
+        optional["isolation"] = isolation
         fields |= {key: value for key, value in optional.items() if value is not None}
         fields |= {key: list(values) for key, values in (("map", renames), ("label", labels)) if values}
         uploads = {"file": file, "eval": evaluation, "calibration": calibration}
@@ -263,6 +265,11 @@ class Client:
 
     def enable_variant(self, name: str) -> VariantDocument:
         return self._one("POST", f"/v1/variants/{_segment(name)}/enable", VariantDocument)
+
+    def isolate_variant(self, name: str, isolation: str) -> VariantDocument:
+        """`thread` or `process`, for instances that are loaded from now on."""
+        path = f"/v1/variants/{_segment(name)}/isolation"
+        return self._one("POST", path, VariantDocument, json={"isolation": isolation})
 
     def profile_variant(
         self, name: str, budget_s: float | None = None, *, idempotency_key: str | None = None

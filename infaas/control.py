@@ -157,6 +157,9 @@ class VariantDocument:
     reason: str
     replicas: int
     """Instances that are READY now."""
+    isolation: str = "thread"
+    """Where its instances run: in their worker's process (`thread`), or each in one of its own (`process`)."""
+    isolation_reason: str = ""
     accuracy: Accuracy | None = None
     p50_ms: float | None = None
     """At batch 1, alone on its cores."""
@@ -203,6 +206,7 @@ class WorkerInstanceDocument:
     staged: int = 0
     items_done: int = 0
     busy_ratio: float = 0.0
+    isolation: str = "thread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,8 @@ class WorkerDocument:
     memory_ratio: float | None = None
     stall_ratio: float | None = None
     instances: tuple[WorkerInstanceDocument, ...] = ()
+    reason: str = ""
+    """Why it is FAILED, or what ended its life before this one."""
     reason: str = ""
     """Why it is FAILED, or what ended its life before this one."""
 

@@ -16,7 +16,7 @@ from infaas.domain.build import BuildResult
 from infaas.domain.ids import VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Level
-from infaas.domain.variant import Profile, Variant, VariantState
+from infaas.domain.variant import Isolation, Profile, Variant, VariantState
 from infaas.errors import ConflictError, NotFoundError, PreconditionError
 from infaas.rpc.codec import decode, encode
 
@@ -69,6 +69,24 @@ class MadeRecords(CatalogBase):
 
         return self._write(work)
 
+    def isolate_variant(self, name: str, isolation: Isolation, reason: str, *, at: float, actor: str) -> bool:
+        """Say where its instances run from now on; False when it is so already. Raises NotFoundError."""
+
+        def work(connection: Connection) -> bool:
+            where = variants.c.name == name
+            body = connection.scalar(sa.select(variants.c.body).where(where).with_for_update())
+            if body is None:
+                raise NotFoundError(f"there is no variant {name!r}")
+            known = decode(body, Variant)
+            if known.isolation is isolation:
+                return False
+            changed = replace(known, isolation=isolation, isolation_reason=reason)
+            connection.execute(sa.update(variants).where(where).values(body=encode(changed).decode()))
+            note(connection, at, actor, "variant.isolate", name, {"isolation": isolation.value, "reason": reason})
+            return True
+
+        return self._write(work)
+
     def profiles(self, variant: str) -> Sequence[Profile]:
         """Every profile measured of a variant, oldest first."""
         query = sa.select(profiles.c.body).where(profiles.c.variant == variant).order_by(profiles.c.id)
@@ -103,9 +121,16 @@ def _record(connection: Connection, version: VersionId, result: BuildResult, at:
 
 
 def _insert_variant(connection: Connection, version: VersionId, variant: Variant, at: float) -> None:
+    query = sa.select(variants.c.version_id, variants.c.body).where(variants.c.name == variant.name)
+    known = connection.execute(query).first()
+    if known is not None and known.version_id == version:
+        before = decode(known.body, Variant)  # what its instances did is not undone by making it again
+        variant = replace(variant, isolation=before.isolation, isolation_reason=before.isolation_reason)
+    else:
+        asked = connection.scalar(sa.select(versions.c.isolation).where(versions.c.id == version))
+        variant = replace(variant, isolation=Isolation(asked or variant.isolation))
     body = encode(replace(variant, profile=None)).decode()
-    known = connection.scalar(sa.select(variants.c.version_id).where(variants.c.name == variant.name))
-    if known == version:
+    if known is not None and known.version_id == version:
         connection.execute(sa.update(variants).where(variants.c.name == variant.name).values(body=body))
     else:
         take_name(connection, variant.name, Level.VARIANT)

@@ -9,6 +9,7 @@ from infaas.domain.build import ProfilingState
 from infaas.domain.ids import Digest, ModelName, TaskName, VariantName, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.task import Task
+from infaas.domain.variant import Isolation
 from infaas.errors import ConflictError
 
 
@@ -49,6 +50,8 @@ class VersionRow:
     reason: str
     created_at: float
     updated_at: float
+    isolation: Isolation = Isolation.THREAD
+    """Of its variants, until one of them shows that it needs another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Registration:
     fixed_batch: int | None
     evaluation_rows: int | None
     warnings: tuple[str, ...] = ()
+    isolation: Isolation = Isolation.THREAD
 
 
 @dataclass(frozen=True, slots=True)

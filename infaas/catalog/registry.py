@@ -18,6 +18,7 @@ from infaas.domain.ids import Digest, ModelName, TaskName, VersionId, version_id
 from infaas.domain.lifecycle import BuildState, is_allowed
 from infaas.domain.query import Level
 from infaas.domain.task import Task
+from infaas.domain.variant import Isolation
 from infaas.errors import ConflictError, NotFoundError, PreconditionError
 from infaas.rpc.codec import decode, encode
 
@@ -256,6 +257,7 @@ def _upload_values(new: Registration) -> dict[str, Any]:
         "fixed_batch": new.fixed_batch,
         "evaluation_rows": new.evaluation_rows,
         "warnings": json.dumps(list(new.warnings)),
+        "isolation": new.isolation.value,
     }
 
 
@@ -334,5 +336,8 @@ def _known(connection: Connection, version: VersionId) -> VersionRow:
 def _version_row(row: Row[Any]) -> VersionRow:
     values = dict(row._mapping)
     return VersionRow(
-        state=BuildState(values.pop("state")), warnings=tuple(json.loads(values.pop("warnings"))), **values
+        state=BuildState(values.pop("state")),
+        warnings=tuple(json.loads(values.pop("warnings"))),
+        isolation=Isolation(values.pop("isolation")),
+        **values,
     )

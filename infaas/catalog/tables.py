@@ -120,6 +120,7 @@ versions = Table(
     Column("fixed_batch", Integer),
     Column("evaluation_rows", Integer),
     Column("warnings", Text, nullable=False),
+    Column("isolation", String(16), nullable=False, server_default="thread"),
     Column("state", String(16), nullable=False, index=True),
     Column("reason", Text, nullable=False),
     Column("created_at", Float, nullable=False),

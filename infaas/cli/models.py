@@ -33,6 +33,9 @@ def register(
     map_: Annotated[list[str] | None, typer.Option("--map", help="theirs=ours, a tensor's name; repeat.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
     accuracy: Annotated[float | None, typer.Option(help="Declare it instead of measuring (marked as such).")] = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="thread (default), or process: its crashes and hangs harm nothing else.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the variants.")] = False,
     idempotency_key: Annotated[str | None, typer.Option(help="Repeating a call with the same key is safe.")] = None,
     url: Url = None,
@@ -51,6 +54,7 @@ def register(
             renames=map_ or (),
             labels=label or (),
             accuracy=accuracy,
+            isolation=isolation,
             idempotency_key=idempotency_key,
         )
         for warning in registered.warnings:

@@ -101,6 +101,22 @@ def enable(name: Name, url: Url = None, token_file: TokenFile = None, output: Ou
     next_step("infaas variant list", output)
 
 
+@app.command()
+def isolate(
+    name: Name,
+    isolation: Annotated[str, typer.Option(help="process, or thread to undo it.")] = "process",
+    url: Url = None,
+    token_file: TokenFile = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give each instance a process of its own, so that its crashes and hangs harm nothing else."""
+    with connect(url, token_file) as client:
+        found = client.isolate_variant(name, isolation)
+    emit(found, output, lambda: _describe(found))
+    did(f"Instances of {name} that are loaded from now on have isolation {found.isolation}.", output)
+    next_step("infaas worker list", output)
+
+
 def _follow_profiling(client: Client, ordered: ProfilingDocument, output: Format) -> None:
     """With a bar, until it succeeded; raises when it did not."""
     from infaas.cli.builds import Bars, follow_profiling
@@ -206,6 +222,7 @@ def _describe(found: VariantDocument) -> None:
     table.add("state", f"{found.state}{f': {found.reason}' if found.reason else ''}")
     table.add("recipe", found.recipe)
     table.add("runs on", f"{found.runtime}, {found.hardware}, {found.precision}, {found.threads} thread(s)")
+    table.add("isolation", f"{found.isolation}{f': {found.isolation_reason}' if found.isolation_reason else ''}")
     table.add("largest batch", found.max_batch_size)
     table.add("replicas", found.replicas)
     table.add("accuracy", accuracy(found.accuracy))

@@ -22,7 +22,9 @@ def list_(url: Url = None, token_file: TokenFile = None, output: Output = Format
     """All workers."""
     with connect(url, token_file) as client:
         workers = client.workers()
-    table = Table("WORKER", "STATE", "CONNECTED", "POOL", ">CORES", ">MEMORY", ">CPU", ">INSTANCES", ">REPORT AGE")
+    table = Table(
+        "WORKER", "STATE", "CONNECTED", "POOL", ">CORES", ">MEMORY", ">CPU", ">INSTANCES", ">REPORT AGE", "REASON"
+    )
     for worker in workers:
         table.add(
             worker.id,
@@ -34,6 +36,7 @@ def list_(url: Url = None, token_file: TokenFile = None, output: Output = Format
             percent(worker.cpu_ratio, 0),
             len(worker.instances),
             "-" if worker.report_age_s is None else f"{worker.report_age_s:.1f} s",
+            worker.reason or "-",
         )
     emit({"workers": workers}, output, lambda: show(table))
     next_step(f"infaas worker describe {workers[0].id}" if workers else "infaas up", output)
@@ -71,7 +74,7 @@ def resume(worker: Id, url: Url = None, token_file: TokenFile = None, output: Ou
 def _describe(worker: WorkerDocument) -> None:
     table = Table("FIELD", "VALUE")
     table.add("worker", worker.id)
-    table.add("state", worker.state)
+    table.add("state", f"{worker.state}{f': {worker.reason}' if worker.reason else ''}")
     table.add("connected", "yes" if worker.is_connected else "no")
     table.add("address", worker.address)
     table.add("pool", worker.pool)
@@ -83,9 +86,10 @@ def _describe(worker: WorkerDocument) -> None:
     table.add("memory used", percent(worker.memory_ratio, 0))
     table.add("time taken by the host", percent(worker.stall_ratio))
     show(table)
-    instances = Table("INSTANCE", "VARIANT", "STATE", ">RUNNING", ">STAGED", ">ITEMS", ">BUSY", "REASON")
+    instances = Table("INSTANCE", "VARIANT", "STATE", "IN A", ">RUNNING", ">STAGED", ">ITEMS", ">BUSY", "REASON")
     for one in worker.instances:
         busy = percent(one.busy_ratio, 0)
-        instances.add(one.id, one.variant, one.state, one.running, one.staged, one.items_done, busy, one.reason or "-")
+        counts = (one.running, one.staged, one.items_done)
+        instances.add(one.id, one.variant, one.state, one.isolation, *counts, busy, one.reason or "-")
     if worker.instances:
         show(instances)

@@ -85,6 +85,8 @@ def variant_document(
         "max_batch_size": variant.max_batch_size,
         "state": variant.state,
         "reason": variant.reason,
+        "isolation": variant.isolation,
+        "isolation_reason": variant.isolation_reason,
         "replicas": replicas,
         "is_on_frontier": variant.name in dominators and dominators[variant.name] is None,
         "dominated_by": dominators.get(variant.name),

@@ -21,6 +21,7 @@ from infaas.domain.ids import Digest, ModelName, TaskName
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Level
 from infaas.domain.task import Task
+from infaas.domain.variant import Isolation
 from infaas.errors import ConflictError, TooLargeError, UnavailableError
 from infaas.metrics import metric_names
 from infaas.repository.base import Repository
@@ -105,7 +106,7 @@ class Intake:
         for _ in range(_ATTEMPTS):
             known = await asyncio.to_thread(self._look_up, upload, options, digests)
             if known.version is not None and not known.problems and _is_alive(known.version):
-                return _document(options, known.version, warnings=_repeat_warnings(known, digests))
+                return _document(options, known.version, warnings=_repeat_warnings(known, digests, options))
             try:
                 return await self._take_in(upload, options, digests, known, actor)
             except TaskAppearedError:
@@ -227,10 +228,11 @@ def _registration(
         fixed_batch=answer.fixed_batch,
         evaluation_rows=answer.evaluation_rows,
         warnings=tuple(warnings),
+        isolation=Isolation(options.isolation) if options.isolation is not None else Isolation.THREAD,
     )
 
 
-def _repeat_warnings(known: _Known, digests: _Digests) -> tuple[str, ...]:
+def _repeat_warnings(known: _Known, digests: _Digests, options: RegistrationOptions) -> tuple[str, ...]:
     """What a caller who registers a file again may expect to happen and does not."""
     version = known.version
     if version is None:
@@ -238,6 +240,11 @@ def _repeat_warnings(known: _Known, digests: _Digests) -> tuple[str, ...]:
     found = list(version.warnings)
     if digests.evaluation is not None and digests.evaluation != version.evaluation:
         found.append(f"this file is version {version.number} already; its evaluation data stay as they were")
+    if options.isolation not in (None, version.isolation.value):
+        found.append(
+            f"this file is version {version.number} already; its variants' isolation stays as it was, "
+            "`infaas variant isolate` changes it"
+        )
     if known.current is not None and known.current > version.number:
         found.append(
             f"this file is version {version.number} already and version {known.current} serves; "

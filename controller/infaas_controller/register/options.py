@@ -16,6 +16,7 @@ from infaas.domain.ids import name_problem
 from infaas.domain.query import Level
 from infaas.domain.task import Task, TaskDefaults
 from infaas.domain.tensor import TensorSpec
+from infaas.domain.variant import Isolation
 from infaas.errors import InvalidError
 from infaas.rpc.codec import from_plain, to_plain
 from infaas.settings import TaskDefaultsSettings
@@ -45,6 +46,8 @@ class RegistrationOptions:
     mapping: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     accuracy: float | None = None
+    isolation: str | None = None
+    """`thread` or `process`; None: thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,15 @@ def option_problems(
     for theirs, ours in options.mapping.items():
         if not theirs or not ours:
             problems.append(f"--map {theirs}={ours}: both names must be given, as theirs=ours")
+    if options.isolation is not None and (problem := isolation_problem(options.isolation)):
+        problems.append(problem)
     return problems + label_problems(options.labels)
+
+
+def isolation_problem(word: str) -> str | None:
+    """What is wrong with the word for where instances run; None when it is one."""
+    known = [each.value for each in Isolation]
+    return None if word in known else f"isolation {word!r} is not known; there are {' and '.join(known)}"
 
 
 def _metric_problems(options: RegistrationOptions, task: Task | None, metrics: Collection[str]) -> list[str]:

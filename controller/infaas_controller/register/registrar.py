@@ -26,7 +26,7 @@ from infaas.control import (
 )
 from infaas.domain.ids import VariantName
 from infaas.domain.task import Task
-from infaas.domain.variant import VariantState
+from infaas.domain.variant import Isolation, VariantState
 from infaas.errors import ConflictError, InfaasError, NotFoundError
 from infaas.metrics import metric_names
 from infaas.observe.log import get_logger
@@ -41,12 +41,14 @@ from infaas_controller.register.documents import model_document, task_document, 
 from infaas_controller.register.frontier import dominated_by
 from infaas_controller.register.inspector import Inspector
 from infaas_controller.register.intake import Intake
+from infaas_controller.register.isolation import to_isolate
 from infaas_controller.register.options import (
     RegistrationOptions,
     TaskChange,
     Upload,
     changed_task,
     fingerprint,
+    isolation_problem,
     raise_problems,
     task_problems,
 )
@@ -264,6 +266,15 @@ class Registrar:
         self._wake()
         return document
 
+    async def isolate_variant(self, name: str, isolation: str, *, actor: str = "local") -> VariantDocument:
+        """Say where its instances run from now on; those that are loaded stay where they are until they are loaded
+        again. Raises NotFoundError, InvalidError."""
+        raise_problems([problem] if (problem := isolation_problem(isolation)) else [])
+        change, wanted = self._catalog.isolate_variant, Isolation(isolation)
+        await asyncio.to_thread(change, name, wanted, f"asked for by {actor}", at=self._clock.wall(), actor=actor)
+        self._wake()
+        return await self.describe_variant(name)
+
     async def build(self, model: str, number: int) -> BuildDocument:
         """Where a version's build stands. Without the store, its state alone. Raises NotFoundError."""
         return await self._builds.document(model, number)
@@ -309,10 +320,21 @@ class Registrar:
             self._absorb_at = now + _COMPARE_EVERY_S
             if has_changed:
                 self._wake_refill.set()
+        await self._isolate_the_dead()
         registered = (await self._reader.read()).registered
         tasks = [effective(task, self._settings) for task in registered.tasks]
         if await self._switcher.step(tasks, registered.models, registered.variants):
             self._wake_refill.set()
+
+    async def _isolate_the_dead(self) -> None:
+        """Variants whose instances died where they harm others get processes of their own from now on."""
+        for name, reason in to_isolate(self._service.view).items():
+            change = self._catalog.isolate_variant
+            if await asyncio.to_thread(
+                change, name, Isolation.PROCESS, reason, at=self._clock.wall(), actor="registrar"
+            ):
+                _log.warning("variant isolated", variant=name, reason=reason)
+                self._wake_refill.set()
 
     async def step_refill(self) -> None:
         """One turn of `run_refill`. Raises UnavailableError, or PreconditionError when the leadership was lost."""

@@ -11,7 +11,7 @@ from infaas.domain.task import Task, TaskDefaults
 from infaas.domain.tensor import Datatype, TensorSpec
 from infaas_controller.register.options import TaskChange
 
-__all__ = ["ErrorDocument", "ProfileBody", "RollbackBody", "TaskBody", "TaskChangeBody", "VariantBody", "errors"]
+__all__ = ["ErrorDocument", "IsolationBody", "ProfileBody", "RollbackBody", "TaskBody", "TaskChangeBody", "VariantBody", "errors"]
 
 
 class _Body(BaseModel):
@@ -91,6 +91,10 @@ class ProfileBody(_Body):
     budget_s: float | None = Field(
         None, gt=0, le=3600, description="Seconds of measuring; empty: generator.profile_budget_s"
     )
+
+
+class IsolationBody(_Body):
+    isolation: Literal["thread", "process"] = Field(description="In the worker's process, or in one of its own")
 
 
 class VariantBody(_Body):

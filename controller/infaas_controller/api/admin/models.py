@@ -161,6 +161,7 @@ def _registration(form: Form) -> tuple[Upload, RegistrationOptions]:
         mapping=mapping,
         labels=labels,
         accuracy=accuracy,
+        isolation=form.one("isolation") or None,
     )
     return Upload(model, filename, evaluation, calibration), options
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from infaas.errors import InvalidError, TooLargeError, UnavailableError
 
 FILES = ("file", "eval", "calibration")
-FIELDS = ("task", "name", "metric", "map", "label", "accuracy")
+FIELDS = ("task", "name", "metric", "map", "label", "accuracy", "isolation")
 _MAX_FIELD_BYTES = 16 * 1024
 _MAX_PARTS = 256
 

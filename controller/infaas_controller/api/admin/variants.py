@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from infaas.control import ProfileList, ProfilingDocument, ProfilingList, VariantDocument, VariantList
-from infaas_controller.api.admin.bodies import ProfileBody, VariantBody, errors
+from infaas_controller.api.admin.bodies import IsolationBody, ProfileBody, VariantBody, errors
 from infaas_controller.api.admin.events import events, wants_events
 from infaas_controller.api.admin.paths import IdempotencyKey, Name, Number, actor_of
 from infaas_controller.register.registrar import Registrar
@@ -39,6 +39,10 @@ def variants_router(registrar: Registrar) -> APIRouter:
     @router.post("/{variant}/enable", summary="Put a variant back", responses=errors(404, 412))
     async def enable(variant: Name, request: Request) -> VariantDocument:
         return await registrar.enable_variant(variant, actor=actor_of(request))
+
+    @router.post("/{variant}/isolation", summary="Say where its instances run", responses=errors(400, 404))
+    async def isolate(variant: Name, request: Request, body: IsolationBody) -> VariantDocument:
+        return await registrar.isolate_variant(variant, body.isolation, actor=actor_of(request))
 
     _add_profilings(router, registrar)
     return router
