@@ -31,6 +31,13 @@ _LOOK_EVERY_S = 0.5
 @contextmanager
 def own_system(*, budget_s: float) -> Iterator[Client]:
     """`infaas up` on free ports; it ends with this process whatever happens to it."""
+    with own_state(budget_s=budget_s) as (client, _):
+        yield client
+
+
+@contextmanager
+def own_state(*, budget_s: float) -> Iterator[tuple[Client, Path]]:
+    """The same, with its state folder, which says what its programs are."""
     state_dir = Path(tempfile.mkdtemp(prefix="infaas-bench-"))
     free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     env = up_environ(state_dir=state_dir, config=None, controller=free, workers=None)
@@ -42,7 +49,7 @@ def own_system(*, budget_s: float) -> Iterator[Client]:
         if endpoints is None:
             raise UnavailableError(f"the controller is gone again; see {state_dir}/logs/controller.log")
         with Client(endpoints.url) as client:
-            yield client
+            yield client, state_dir
     finally:
         stop(state_dir)
         shutil.rmtree(state_dir)
