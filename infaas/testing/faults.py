@@ -185,7 +185,8 @@ def catalogue_full(cluster: Cluster) -> Iterator[None]:
 def _takes_log_in(database: Path) -> bool:
     connection = sqlite3.connect(database)
     try:
-        return connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        is_busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not is_busy
     finally:
         connection.close()
 
