@@ -227,8 +227,6 @@ class WorkerDocument:
     instances: tuple[WorkerInstanceDocument, ...] = ()
     reason: str = ""
     """Why it is FAILED, or what ended its life before this one."""
-    reason: str = ""
-    """Why it is FAILED, or what ended its life before this one."""
 
 
 @dataclass(frozen=True, slots=True)

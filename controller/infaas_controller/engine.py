@@ -288,11 +288,13 @@ class Engine(Placing):
         self._dirty.pop(lane.id, None)
         why = f"instance {lane.id} of {lane.variant} on {lane.worker.id} was lost"
         found = self._take_back(lane)
-        for number in list(lane.flights):
+        for place, number in enumerate(list(lane.flights)):
             self.ledger.done(lane, number)
             sent = self._sent.pop(number, None)
             if sent is not None:
-                how = How.RAN if sent.is_started else How.STAGED
+                # A process that crashes at once takes the word that it had begun along: what was next may have run.
+                may_have_run = sent.is_started or place < lane.slots - 1
+                how = How.RAN if may_have_run else How.STAGED
                 if how is How.RAN:
                     self._blame_ended(sent, number, now)
                 found += [each for each in self._still(sent, number) if self._may_again(each, how, why, now)]
