@@ -25,7 +25,7 @@ from infaas_controller.register.options import fingerprint
 from infaas_controller.register.signals import changes
 
 MAX_BUDGET_S = 3600.0
-_MEASURED_BY_GENERATOR = frozenset({Runtime.ONNXRUNTIME})
+_MEASURED_BY_GENERATOR = frozenset({Runtime.ONNXRUNTIME, Runtime.TRITON})
 """Runtimes that the generator's profiler can run by itself."""
 _log = get_logger(__name__)
 

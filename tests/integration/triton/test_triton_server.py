@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +71,10 @@ def attached(server: TritonServer, model: str, **change) -> Reference:
     return plan.reference
 
 
-def opened(reference: Reference, graph: graphs.Graph, folder: Path):
+def opened(reference: Reference, graph: graphs.Graph, folder: Path, **facts):
     path = folder / f"{reference.model}.json"
     write_reference(reference, path)
-    return TritonExecutor().load(graph.variant(runtime=Runtime.TRITON, max_batch=8), path)
+    return TritonExecutor().load(graph.variant(runtime=Runtime.TRITON, max_batch=8, **facts), path)
 
 
 def query(value: float, timeout_s: float | None = None) -> BatchIn:
@@ -113,6 +114,18 @@ def test_names_are_mapped_both_ways(server, tmp_path):
     assert np.frombuffer(values[0].data, np.float32).tolist() == [6.0] * 4
 
 
+def test_a_server_beside_the_worker_runs_what_was_attached_elsewhere(server, tmp_path):
+    there = attached(server, "double", mapping={"INPUT0": "x"})
+    path = tmp_path / "reference.json"
+    write_reference(replace(there, url="grpc://127.0.0.1:1"), path)
+    variant = graphs.double().variant(runtime=Runtime.TRITON, max_batch=8)
+    model = TritonExecutor(server.url).load(variant, path)
+    try:
+        assert model.submit(query(1.0)).result(WAIT_S).run_s > 0
+    finally:
+        model.close()
+
+
 def test_what_keeps_state_or_streams_is_refused_with_the_reason(server):
     for model, fact in (("sequence", "sequence_batching"), ("decoupled", "decoupled")):
         assert server.ensure_loaded(model)
@@ -132,7 +145,7 @@ def test_what_is_not_there_or_cannot_be_loaded_is_told_apart(server):
 
 
 def test_a_deadline_ends_the_request_and_a_later_one_is_answered(server, tmp_path):
-    model = opened(attached(server, "slow"), graphs.slow(1), tmp_path)
+    model = opened(attached(server, "slow"), graphs.slow(1), tmp_path, has_profile=False)
     try:
         with pytest.raises(InfaasError) as caught:
             model.submit(query(1.0, timeout_s=0.05)).result(WAIT_S)
@@ -143,7 +156,7 @@ def test_a_deadline_ends_the_request_and_a_later_one_is_answered(server, tmp_pat
 
 
 def test_a_cancelled_batch_frees_its_place(server, tmp_path):
-    model = opened(attached(server, "slow"), graphs.slow(1), tmp_path)
+    model = opened(attached(server, "slow"), graphs.slow(1), tmp_path, has_profile=False)
     try:
         first = model.submit(query(1.0))
         assert first.cancel()
@@ -154,7 +167,7 @@ def test_a_cancelled_batch_frees_its_place(server, tmp_path):
 
 def test_a_model_that_changed_on_the_server_is_not_run(server, tmp_path):
     reference = attached(server, "double", mapping={"INPUT0": "x"})
-    changed = Reference(**{f: getattr(reference, f) for f in reference.__slots__} | {"model": "halves"})
+    changed = replace(reference, model="halves")
     with pytest.raises(ModelError, match="is not what was attached"):
         opened(changed, graphs.double(), tmp_path)
 
