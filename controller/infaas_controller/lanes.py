@@ -8,7 +8,7 @@ from __future__ import annotations
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import InstanceState, WorkerState
-from infaas.domain.query import HARD_LIMIT_S, Requirements
+from infaas.domain.query import HARD_LIMIT_S, Priority, Requirements
 from infaas.domain.variant import Isolation
 from infaas_controller.decide.curve import Curve
 from infaas_controller.observed import Hop
@@ -16,13 +16,14 @@ from infaas_controller.observed import Hop
 RANKS = 3
 URGENCIES = 2 * RANKS
 CHAINS_KEPT_S = 0.005
+_URGENCY = {priority: 2 * priority.rank for priority in Priority}
 
 
 def urgency_of(wanted: Requirements) -> int:
     """Whose work is reckoned to come first: by priority, and within one by whether there is a latency objective. Those
     without one have the hard limit's deadline, so that the earliest deadline first is nearly always another's."""
-    is_patient = wanted.latency_s is None or wanted.latency_s >= HARD_LIMIT_S
-    return 2 * wanted.priority.rank + is_patient
+    latency_s = wanted.latency_s
+    return _URGENCY[wanted.priority] + (latency_s is None or latency_s >= HARD_LIMIT_S)
 
 
 class Flight:

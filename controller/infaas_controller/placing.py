@@ -50,6 +50,8 @@ class Sent:
     def items_that_ran(self, result: BatchResult) -> int:
         """Not what was cancelled, or too late, before it began."""
         outputs, failed = result.outputs or {}, result.failed or {}
+        if len(outputs) == len(self.tickets):
+            return sum([ticket.items for ticket in self.tickets])
         return sum(
             ticket.items
             for ticket in self.tickets

@@ -106,8 +106,9 @@ class Situation:
         found: Lane | None = None
         at = float("inf")
         predict, urgency, items, now = self.ledger.predict, self.urgency, self.query.items, self.now
+        is_choosy = self.needs_process or bool(self.excluded)
         for lane in lanes:
-            if not self.can_use(lane):
+            if not lane.is_usable or (is_choosy and not self.can_use(lane)):
                 continue
             this = predict(lane, urgency, items, now)
             if this < at or (this == at and found is not None and lane.id < found.id):
