@@ -27,8 +27,8 @@ from infaas.settings import Settings
 from infaas_controller.api import documents, stats
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.grpc_health import Health
-from infaas_controller.api.grpc_stream import QueryStream
 from infaas_controller.api.grpc_messages import checked, reader
+from infaas_controller.api.grpc_stream import QueryStream
 from infaas_controller.api.headers import REQUEST_ID, answer_fields, error_fields, read_caller
 from infaas_controller.api.intake import find_task, parse_version
 from infaas_controller.api.repository import Repository

@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from infaas import __version__
 from infaas.clock import Clock, SystemClock
@@ -44,6 +45,7 @@ from infaas_controller.ports import QueryService
 
 CALLER_KEY = "infaas.caller"
 HANDLED_KEY = "infaas.handled"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class EdgeApp(FastAPI):
@@ -129,7 +131,20 @@ def create_app(
 
 
 async def _on_exception(request: Request, exception: Exception) -> Response:
+    if isinstance(exception, HTTPException) and exception.status_code == 405:
+        exception.headers = {"allow": _allowed(request)}
     return _error_response(exception, request.scope)
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path: the framework names those of the first route that has it."""
+    routes = request.app.router.routes
+
+    def is_taken(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+
+    return ", ".join(method for method in _METHODS if is_taken(method))
 
 
 def _error_response(exception: Exception, scope: Scope) -> Response:
@@ -161,7 +176,7 @@ def _framework_text(exception: HTTPException, scope: Scope) -> str:
     if exception.status_code == 404 and exception.detail == "Not Found":
         return f"no such path: {path!r}"
     if exception.status_code == 405:
-        allowed = (exception.headers or {}).get("allow") or (exception.headers or {}).get("Allow", "")
+        allowed = (exception.headers or {}).get("allow", "")
         return f"{path!r} does not take {method}; it takes {allowed}"
     return str(exception.detail)
 

@@ -78,6 +78,9 @@ def _correct(operation: Document) -> None:
 
 def _protocol_paths() -> Document:
     live, ready = _get("Whether the server lives", {}, 200), _get("Whether queries can be served", {}, 200, 503)
+    for open_to_all in (live, ready):
+        del open_to_all["responses"]["401"]
+        open_to_all["security"] = []
     paths: Document = {}
     for path in ("/v2/health/live", "/livez", "/healthz"):
         paths[path] = {"get": _named(live, path)}
@@ -129,7 +132,7 @@ def _infer() -> Document:
         "description": f"JSON; or JSON and then the tensors' bytes, with `{HEADER_LENGTH}` telling where they begin. "
         "`Content-Encoding` may be gzip or deflate.",
         "content": {
-            JSON: {"schema": _ref("InferRequest")},
+            JSON: {"schema": _ref("InferRequest"), "example": _INFER_EXAMPLE},
             BINARY: {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -162,13 +165,21 @@ _NAME: Document = {
     "required": True,
     "description": "A task, a model or a variant",
     "schema": {"type": "string", "pattern": f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_LENGTH - 1}}}$"},
+    "example": "simple",
 }
 _VERSION: Document = {
     "name": "version",
     "in": "path",
     "required": True,
     "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+    "example": 1,
 }
+_INFER_EXAMPLE: Document = {
+    "inputs": [
+        {"name": name, "shape": [1, 16], "datatype": "INT32", "data": list(range(16))} for name in ("INPUT0", "INPUT1")
+    ]
+}
+"""Of the demonstration model `simple`."""
 
 
 def _requirement_headers() -> list[Document]:

@@ -153,7 +153,7 @@ async def infer_with_requirements(probe: Probe) -> None:
 async def compression(probe: Probe) -> None:
     """Both ways over REST; over gRPC the message itself is compressed."""
     for coding in ("gzip", "deflate"):
-        inputs, arrays = probe.inputs(64, seed=7)
+        inputs, arrays = probe.inputs(8, seed=7)
         if probe.is_grpc:
             _sums(await probe.call("infer", probe.model, inputs, compression_algorithm=coding), arrays)
             continue

@@ -106,8 +106,8 @@ async def test_decisions_batches_loads_and_scaling_are_observed() -> None:
     metrics.observe_scaling("replicate", "headroom")
     found = samples((await scrape(metrics)).text)
     assert found[key("infaas_decision_duration_seconds_count")] == 1
-    assert found[key("infaas_predicted_latency_error_ratio_bucket", le="0.2")] == 1
-    assert found[key("infaas_predicted_latency_error_ratio_bucket", le="0.1")] == 0
+    assert found[key("infaas_predicted_latency_error_ratio_bucket", direction="late", le="0.2")] == 1
+    assert found[key("infaas_predicted_latency_error_ratio_bucket", direction="late", le="0.1")] == 0
     assert found[key("infaas_batch_size_sum", variant=VARIANT)] == 4
     assert found[key("infaas_model_load_seconds_count", variant=VARIANT)] == 1
     assert found[key("infaas_autoscaler_decisions_total", action="replicate", reason="headroom")] == 1

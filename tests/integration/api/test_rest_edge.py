@@ -262,6 +262,31 @@ async def test_a_compressed_request_is_taken(rest: httpx.AsyncClient) -> None:
     assert (cut.status_code, "cut short" in cut.json()["error"]) == (400, True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "coding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("GZIP;q=0.5", "gzip"),
+        ("gzip, deflate", None),
+        ("gzip;q=0.0", None),
+        ("br", None),
+        ("identity", None),
+    ],
+)
+async def test_an_answer_is_compressed_for_who_asks_for_one_coding(
+    edges: Serving, asked: str, coding: str | None
+) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{edges.http}") as client:
+        for items in (1, 4_000):  # on the loop and in a thread
+            answer = await client.post(INFER, json=a_body(items), headers={"accept-encoding": asked})
+            assert answer.status_code == 200, answer.text
+            assert answer.headers.get("content-encoding") == coding
+            assert answer.json()["outputs"][0]["shape"] == [items, 16]
+            if coding and items > 1:
+                assert int(answer.headers["content-length"]) < len(answer.content)
+
+
 async def test_a_body_over_the_limit_is_413_however_it_comes() -> None:
     settings = Settings(controller=ControllerSettings(max_body_bytes=2048))
 
