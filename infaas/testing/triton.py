@@ -9,10 +9,12 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +161,9 @@ class TritonProcess:
         self._wait_ready(self._process)
 
     def kill(self) -> None:
-        """As a crash does: no farewell."""
+        """As a lost machine does: no farewell, and nothing of it stays, its backends' processes included."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            self._end_group(self._process)
             self._process = None
 
     def stop(self) -> None:
@@ -172,9 +173,16 @@ class TritonProcess:
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            pass  # it is ended below, as everything it left is
+        self._end_group(self._process)
         self._process = None
+
+    @staticmethod
+    def _end_group(process: subprocess.Popen[Any]) -> None:
+        """The server leads a session of its own, so the group is its own too."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def said(self) -> str:
         """The end of its log."""
