@@ -45,6 +45,11 @@ class CatalogSettings(_Section):
 
 class RepositorySettings(_Section):
     url: str | None = Field(None, description="Folder of artifacts; empty: `artifacts` in the state folder")
+    collect: bool | None = Field(
+        None,
+        description="Delete artifacts that nothing names; empty: only in the state folder, which nobody else can use",
+    )
+    collect_after_s: float = Field(86_400.0, ge=3600, description="For how long an artifact may go unnamed")
 
 
 class ControllerSettings(_Section):

@@ -45,6 +45,7 @@ from infaas_controller.journal import Journal
 from infaas_controller.listeners import HttpListener, bind
 from infaas_controller.peers import Peers, own_url
 from infaas_controller.policies import installed_policies
+from infaas_controller.register.collection import Collector
 from infaas_controller.register.registrar import Registrar
 from infaas_controller.system import READ_ONLY, UP, SystemWatch
 from infaas_controller.workers import WorkerLinks
@@ -146,6 +147,7 @@ class Parts:
     dispatcher: Dispatcher
     leadership: Leadership
     registrar: Registrar
+    collector: Collector
     journal: Journal
     peers: Peers
     system: SystemWatch
@@ -168,6 +170,7 @@ def build_parts(
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)
     repository = open_repository(settings.repository_url)
     registrar = Registrar(catalog, store, repository, dispatcher, settings, clock, lease=lambda: leadership.lease)
+    collector = Collector(catalog, store, repository, settings, clock, lambda: leadership.lease)
     journal = Journal(catalog, sample=own.journal_sample)
     peers = Peers(store, record, token)
     system = SystemWatch(
@@ -184,7 +187,19 @@ def build_parts(
     )
     grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock, tracing=tracing)
     return Parts(
-        store, keeper, dispatcher, leadership, registrar, journal, peers, system, metrics, app, grpc_server, tracing
+        store,
+        keeper,
+        dispatcher,
+        leadership,
+        registrar,
+        collector,
+        journal,
+        peers,
+        system,
+        metrics,
+        app,
+        grpc_server,
+        tracing,
     )
 
 
@@ -194,6 +209,7 @@ def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
     parts.dispatcher.start()
     supervisor.spawn("registrar-results", parts.registrar.run_results())
     supervisor.spawn("registrar-refill", parts.registrar.run_refill())
+    supervisor.spawn("collector", parts.collector.run())
     supervisor.spawn("journal", parts.journal.run())
     supervisor.spawn("peers", parts.peers.run())
     supervisor.spawn("system", parts.system.run())

@@ -13,7 +13,7 @@ from infaas.catalog.base import CatalogBase, note, take_name
 from infaas.catalog.records import ResultRow
 from infaas.catalog.tables import profiles, recipe_results, variants, versions
 from infaas.domain.build import BuildResult
-from infaas.domain.ids import VersionId
+from infaas.domain.ids import Digest, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Level
 from infaas.domain.variant import Isolation, Profile, Variant, VariantState
@@ -91,6 +91,18 @@ class MadeRecords(CatalogBase):
         """Every profile measured of a variant, oldest first."""
         query = sa.select(profiles.c.body).where(profiles.c.variant == variant).order_by(profiles.c.id)
         return self._read(lambda c: [decode(body, Profile) for body in c.scalars(query)])
+
+    def named_artifacts(self) -> frozenset[Digest]:
+        """Every artifact that a row names: files of versions, what variants run, raw samples."""
+        columns = (versions.c.original, versions.c.artifact, versions.c.evaluation, versions.c.calibration)
+
+        def work(connection: Connection) -> frozenset[Digest]:
+            found = {digest for row in connection.execute(sa.select(*columns)) for digest in row if digest}
+            found |= set(connection.scalars(sa.select(profiles.c.samples).where(profiles.c.samples.is_not(None))))
+            found |= {decode(body, Variant).artifact for body in connection.scalars(sa.select(variants.c.body))}
+            return frozenset(Digest(digest) for digest in found)
+
+        return self._read(work)
 
 
 _RESULT_COLUMNS = ("recipe", "outcome", "reason", "variant", "max_abs_error", "seconds")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from infaas.domain.ids import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was deleted."""
+
+    count: int
+    size_bytes: int
 
 
 class Repository(Protocol):
@@ -24,6 +34,9 @@ class Repository(Protocol):
     def size(self, digest: Digest) -> int: ...
 
     def remove(self, digest: Digest) -> None: ...
+
+    def collect(self, kept: Set[Digest], before: float) -> Collected:
+        """Delete what is not in `kept` and was last stored before that time (seconds since the epoch)."""
 
 
 def open_repository(url: str) -> Repository:

@@ -1,24 +1,30 @@
 """Artifacts in a folder of one machine (or one that all machines mount), named by the SHA-256 of their bytes.
 
 An artifact appears whole or not at all: bytes go to a temporary file, are flushed, and are renamed into place. Nothing
-is ever changed afterwards, so any number of processes may put and fetch the same digest at the same time.
+is ever changed afterwards, so any number of processes may put and fetch the same digest at the same time. Storing bytes
+again makes the file new, and one lock keeps that and the deletion of old files apart.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from infaas.domain.ids import Digest, is_digest
 from infaas.errors import InvalidError, NotFoundError, SettingsError, UnavailableError
+from infaas.repository.base import Collected
 
 _CHUNK_BYTES = 1 << 20
+_RENEW_AFTER_S = 900.0
+"""A file that is stored again counts as new from this age on; younger ones are far from being deleted."""
 _Stamp = tuple[int, int, int]
 """Inode, modification time in nanoseconds, size: what a file that was verified before still has."""
 
@@ -86,6 +92,38 @@ class LocalRepository:
         with _storage_errors(self.root):
             self._path(digest).unlink(missing_ok=True)
 
+    def collect(self, kept: Set[Digest], before: float) -> Collected:
+        """Delete what is not in `kept` and was last stored before that time, and what killed writers left behind."""
+        count = size_bytes = 0
+        with _storage_errors(self.root):
+            for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
+                digest = Digest(path.parent.name + path.name)
+                if not is_digest(digest) or digest in kept or path.stat().st_mtime >= before:
+                    continue
+                with self._locked(fcntl.LOCK_EX):
+                    status = path.stat()
+                    if status.st_mtime >= before:  # stored again since
+                        continue
+                    path.unlink()
+                with self._lock:
+                    self._verified.pop(digest, None)
+                count += 1
+                size_bytes += status.st_size
+            for path in (self.root / "tmp").iterdir():
+                if path.stat().st_mtime < before:
+                    path.unlink()
+        return Collected(count, size_bytes)
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Among all processes that use the folder. The lock goes with the handle, however its holder ends."""
+        handle = os.open(self.root / ".lock", os.O_CREAT | os.O_RDONLY, 0o644)
+        try:
+            fcntl.flock(handle, how)
+            yield
+        finally:
+            os.close(handle)
+
     def _put(self, chunks: Iterable[bytes]) -> Digest:
         with _storage_errors(self.root):
             handle, name = tempfile.mkstemp(dir=self.root / "tmp")
@@ -108,10 +146,11 @@ class LocalRepository:
     def _place(self, temporary: Path, digest: Digest) -> None:
         """Rename into place unless the same bytes are there already; damaged bytes are replaced."""
         final = self._path(digest)
-        if final.is_file() and self._is_intact(digest, final):
-            return
-        final.parent.mkdir(exist_ok=True)
-        os.replace(temporary, final)
+        with self._locked(fcntl.LOCK_SH):
+            if final.is_file() and self._is_intact(digest, final) and _age_s(final) < _RENEW_AFTER_S:
+                return
+            final.parent.mkdir(exist_ok=True)
+            os.replace(temporary, final)
         folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -144,6 +183,10 @@ class LocalRepository:
         if not is_digest(digest):
             raise InvalidError(f"{digest!r} is not a digest (64 lower-case hexadecimal digits)")
         return self.root / digest[:2] / digest[2:]
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -1,0 +1,82 @@
+"""Deletes artifacts that nothing names: what a crash left between storing a file and naming it.
+
+The leader does it, because only it sees both sides at once: the catalogue, and the results that wait in the store. It
+needs nobody's attention so, and what is deleted is in the log. A file is left alone for a day after it was last stored:
+an upload or a build that is under way names its files long before that, and storing bytes again makes them new.
+
+It works by itself only in the state folder's own repository. A folder that `repository.url` names may serve other
+catalogues as well, whose files would look like nobody's: there, `repository.collect` must say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from infaas.aio.every import every
+from infaas.catalog.catalog import Catalog
+from infaas.clock import Clock
+from infaas.domain.ids import Digest
+from infaas.observe.log import get_logger
+from infaas.repository.base import Collected, Repository
+from infaas.settings import Settings
+from infaas.store.base import Kind, Lease, MetadataStore, Record
+
+_EVERY_S = 600.0
+_NAMING = (Kind.BUILD, Kind.RESULT, Kind.VARIANT)
+_DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_log = get_logger(__name__)
+
+
+def is_on(settings: Settings) -> bool:
+    """As the settings say; where they do not, only in a repository that is certainly this system's alone."""
+    wanted = settings.repository.collect
+    return settings.repository.url is None if wanted is None else wanted
+
+
+def named_by(records: Sequence[Record]) -> frozenset[Digest]:
+    """Every digest that live records mention, whatever their form."""
+    return frozenset(Digest(found.decode()) for record in records for found in _DIGEST.findall(record.value))
+
+
+class Collector:
+    """`run` is eternal and belongs to whoever leads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: MetadataStore,
+        repository: Repository,
+        settings: Settings,
+        clock: Clock,
+        lease: Callable[[], Lease | None],
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._repository = repository
+        self._settings = settings
+        self._clock = clock
+        self._lease = lease
+
+    async def run(self) -> NoReturn:
+        await every(_EVERY_S, self.step, clock=self._clock, name="collector")
+
+    async def step(self) -> Collected | None:
+        """None when it is not ours to do. Raises UnavailableError.
+
+        The store is read first: a result moves from there into the catalogue, never back. A catalogue that names
+        nothing at all is more likely a wrong one than a reason to delete everything.
+        """
+        if not is_on(self._settings) or self._lease() is None:
+            return None
+        before = self._clock.wall() - self._settings.repository.collect_after_s
+        live = named_by((await self._store.list(_NAMING)).records)
+        named = await asyncio.to_thread(self._catalog.named_artifacts)
+        if not named:
+            return None
+        found = await asyncio.to_thread(self._repository.collect, live | named, before)
+        if found.count:
+            _log.info("artifacts that nothing names were deleted", count=found.count, bytes=found.size_bytes)
+        return found
