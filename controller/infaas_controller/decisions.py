@@ -102,6 +102,7 @@ class Decisions:
             attempts=outcome.attempts,
             cold_start=outcome.cold_start,
             fallback=outcome.fallback,
+            trace_id=None if query.trace is None else query.trace.trace_id,
         )
         self._keep(self._answered if is_answer else self._refused, _Kept(decision, trace))
         for hook in self._hooks:

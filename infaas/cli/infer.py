@@ -105,6 +105,8 @@ def show_decision(decision: Decision) -> None:
     table = Table("FIELD", "VALUE")
     asked = "; ".join(f"{key} {value}" for key, value in decision.requirements.items() if value not in (None, False))
     table.add("decision", f"{decision.id} (request {decision.request_id}) at {decision.at}")
+    if decision.trace_id:
+        table.add("trace", decision.trace_id)
     table.add("asked for", f"{decision.level.value if decision.level else 'unknown'} {decision.handle}")
     table.add("requirements", asked or "none stated")
     table.add("accuracy floor", percent(decision.floor))

@@ -68,6 +68,10 @@ class TraceContext:
     traceparent: str
     tracestate: str = ""
 
+    @property
+    def trace_id(self) -> str:
+        return self.traceparent.split("-", 2)[1]
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -191,6 +195,8 @@ class Decision:
     attempts: int = 0
     cold_start: bool = False
     fallback: str | None = None
+    trace_id: str | None = None
+    """Of the trace that the query belongs to, when its caller or our sampling began one."""
     candidates: tuple[Candidate, ...] = field(default=())
     candidates_left_out: int = 0
     """How many more were looked at: the journal keeps a bounded number of them."""

@@ -15,6 +15,7 @@ from infaas.domain.query import (
     Priority,
     Query,
     Requirements,
+    TraceContext,
 )
 from infaas.domain.task import Model, ModelState, Task, TaskDefaults
 from infaas.domain.tensor import Datatype, Tensor, TensorSpec, signature
@@ -276,6 +277,7 @@ def a_query(
     inputs: tuple[Tensor, ...] | None = None,
     outputs: tuple[str, ...] = (),
     deadline: float | None = None,
+    trace: TraceContext | None = None,
 ) -> Query:
     """A query that arrives at `at` on the monotonic clock (where `ManualClock` starts)."""
     tensors = (a_tensor(items=items),) if inputs is None else inputs
@@ -295,6 +297,7 @@ def a_query(
         outputs=outputs,
         arrived_at=at,
         deadline=at + limit_s if deadline is None else deadline,
+        trace=trace,
     )
 
 

@@ -29,10 +29,13 @@ class Done:
     said: str
 
 
-def run(command: Sequence[str | Path], environ: Mapping[str, str], timeout_s: float = RUN_S) -> Done:
-    """Both streams together, as somebody at a terminal sees them."""
+def run(
+    command: Sequence[str | Path], environ: Mapping[str, str], timeout_s: float = RUN_S, folder: Path | None = None
+) -> Done:
+    """Both streams together, as somebody at a terminal in `folder` sees them."""
     done = subprocess.run(
         [str(word) for word in command],
+        cwd=folder,
         env=dict(environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -51,9 +51,8 @@ def fuzz(system: System, binary: Path, folder: Path, config: str, *options: str)
     fixed = ("--seed", "7", "--generation-database", "none", "--no-color", "--warnings", "off")
     patient = ("--request-timeout", "40", "--suppress-health-check", "all", "--continue-on-failure")
     run = ("run", f"{system.endpoints.url}/openapi.json", "--checks", ",".join(CHECKS))
-    done = client_suites.run(
-        [binary, "--config-file", file, *run, *fixed, *patient, *options], system.environ, timeout_s=900.0
-    )
+    command = [binary, "--config-file", file, *run, *fixed, *patient, *options]
+    done = client_suites.run(command, system.environ, timeout_s=900.0, folder=folder)
     assert done.code == 0, done.said
     tested = re.search(r"Tested: (\d+)", done.said)
     assert tested is not None, done.said

@@ -26,6 +26,7 @@ BODY = {
 def test_one_query_is_one_trace_through_controller_and_worker(tmp_path: Path) -> None:
     with collecting(tmp_path) as collector:
         settings = {"INFAAS_OBSERVE__OTLP_ENDPOINT": collector.url, "INFAAS_OBSERVE__TRACE_RATIO": "0"}
+        settings |= {"INFAAS_LOG__LEVEL": "debug"}
         with running(tmp_path / "state", settings) as system:
             system.register_simple()
             url = f"{system.endpoints.url}/v2/models/{SIMPLE_TASK}/infer"
@@ -33,7 +34,10 @@ def test_one_query_is_one_trace_through_controller_and_worker(tmp_path: Path) ->
             answer = httpx.post(url, json=BODY, headers=headers, timeout=PATIENCE_S)
             assert answer.status_code == 200, answer.text
             assert answer.headers["traceparent"] == headers["traceparent"]
+            assert TRACE in system.infaas("explain", answer.headers["x-infaas-decision-id"])
             collector.wait(lambda spans: {span["name"] for span in spans} >= NAMES)
+            log = (tmp_path / "state" / "logs" / "controller.log").read_text()
+            assert any(headers["traceparent"] in line and "request_id=" in line for line in log.splitlines())
         spans: dict[str, Span] = {span["name"]: span for span in collector.spans() if span["trace"] == TRACE}
     assert set(spans) == NAMES
     request, run = spans["infaas.request"], spans["infaas.run"]

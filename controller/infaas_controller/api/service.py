@@ -10,6 +10,7 @@ from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Qu
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
+from infaas.observe.log import get_logger
 from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Span
 from infaas.rpc.requirements import Scalar
@@ -25,6 +26,7 @@ from infaas_controller.api.intake import (
 from infaas_controller.api.spans import QuerySpans
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService
 
+_log = get_logger(__name__)
 ExplainLookup = Callable[[str], Decision | None]
 Submit = Callable[[Query], Awaitable[Answer]]
 
@@ -112,6 +114,16 @@ class Inference:
         """Call once per request, at its end."""
         if self._spans is not None:
             self._spans.end(ticket, error, self.clock.now())
+        caller = ticket.caller
+        if caller.traceparent is not None:
+            _log.debug(
+                "traced request ended",
+                request_id=caller.request_id,
+                traceparent=caller.traceparent,
+                handle=ticket.handle[:128],
+                code=None if error is None else error.code.value,
+                decision_id=None if ticket.outcome is None else ticket.outcome.decision_id,
+            )
         if self._metrics is None:
             return
         view, outcome = self.service.view, ticket.outcome
