@@ -288,12 +288,13 @@ class Engine(Placing):
         self._dirty.pop(lane.id, None)
         why = f"instance {lane.id} of {lane.variant} on {lane.worker.id} was lost"
         found = self._take_back(lane)
+        is_worker_lost = self.ledger.decks.get(lane.worker.id) is not lane.worker
         for place, number in enumerate(list(lane.flights)):
             self.ledger.done(lane, number)
             sent = self._sent.pop(number, None)
             if sent is not None:
-                # A process that crashes at once takes the word that it had begun along: what was next may have run.
-                may_have_run = sent.is_started or place < lane.slots - 1
+                # A worker that crashes at once takes the word that it had begun along: what was next may have run.
+                may_have_run = sent.is_started or (is_worker_lost and place < lane.slots - 1)
                 how = How.RAN if may_have_run else How.STAGED
                 if how is How.RAN:
                     self._blame_ended(sent, number, now)

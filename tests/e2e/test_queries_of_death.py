@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 SETTINGS = {
     "INFAAS_POOLS__LOCAL__WORKERS": "2",
     "INFAAS_POOLS__LOCAL__CORES": "1",
-    "INFAAS_WORKER__HANG_AFTER_S": "2",
+    "INFAAS_WORKER__HANG_AFTER_S": "5",
     "INFAAS_WORKER__HANG_FACTOR": "5",
     "INFAAS_GENERATOR__PROFILE_BUDGET_S": "0.1",
     "INFAAS_GENERATOR__MAX_BATCH_SIZE": "4",
