@@ -80,6 +80,7 @@ class BlackBox:
             self._fault: BinaryIO = self._fault_path.open("wb")
         except OSError as error:
             raise SettingsError(f"{folder} cannot keep what the worker runs: {error}") from error
+        self._is_armed = False
         self._slot_of: dict[str, int] = {}
         self._free = list(reversed(range(SLOTS)))
         self._runs: dict[str, int] = {}
@@ -87,14 +88,20 @@ class BlackBox:
     def arm(self) -> None:
         """From now on a fatal signal writes its name before it ends the process."""
         faulthandler.enable(self._fault)
+        self._is_armed = True
 
     def disarm(self) -> None:
         """An orderly end leaves nothing."""
-        faulthandler.disable()
-        self._fault.close()
-        self._map.close()
+        self.abandon()
         for path in (self._fault_path, self._box_path):
             path.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Let go of the files and leave what they say to the next life."""
+        if self._is_armed:
+            faulthandler.disable()
+        self._fault.close()
+        self._map.close()
 
     def loaded(self, instance: str, variant: str) -> None:
         """An instance that shares this process. One too many for the slots is not kept; nothing else changes."""

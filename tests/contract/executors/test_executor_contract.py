@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from infaas_worker.executors.base import BatchIn, BatchOut, Executor, Executors, LoadedModel, QueryError, QueryIn, Value
+from infaas_worker.executors.isolated import IsolatedExecutor
 from infaas_worker.executors.onnxruntime import OnnxRuntimeExecutor
 from infaas_worker.executors.sample import open_sizes, sample, warm_up_sizes
 from infaas_worker.executors.triton import TritonExecutor
@@ -45,12 +46,23 @@ class Column:
     """Facts of variants that it cannot run."""
     is_text_only: bool = True
     """Whether BYTES must be UTF-8; else they are handed on as they are."""
+    isolation: Isolation = Isolation.THREAD
 
 
-@pytest.fixture(params=["onnxruntime", pytest.param("triton", marks=pytest.mark.long)])
+@pytest.fixture(params=["onnxruntime", "isolated", pytest.param("triton", marks=pytest.mark.long)])
 def column(request: pytest.FixtureRequest) -> Column:
     if request.param == "triton":
         return request.getfixturevalue("triton_column")
+    if request.param == "isolated":
+        return Column(
+            make=IsolatedExecutor,
+            runtime=Runtime.ONNXRUNTIME,
+            hardware=(Hardware.CPU,),
+            write=lambda graph, folder: graph.write(folder),
+            held=lambda model: model._process,
+            refused=({"hardware": Hardware.GPU}, {"isolation": Isolation.THREAD}),
+            isolation=Isolation.PROCESS,
+        )
     return Column(
         make=OnnxRuntimeExecutor,
         runtime=Runtime.ONNXRUNTIME,
@@ -84,7 +96,8 @@ def put(column: Column, tmp_path: Path):
     """Writes a graph's artifact and makes the variant that describes it."""
 
     def _put(graph: graphs.Graph, name: str = "v1", **facts) -> tuple[Variant, Path]:
-        return graph.variant(name, **{"runtime": column.runtime} | facts), column.write(graph, tmp_path)
+        known = {"runtime": column.runtime, "isolation": column.isolation}
+        return graph.variant(name, **known | facts), column.write(graph, tmp_path)
 
     return _put
 
@@ -344,12 +357,14 @@ def test_what_is_no_model_is_refused_at_loading(column, executor, tmp_path):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"this is not a model")
     with pytest.raises(ModelError, match="cannot load v1"):
-        executor.load(graphs.double().variant(runtime=column.runtime), path)
+        executor.load(graphs.double().variant(runtime=column.runtime, isolation=column.isolation), path)
 
 
 def test_an_artifact_that_is_not_the_variants_is_refused_at_loading(column, executor, tmp_path):
+    variant = graphs.double().variant(runtime=column.runtime, isolation=column.isolation)
+    artifact = column.write(graphs.look_up(), tmp_path)
     with pytest.raises(ModelError, match="input 'x' is FP32, absent"):
-        executor.load(graphs.double().variant(runtime=column.runtime), column.write(graphs.look_up(), tmp_path))
+        executor.load(variant, artifact)
 
 
 @pytest.mark.parametrize("which", [0, 1])

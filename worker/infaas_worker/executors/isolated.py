@@ -117,6 +117,8 @@ class IsolatedModel:
 
     def memory_bytes(self) -> int:
         """What the child alone holds; 0 once it has ended."""
+        if self._is_closed:
+            return 0
         try:
             return int(psutil.Process(self._process.pid).memory_full_info().uss)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -127,8 +129,8 @@ class IsolatedModel:
             if self._end or self._killed_for:
                 return
             self._killed_for = reason
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     def close(self) -> None:
         with self._lock:
@@ -143,6 +145,7 @@ class IsolatedModel:
         self._sender.join()
         self._words.join()
         self._stream.close()
+        del self._process
 
     def _load(self, variant: Variant, artifact: Path) -> int:
         try:

@@ -11,7 +11,16 @@ from infaas.domain.task import Task, TaskDefaults
 from infaas.domain.tensor import Datatype, TensorSpec
 from infaas_controller.register.options import TaskChange
 
-__all__ = ["ErrorDocument", "IsolationBody", "ProfileBody", "RollbackBody", "TaskBody", "TaskChangeBody", "VariantBody", "errors"]
+__all__ = [
+    "ErrorDocument",
+    "IsolationBody",
+    "ProfileBody",
+    "RollbackBody",
+    "TaskBody",
+    "TaskChangeBody",
+    "VariantBody",
+    "errors",
+]
 
 
 class _Body(BaseModel):
