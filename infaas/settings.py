@@ -95,8 +95,8 @@ class WorkerSettings(_Section):
     triton_url: str | None = Field(
         None,
         pattern=r"^grpcs?://[^/@?#\s]+:\d{1,5}/?$",
-        description="Triton server that attached models run on here, `grpc://HOST:PORT`, such as one beside each worker; "
-        "empty: the server that each was attached from",
+        description="Triton server that attached models run on here, `grpc://HOST:PORT`, such as one beside each "
+        "worker; empty: the server that each was attached from",
     )
 
 
