@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from infaas.cli import attach, catalogue, config, infer, models, programs, system, tasks, variants, workers
+from infaas.cli import attach, bench, catalogue, config, infer, models, programs, system, tasks, variants, workers
 
 FAILURE = 1
 MISUSE = 2
@@ -85,10 +85,11 @@ def _root(
 system.add_to(app)
 app.add_typer(programs.app, name="run")
 app.add_typer(tasks.app, name="task")
+attach.add_to(models.app)
 app.add_typer(models.app, name="model")
 app.add_typer(variants.app, name="variant")
 infer.add_to(app)
+bench.add_to(app)
 app.add_typer(workers.app, name="worker")
 app.add_typer(config.app, name="config")
 app.add_typer(catalogue.app, name="catalog")
-attach.add_to(models.app)

@@ -7,20 +7,20 @@ or the answer says that a retry can help: that is what clients of several contro
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from infaas.client_tensors import Array, request_parts
+from infaas.bench.pacer import Pacer
+from infaas.bench.reply import BROKEN, HUNG, OK
+from infaas.bench.rest import RestPool, query_bytes
+from infaas.bench.schedule import arrivals
 
-OK = "ok"
-HUNG = "hung"
-BROKEN = "connection-broken"
+__all__ = ["BROKEN", "HUNG", "OK", "Load", "Outcome", "Shot", "arrivals", "query_bytes"]
+
 Urls = Callable[[], Sequence[str]]
 
 
@@ -64,32 +64,6 @@ class Outcome:
         return float(np.quantile(answered, share)) if answered else float("nan")
 
 
-def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """A Poisson process."""
-    draw = random.Random(seed)
-    at = draw.expovariate(rate)
-    while at < seconds:
-        yield at
-        at += draw.expovariate(rate)
-
-
-def query_bytes(handle: str, inputs: Mapping[str, Array], headers: Mapping[str, str]) -> bytes:
-    """A whole HTTP request in the binary tensor extension."""
-    body, raw = request_parts(inputs, (), is_binary=True)
-    head = json.dumps(body, separators=(",", ":")).encode()
-    content = b"".join([head, *raw])
-    lines = [
-        f"POST /v2/models/{handle}/infer HTTP/1.1",
-        "Host: infaas",
-        f"Inference-Header-Content-Length: {len(head)}",
-        f"Content-Length: {len(content)}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-        "",
-        "",
-    ]
-    return "\r\n".join(lines).encode() + content
-
-
 class Load:
     """Sends prepared queries to the first controller of `urls`, or spread over all of them."""
 
@@ -110,28 +84,27 @@ class Load:
         self._is_spread = is_spread
         self._has_retry = has_retry
         self._patience_s = patience_s
-        self._idle: dict[str, deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {}
+        self._pools: dict[str, RestPool] = {}
 
     async def run(self, schedule: Sequence[float]) -> Outcome:
         """Returns when the last query has ended."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         shots: list[asyncio.Task[Shot]] = []
-        for number, due_s in enumerate(schedule):
-            await asyncio.sleep(max(0.0, began + due_s - loop.time()))
-            shots.append(asyncio.create_task(self._shoot(number, due_s, began), name=f"query-{number}"))
+        with Pacer() as pacer:
+            for number, due_s in enumerate(schedule):
+                await pacer.until(began + due_s)
+                shots.append(asyncio.create_task(self._shoot(number, due_s, began), name=f"query-{number}"))
         done = tuple(await asyncio.gather(*shots))
         self._close()
         return Outcome(done, self._deadline_s)
 
     async def closed_loop(self, callers: int, seconds: float) -> Outcome:
         """As many queries as `callers` get answered one after the other: what the cluster can do."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
 
         async def call(first: int) -> list[Shot]:
             shots: list[Shot] = []
-            while (now := loop.time()) < began + seconds:
+            while (now := time.monotonic()) < began + seconds:
                 shots.append(await self._shoot(first + callers * len(shots), now - began, began))
             return shots
 
@@ -140,17 +113,16 @@ class Load:
         return Outcome(tuple(shot for shots in found for shot in shots), self._deadline_s)
 
     def _close(self) -> None:
-        for idle in self._idle.values():
-            for _, writer in idle:
-                writer.close()
-        self._idle.clear()
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
 
     async def _shoot(self, number: int, due_s: float, began: float) -> Shot:
-        loop = asyncio.get_running_loop()
         query = self._queries[number % len(self._queries)]
         code, attempts = BROKEN, 0
+        left_s = began + due_s + self._deadline_s + self._patience_s - time.monotonic()
         try:
-            async with asyncio.timeout_at(began + due_s + self._deadline_s + self._patience_s):
+            async with asyncio.timeout(left_s):
                 for attempt in range(2 if self._has_retry else 1):
                     urls = self._urls()
                     first = number if self._is_spread else 0
@@ -160,40 +132,15 @@ class Load:
                         break
         except TimeoutError:
             code = HUNG
-        return Shot(due_s, loop.time() - began, code, attempts)
+        return Shot(due_s, time.monotonic() - began, code, attempts)
 
     async def _ask(self, url: str, query: bytes) -> tuple[str, bool]:
         """How it ended, and whether another controller might do better."""
-        idle = self._idle.setdefault(url, deque())
-        wire = idle.pop() if idle else None
+        pool = self._pools.get(url)
+        if pool is None:
+            pool = self._pools[url] = RestPool(url)
         try:
-            reader, writer = wire or await _dial(url)
+            reply = await pool.ask(query)
         except OSError:
             return BROKEN, True
-        try:
-            writer.write(query)
-            status, length = await _head(reader)
-            content = await reader.readexactly(length)
-        except (OSError, asyncio.IncompleteReadError):
-            writer.close()
-            return BROKEN, True
-        except asyncio.CancelledError:
-            writer.close()
-            raise
-        idle.append((reader, writer))
-        if status == 200:
-            return OK, False
-        said = json.loads(content)
-        return str(said["code"]), bool(said["retryable"])
-
-
-async def _dial(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    parts = urlsplit(url)
-    return await asyncio.open_connection(parts.hostname, parts.port)
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[int, int]:
-    """Status and content length."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = head.split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0]
-    return int(head.split(b" ", 2)[1]), int(length)
+        return reply.code, reply.is_retryable

@@ -1,0 +1,168 @@
+"""One run, from what was asked for to its report: connect, warm up, send, and sum up."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+
+import infaas
+from infaas.bench.grpc import GrpcChannels
+from infaas.bench.journal import Columns, Journal
+from infaas.bench.loops import Ask, Loops
+from infaas.bench.mixes import MixDraw, RequirementSet
+from infaas.bench.protocol import Protocol
+from infaas.bench.queries import Prepared, Rows, scorer
+from infaas.bench.report import BenchReport, Facts, set_reports
+from infaas.bench.rest import RestPool
+from infaas.bench.self_watch import SelfWatch
+from infaas.bench.verdict import Generator, findings
+from infaas.clock import SystemClock, iso
+from infaas.domain.tensor import TensorSpec
+from infaas.errors import InvalidError
+from infaas.metrics import Metric
+
+ShowStop = Callable[[Callable[[], None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to send. With a schedule the loop is open, else `callers` ask one query after the other."""
+
+    handle: str
+    url: str
+    rows: Rows
+    sets: Sequence[RequirementSet]
+    protocol: Protocol = Protocol.REST_BINARY
+    grpc_target: str | None = None
+    token: str | None = None
+    schedule: Sequence[float] | None = None
+    callers: int = 1
+    seconds: float | None = None
+    count: int | None = None
+    warm_up_s: float = 0.0
+    connections: int = 1_024
+    patience_s: float = 60.0
+    seed: int = 1
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """USD per 1,000 rows, by variant."""
+    metric: Metric | None = None
+    """How answers are scored; None: they are not."""
+    outputs: Sequence[TensorSpec] = ()
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    """As the user stated them, for the report."""
+    server_version: str = "unknown"
+
+
+async def bench(plan: Plan, show_stop: ShowStop) -> BenchReport:
+    """`show_stop` is given what ends the run before its time; the report is then of what was sent until there."""
+    prefix = urlsplit(plan.url).path.rstrip("/")
+    prepared = Prepared(plan.handle, plan.rows, plan.sets, plan.protocol, plan.token, prefix)
+    prepared.prepare()
+    wire, ask = _wire(plan, prepared)
+    try:
+        if plan.warm_up_s:
+            await _send(Loops(ask, Journal(), _mix(plan), patience_s=plan.patience_s), plan, warm_up_s=plan.warm_up_s)
+        journal = Journal(keeps_answers=plan.metric is not None and bool(plan.rows.expected))
+        loops = Loops(ask, journal, _mix(plan), patience_s=plan.patience_s)
+        show_stop(loops.stop)
+        began_at, watch = iso(SystemClock().wall()), SelfWatch()
+        watching = asyncio.create_task(watch.run(), name="watch")
+        try:
+            await _send(loops, plan)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+    finally:
+        await wire.close()
+    columns = journal.columns()
+    late_s = columns.sent_s - columns.due_s if plan.schedule is not None else np.zeros(0)
+    own = watch.seen(late_s, wire.waited, plan.connections)
+    return _report(plan, journal, columns, own, began_at, is_stopped=loops.is_stopped)
+
+
+class _RestWire:
+    def __init__(self, plan: Plan, prepared: Prepared) -> None:
+        self._pool = RestPool(plan.url, most=plan.connections)
+        self.ask: Ask = lambda number, mix: self._pool.ask(prepared.query(number, mix))
+
+    @property
+    def waited(self) -> int:
+        return self._pool.waited
+
+    async def close(self) -> None:
+        self._pool.close()
+
+
+class _GrpcWire:
+    waited = 0
+
+    def __init__(self, target: str, prepared: Prepared) -> None:
+        self._channels = GrpcChannels(target)
+        self.ask: Ask = lambda number, mix: self._channels.ask(prepared.query(number, mix), prepared.metadata[mix])
+
+    async def close(self) -> None:
+        await self._channels.close()
+
+
+def _wire(plan: Plan, prepared: Prepared) -> tuple[_RestWire | _GrpcWire, Ask]:
+    if plan.protocol is not Protocol.GRPC:
+        rest = _RestWire(plan, prepared)
+        return rest, rest.ask
+    if plan.grpc_target is None:
+        raise InvalidError("gRPC needs a target, host:port")
+    over_grpc = _GrpcWire(plan.grpc_target, prepared)
+    return over_grpc, over_grpc.ask
+
+
+def _mix(plan: Plan) -> MixDraw:
+    return MixDraw(plan.sets, plan.seed)
+
+
+def _send(loops: Loops, plan: Plan, *, warm_up_s: float | None = None) -> Awaitable[None]:
+    if warm_up_s is not None:
+        return loops.closed_loop(min(plan.callers, 2), seconds=warm_up_s, count=None)
+    if plan.schedule is not None:
+        return loops.open_loop(plan.schedule)
+    return loops.closed_loop(plan.callers, seconds=plan.seconds, count=plan.count)
+
+
+def _report(
+    plan: Plan, journal: Journal, columns: Columns, own: Generator, began_at: str, *, is_stopped: bool
+) -> BenchReport:
+    seconds = float(columns.ended_s.max()) if len(columns.ended_s) else 0.0
+    score = (
+        scorer(plan.rows, journal, plan.protocol, plan.metric, plan.outputs) if plan.metric else lambda numbers: None
+    )
+    facts = Facts(journal.codes, journal.variants, plan.prices, plan.rows.batch, seconds, score)
+    sets, total = set_reports(columns, plan.sets, facts)
+    answered = columns.code == 0
+    took_s = (columns.ended_s - columns.due_s)[answered]
+    p50_s = float(np.median(took_s)) if took_s.size else None
+    notes = []
+    if 0 < len(journal.answers) < int(answered.sum()):
+        notes.append(f"accuracy is that of the first {len(journal.answers)} answers: more were not kept")
+    schedule = plan.schedule
+    return BenchReport(
+        handle=plan.handle,
+        began_at=began_at,
+        parameters=plan.parameters,
+        versions={
+            "infaas": infaas.__version__,
+            "server": plan.server_version,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+        },
+        seconds=seconds,
+        offered=len(schedule) / schedule[-1] if schedule else None,
+        generator=own,
+        findings=findings(own, is_open=schedule is not None, p50_s=p50_s, is_stopped=is_stopped),
+        sets=sets,
+        notes=tuple(notes),
+        total=total,
+    )
