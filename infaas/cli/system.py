@@ -156,7 +156,7 @@ def demo(
 
 
 def _show_status(folder: Path, record: UpRecord | None, output: Format) -> bool:
-    from infaas.up import health, machine
+    from infaas.up import health, memory
     from infaas.up.record import is_alive, is_up
 
     endpoints = endpoints_of(folder)
@@ -166,7 +166,7 @@ def _show_status(folder: Path, record: UpRecord | None, output: Format) -> bool:
     for one in record.programs if record else ():
         is_there = is_alive(one.pid, one.start_ticks)
         state = one.state if is_running else ("orphaned" if is_there else "stopped")
-        pss = machine.pss_bytes(one.pid) if one.pid is not None and is_there else None
+        pss = memory.pss_bytes(one.pid) if one.pid is not None and is_there else None
         programs.append(
             {
                 "program": one.name,
@@ -186,7 +186,7 @@ def _show_status(folder: Path, record: UpRecord | None, output: Format) -> bool:
         "ready": is_ready,
         "state_dir": str(folder),
         "pid": record.pid if is_running and record else None,
-        "supervisor_memory_bytes": machine.pss_bytes(record.pid) if is_running and record else None,
+        "supervisor_memory_bytes": memory.pss_bytes(record.pid) if is_running and record else None,
         "url": endpoints.url if endpoints else None,
         "grpc": endpoints.grpc if endpoints else None,
         "metrics": endpoints.metrics_url if endpoints else None,

@@ -14,9 +14,10 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from infaas import machine
 from infaas.errors import InfaasError
 from infaas.settings import Settings, load_settings
-from infaas.up import health, machine, preflight
+from infaas.up import health, preflight
 from infaas.up.record import is_up, read_endpoints, read_up
 
 OLDEST_PYTHON = (3, 11)

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import infaas
+from infaas import machine
 from infaas.errors import InfaasError
 from infaas.settings import Settings
-from infaas.up import health, machine, plan, preflight
+from infaas.up import health, plan, preflight
 from infaas.up.console import Console, LogFollower, ending, ready_text, status_line
 from infaas.up.plan import ProgramSpec
 from infaas.up.record import (

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from infaas import machine
 from infaas.clock import Clock, SystemClock
 from infaas.domain.build import BuildOrder
 from infaas.domain.ids import fresh_id
@@ -29,7 +30,7 @@ from infaas.store.base import CursorLostError, Kind, Lease, MetadataStore, Recor
 from infaas_variant_generator.build import Build
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
-from infaas_variant_generator.hardware import cpu_features
+from infaas_variant_generator.hardware import recipe_features
 from infaas_variant_generator.measuring import BuildSettings
 from infaas_variant_generator.publish import WHOLE, LeaseLostError, Publisher, result_key
 from infaas_variant_generator.remeasure import Profiling
@@ -62,7 +63,7 @@ class Generator:
         self._settings = settings
         self._clock: Clock = clock or SystemClock()
         self._host = host or socket.gethostname()
-        self._cores = tuple(sorted(cores or os.sched_getaffinity(0)))
+        self._cores = tuple(sorted(cores or machine.allowed_cores()))
         self.id = fresh_id("g")
         self._wake = asyncio.Event()
         self._building: tuple[str, asyncio.Task[object]] | None = None
@@ -167,13 +168,13 @@ class Generator:
         """The hardware that variants are made for: what the workers of this machine have, else what we may use."""
         workers = await broker.workers()
         cores = min(len(self._cores), max((worker.cores for worker in workers), default=len(self._cores)))
-        memory = max((worker.memory_bytes for worker in workers), default=memory_bytes())
+        memory = max((worker.memory_bytes for worker in workers), default=machine.usable_memory_bytes())
         return BuildSettings(
-            hardware=HardwareFacts(cores=max(1, cores), memory_bytes=memory, features=cpu_features()),
+            hardware=HardwareFacts(cores=max(1, cores), memory_bytes=memory, features=recipe_features()),
             host=self._host,
             price_usd_per_core_hour=price_usd_per_core_hour(self._settings),
             accuracy_tolerance=self._settings.generator.accuracy_tolerance,
-            child_memory_bytes=max(memory_bytes(), MIN_ADDRESS_SPACE),
+            child_memory_bytes=max(machine.usable_memory_bytes(), MIN_ADDRESS_SPACE),
             work_dir=work_dir,
             triton_url=self._settings.worker.triton_url,
         )
@@ -247,16 +248,6 @@ def price_usd_per_core_hour(settings: Settings) -> float:
     pools = settings.pools
     pool = pools.get(settings.worker.pool) or next(iter(pools.values()), None)
     return pool.price_usd_per_hour if pool else 0.0
-
-
-def memory_bytes() -> int:
-    """Of this machine, or of the control group that confines us."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def remove_stale_work(folder: Path) -> None:

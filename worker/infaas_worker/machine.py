@@ -1,9 +1,8 @@
-"""What this machine, or the container around us, lets the worker have: cores, memory, a name, a place to listen."""
+"""What a worker takes of its machine: cores, memory, a name, a place to listen."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import socket
@@ -14,16 +13,15 @@ from pathlib import Path
 
 import psutil
 
+from infaas import machine
 from infaas.domain.ids import WorkerId
 from infaas.errors import SettingsError
 
-CGROUP = Path("/sys/fs/cgroup")
 _MAX_SOCKET_PATH = 100
 """The kernel takes 107 bytes; some room is left for whoever makes a relative path absolute."""
-_NO_LIMIT = 1 << 60
 
 
-def usable_cores(wanted: int | None, allowed: Sequence[int], quota: float | None) -> tuple[int, ...]:
+def cores_to_use(wanted: int | None, allowed: Sequence[int], quota: float | None) -> tuple[int, ...]:
     """The core ids to use: all that the process may run on, no more than its quota pays for, or as many as wanted.
 
     Raises SettingsError when more are wanted than the process may run on.
@@ -32,35 +30,7 @@ def usable_cores(wanted: int | None, allowed: Sequence[int], quota: float | None
         if wanted > len(allowed):
             raise SettingsError(f"{wanted} cores are wanted, this process may run on {len(allowed)}")
         return tuple(sorted(allowed)[:wanted])
-    count = len(allowed) if quota is None else min(len(allowed), max(1, math.floor(quota + 1e-9)))
-    return tuple(sorted(allowed)[:count])
-
-
-def cgroup_quota(root: Path = CGROUP) -> float | None:
-    """Processors' worth of time that the container may use; None when nothing limits it."""
-    text = _read(root / "cpu.max")  # version 2: "max 100000" or "150000 100000"
-    if text is not None:
-        quota, _, period = text.partition(" ")
-        return None if quota == "max" else float(quota) / float(period)
-    quota_us, period_us = _read(root / "cpu" / "cpu.cfs_quota_us"), _read(root / "cpu" / "cpu.cfs_period_us")
-    if quota_us is None or period_us is None or float(quota_us) <= 0:
-        return None
-    return float(quota_us) / float(period_us)
-
-
-def cgroup_memory_limit(root: Path = CGROUP) -> int | None:
-    text = _read(root / "memory.max") or _read(root / "memory" / "memory.limit_in_bytes")
-    if text is None or text == "max":
-        return None
-    limit = int(text)
-    return limit if limit < _NO_LIMIT else None
-
-
-def cgroup_memory_ratio(root: Path = CGROUP) -> float | None:
-    """How full the container's memory is; None when it is not limited."""
-    limit = cgroup_memory_limit(root)
-    used = _read(root / "memory.current") or _read(root / "memory" / "memory.usage_in_bytes")
-    return None if limit is None or used is None else int(used) / limit
+    return tuple(sorted(allowed)[: machine.whole_cores(len(allowed), quota)])
 
 
 def memory_budget(wanted: int | None) -> int:
@@ -68,7 +38,7 @@ def memory_budget(wanted: int | None) -> int:
     if wanted is not None:
         return wanted
     available = psutil.virtual_memory().available
-    limit = cgroup_memory_limit()
+    limit = machine.memory_limit_bytes()
     return (available if limit is None else min(available, limit)) // 2
 
 
@@ -125,11 +95,3 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
     raise SettingsError(f"worker.listen unix:{path}: another process listens there")
-
-
-def _read(path: Path) -> str | None:
-    """The file's text; None when the kernel does not offer it."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 import infaas
+from infaas import machine
 from infaas.aio import garbage
 from infaas.aio.every import every
 from infaas.aio.supervise import Supervisor
@@ -47,15 +48,7 @@ from infaas_worker.executors.base import Executor, Executors
 from infaas_worker.executors.isolated import IsolatedExecutor
 from infaas_worker.instances import Instances
 from infaas_worker.loading import Loader
-from infaas_worker.machine import (
-    cgroup_quota,
-    default_listen,
-    memory_budget,
-    prepare_socket,
-    remove_socket,
-    usable_cores,
-    worker_id,
-)
+from infaas_worker.machine import cores_to_use, default_listen, memory_budget, prepare_socket, remove_socket, worker_id
 from infaas_worker.monitor import Monitor
 from infaas_worker.registration import Registration
 from infaas_worker.reports import Reporter
@@ -102,7 +95,7 @@ def find_place(settings: Settings, clock: Clock) -> Place:
         raise SettingsError(f"worker.pool {own.pool!r} is not among the pools ({known})")
     host = socket.gethostname()
     identity = worker_id(own.id, own.pool, host)
-    core_ids = usable_cores(own.cores or pool.cores, sorted(os.sched_getaffinity(0)), cgroup_quota())
+    core_ids = cores_to_use(own.cores or pool.cores, machine.allowed_cores(), machine.cpu_quota())
     listen = own.listen or default_listen(settings.state_dir, identity)
     record = WorkerRecord(
         id=identity,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from infaas_worker.machine import cgroup_memory_ratio
+from infaas import machine
 
 _PERIOD_S = 0.02
 _TOLERATED_S = 0.002
@@ -61,7 +61,7 @@ class Monitor:
         now = time.monotonic()
         if now - self._read_at >= 0.25:
             self._read_at = now
-            memory = cgroup_memory_ratio()
+            memory = machine.memory_used_ratio()
             self._last = HostLoad(
                 psutil.cpu_percent() / 100.0,
                 psutil.virtual_memory().percent / 100.0 if memory is None else memory,

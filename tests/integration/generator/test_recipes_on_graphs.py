@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from infaas_variant_generator.children import ChildFailedError, ChildLimits, run_child
 from infaas_variant_generator.facts import HardwareFacts
-from infaas_variant_generator.hardware import cpu_features
+from infaas_variant_generator.hardware import recipe_features
 from infaas_variant_generator.inspection import inspect
 from infaas_variant_generator.requests import Made, MakeRequest
 from infaas_variant_generator.transform.base import installed_transforms
@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from infaas.domain.tensor import Datatype, TensorSpec
 
 DEMO = Path(__file__).parents[3] / "infaas" / "demo" / "models"
-HERE = HardwareFacts(2, 8 * 2**30, features=cpu_features())
+HERE = HardwareFacts(2, 8 * 2**30, features=recipe_features())
 HALF = replace(HERE, features=("avx512_fp16",))
 IMAGES = (TensorSpec("x", Datatype.FP32, (-1, 1, 8, 8)),)
 LIMITS = ChildLimits(cpu_s=120, memory_bytes=8 * 2**30)

@@ -1,4 +1,4 @@
-"""What the machine gives, read from settings, affinity and cgroups."""
+"""What a worker takes of its machine, by settings, pool, affinity and quota."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from pathlib import Path
 
 import pytest
 from infaas_worker.api.auth import is_allowed
-from infaas_worker.machine import (
-    cgroup_memory_limit,
-    cgroup_memory_ratio,
-    cgroup_quota,
-    default_listen,
-    prepare_socket,
-    usable_cores,
-    worker_id,
-)
+from infaas_worker.machine import cores_to_use, default_listen, prepare_socket, worker_id
 from infaas_worker.main import find_place
 from infaas_worker.monitor import stall_ratio
 from infaas_worker.registration import retry_wait_s
@@ -40,36 +32,12 @@ from infaas.settings import Settings
     ],
 )
 def test_cores_are_those_wanted_else_those_that_affinity_and_quota_leave(wanted, quota, got):
-    assert usable_cores(wanted, [5, 3, 2], quota) == got
+    assert cores_to_use(wanted, [5, 3, 2], quota) == got
 
 
 def test_more_cores_than_the_process_may_run_on_are_refused():
     with pytest.raises(SettingsError, match="4 cores are wanted, this process may run on 3"):
-        usable_cores(4, [2, 3, 5], None)
-
-
-def test_quotas_are_read_from_both_versions_of_cgroups(tmp_path: Path):
-    assert cgroup_quota(tmp_path) is None
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("250000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert cgroup_quota(tmp_path) == 2.5
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert cgroup_quota(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("2000 10000\n")
-    assert cgroup_quota(tmp_path) == 0.2
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cgroup_quota(tmp_path) is None
-
-
-def test_memory_limits_are_read_from_both_versions_of_cgroups(tmp_path: Path):
-    assert (cgroup_memory_limit(tmp_path), cgroup_memory_ratio(tmp_path)) == (None, None)
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert cgroup_memory_limit(tmp_path) is None
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("250\n")
-    assert (cgroup_memory_limit(tmp_path), cgroup_memory_ratio(tmp_path)) == (1000, 0.25)
+        cores_to_use(4, [2, 3, 5], None)
 
 
 def test_a_workers_name_is_given_or_made_of_pool_and_host():
