@@ -65,6 +65,12 @@ class ControllerSettings(_Section):
         "point", description="What an accuracy floor is held against"
     )
     max_queue_size: int = Field(10_000, ge=1, description="Items that may wait per task before queries are refused")
+    min_replicas: int = Field(
+        1,
+        ge=1,
+        description="Workers that every variant which serves is kept on, as far as free memory allows; with 2, losing "
+        "a worker costs no cold start",
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest query")
     read_timeout_s: float = Field(
         20.0, gt=0, description="For a REST request's header; a body has as long, and a second more per KiB that came"

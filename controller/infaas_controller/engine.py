@@ -126,9 +126,10 @@ class Engine(Placing):
         if flight is not None and (items := sent.items_that_ran(result)):
             self.ledger.observed_batch(lane, flight, items, result.staged_s, result.run_s, now)
         outputs, failed = result.outputs or {}, result.failed or {}
+        for ticket in sent.tickets:
+            if ticket.deaths and (ticket.number in outputs or ticket.number in sent.left):
+                self._quarantine.clear(ticket.query)  # it ran, also when its deadline had passed by then
         for ticket in self._still(sent, batch):
-            if ticket.deaths and ticket.number in outputs:
-                self._quarantine.clear(ticket.query)
             if ticket.deadline <= now:
                 self._pass_deadline(ticket)
             elif ticket.number in outputs:
@@ -294,7 +295,9 @@ class Engine(Placing):
             sent = self._sent.pop(number, None)
             if sent is not None:
                 # A worker that crashes at once takes the word that it had begun along: what was next may have run.
+                # Where it has a process of its own, what ends the worker is something else than what ran there.
                 may_have_run = sent.is_started or (is_worker_lost and place < lane.slots - 1)
+                may_have_run = may_have_run and not (is_worker_lost and lane.is_isolated)
                 how = How.RAN if may_have_run else How.STAGED
                 if how is How.RAN:
                     self._blame_ended(sent, number, now)

@@ -47,6 +47,7 @@ from infaas_controller.peers import Peers, own_url
 from infaas_controller.policies import installed_policies
 from infaas_controller.register.collection import Collector
 from infaas_controller.register.registrar import Registrar
+from infaas_controller.spares import Spares
 from infaas_controller.system import READ_ONLY, UP, SystemWatch
 from infaas_controller.workers import WorkerLinks
 
@@ -149,6 +150,7 @@ class Parts:
     registrar: Registrar
     collector: Collector
     journal: Journal
+    spares: Spares
     peers: Peers
     system: SystemWatch
     metrics: Metrics
@@ -172,6 +174,14 @@ def build_parts(
     registrar = Registrar(catalog, store, repository, dispatcher, settings, clock, lease=lambda: leadership.lease)
     collector = Collector(catalog, store, repository, settings, clock, lambda: leadership.lease)
     journal = Journal(catalog, sample=own.journal_sample)
+    spares = Spares(
+        dispatcher.engine.ledger,
+        lambda: keeper.view,
+        dispatcher.load,
+        own.min_replicas,
+        clock,
+        lambda: leadership.lease,
+    )
     peers = Peers(store, record, token)
     system = SystemWatch(
         record.id, catalog, keeper, peers, leadership, journal, links, dispatcher.is_ready, clock
@@ -194,6 +204,7 @@ def build_parts(
         registrar,
         collector,
         journal,
+        spares,
         peers,
         system,
         metrics,
@@ -211,6 +222,7 @@ def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
     supervisor.spawn("registrar-refill", parts.registrar.run_refill())
     supervisor.spawn("collector", parts.collector.run())
     supervisor.spawn("journal", parts.journal.run())
+    supervisor.spawn("spares", parts.spares.run())
     supervisor.spawn("peers", parts.peers.run())
     supervisor.spawn("system", parts.system.run())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 from infaas_controller.commands import BatchResult, Finish, LoadOn, SendBatch
@@ -13,10 +13,10 @@ from infaas_controller.engine import Engine
 from infaas_controller.policies import installed_policies
 from infaas_controller.queues import Ticket
 
-from infaas.domain.ids import InstanceId
+from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Code, Query
-from infaas.domain.variant import Variant
+from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
 from infaas.testing.builders import a_query, a_view, a_worker, an_instance
 from infaas.testing.clock import ManualClock
 
@@ -32,10 +32,14 @@ class SimulatedCluster:
         policy: str = "slo",
         cores: int = 8,
         policies: Callable[[str], Policy] | None = None,
+        elsewhere: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        """`loaded` is on the worker `w1`; `elsewhere` are other workers, each with what is loaded there."""
         self.clock = ManualClock()
         self.slow: dict[str, float] = {}
         self.hung: set[str] = set()
+        self.process_load_s: float | None = None
+        """What loading takes where a process is started for it; as the profile says when None."""
         self.variants = {variant.name: variant for variant in variants}
         names = count()
         self.engine = Engine(
@@ -44,7 +48,15 @@ class SimulatedCluster:
         )  # fmt: skip
         instances = [an_instance(f"i{n}-{name}", variant=name) for n, name in enumerate(loaded)]
         self.worker = a_worker("w1", instances=instances, cores=cores)
-        self.view = a_view(variants=variants, workers=[self.worker])
+        others = [
+            a_worker(
+                id,
+                instances=[an_instance(f"{id}-{n}-{v}", variant=v, worker=id) for n, v in enumerate(there)],
+                cores=cores,
+            )
+            for id, there in (elsewhere or {}).items()
+        ]
+        self.view = a_view(variants=variants, workers=[self.worker, *others])
         self.engine.view_changed(self.view, self.now)
         self.ended: dict[str, Code | None] = {}
         self.texts: dict[str, str] = {}
@@ -96,14 +108,40 @@ class SimulatedCluster:
             staged_s = max(0.0, self.now - run_s - subject.tickets[0].query.arrived_at)
             self.engine.done(subject.number, BatchResult(run_s=run_s, staged_s=staged_s, outputs=outputs), self.now)
         elif what == "loaded" and isinstance(subject, LoadOn):
-            self.report(str(subject.instance), subject.variant.name, InstanceState.READY)
+            self.report(
+                str(subject.instance), subject.variant.name, InstanceState.READY,
+                worker=str(subject.worker), isolation=subject.variant.isolation,
+            )  # fmt: skip
 
-    def report(self, instance: str, variant: str, state: InstanceState, reason: str = "") -> None:
-        record = an_instance(instance, variant=variant, state=state, reason=reason)
-        others = [each for key, each in self.worker.instances.items() if key != instance]
-        self.worker = a_worker("w1", instances=[*others, record], cores=self.worker.cores)
-        self.view = self.view.with_worker(self.worker)
+    def report(
+        self,
+        instance: str,
+        variant: str,
+        state: InstanceState,
+        reason: str = "",
+        *,
+        worker: str = "w1",
+        isolation: Isolation = Isolation.THREAD,
+    ) -> None:
+        known = self.view.workers[WorkerId(worker)]
+        record = an_instance(
+            instance, worker=worker, variant=variant, state=state, reason=reason, isolation=isolation
+        )  # fmt: skip
+        others = [each for key, each in known.instances.items() if key != instance]
+        changed = a_worker(worker, instances=[*others, record], cores=known.cores)
+        if worker == "w1":
+            self.worker = changed
+        self.view = self.view.with_worker(changed)
         self.engine.view_changed(self.view, self.now)
+
+    def lose(self, worker: str) -> None:
+        """Its process is gone with all that it had; its stream breaks, and the view follows."""
+        self._agenda = [each for each in self._agenda if _worker_of(each[3]) != worker]
+        heapq.heapify(self._agenda)
+        self.engine.worker_lost(WorkerId(worker), self.now)
+        self.view = self.view.without_worker(WorkerId(worker))
+        self.engine.view_changed(self.view, self.now)
+        self._perform()
 
     def _run_s(self, batch: SendBatch) -> float:
         items = sum(ticket.items for ticket in batch.tickets)
@@ -126,7 +164,10 @@ class SimulatedCluster:
             elif isinstance(command, LoadOn):
                 profile = command.variant.profile
                 assert profile is not None
-                self._plan(self.now + profile.cold_load_s, "loaded", command)
+                takes_s = profile.cold_load_s
+                if command.variant.isolation is Isolation.PROCESS:
+                    takes_s = self.process_load_s or (takes_s + PROCESS_START_S)
+                self._plan(self.now + takes_s, "loaded", command)
 
     def _run(self, batch: SendBatch) -> None:
         self.sizes.append(sum(ticket.items for ticket in batch.tickets))
@@ -139,3 +180,9 @@ class SimulatedCluster:
 
     def _plan(self, when: float, what: str, subject: object) -> None:
         heapq.heappush(self._agenda, (when, next(self._order), what, subject))
+
+
+def _worker_of(subject: object) -> str | None:
+    if isinstance(subject, SendBatch):
+        return str(subject.lane.worker.id)
+    return str(subject.worker) if isinstance(subject, LoadOn) else None
