@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -24,6 +24,7 @@ from infaas.up.detached import start_detached, stop
 from infaas.up.tether import SUPERVISOR_PID
 
 TASK = "digits"
+SIMPLE_TASK, SIMPLE_MODEL = "simple", "simple-sum"
 BUILT_WITHIN_S = 600.0
 _LOOK_EVERY_S = 0.5
 
@@ -70,12 +71,27 @@ def register(client: Client, models: Sequence[str], suffix: str = "") -> None:
             renames=model.renames,
         )
         versions[model.name + suffix] = made.version
+    _wait_ready(client, versions)
+
+
+def _wait_ready(client: Client, versions: Mapping[str, int]) -> None:
     deadline = time.monotonic() + BUILT_WITHIN_S
     for name, version in versions.items():
         while (state := client.version(name, version).state) != "READY":
             if state == "FAILED" or time.monotonic() > deadline:
                 raise SystemExit(f"{name} is {state}")
             time.sleep(_LOOK_EVERY_S)
+
+
+def register_simple(client: Client) -> None:
+    """The sum and difference of two inputs, as task `simple`; returns when it serves."""
+    made = client.register(
+        family.path(family.SIMPLE_FILE),
+        task=SIMPLE_TASK,
+        name=SIMPLE_MODEL,
+        evaluation=family.path(family.SIMPLE_EVAL_FILE),
+    )
+    _wait_ready(client, {SIMPLE_MODEL: made.version})
 
 
 def images() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

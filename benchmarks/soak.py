@@ -26,15 +26,14 @@ from typing import Any
 import grpc
 import httpx
 import psutil
-from own_system import own_state
+from own_system import SIMPLE_TASK as TASK
+from own_system import own_state, register_simple
 from prometheus_client.parser import text_string_to_metric_families
 
 from infaas.cli.target import endpoints_of
-from infaas.demo import family
 from infaas.oip.v2 import grpc_service_pb2 as pb
 from infaas.up.record import Endpoints, read_up
 
-TASK, MODEL = "simple", "simple-sum"
 CANCELLED, MALFORMED = 0.05, 0.05
 REST_CONNECTIONS, GRPC_CALLS = 24, 4
 GRPC_SHARE = 0.1
@@ -336,14 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON and nothing else")
     chosen = parser.parse_args(arguments)
     with own_state(budget_s=0.3) as (client, state_dir):
-        client.register(
-            family.path(family.SIMPLE_FILE), task=TASK, name=MODEL, evaluation=family.path(family.SIMPLE_EVAL_FILE)
-        )
-        deadline = time.monotonic() + PATIENCE_S
-        while client.model(MODEL).state != "READY":
-            if time.monotonic() > deadline:
-                raise SystemExit(f"{MODEL} is {client.model(MODEL).state}")
-            time.sleep(0.1)
+        register_simple(client)
         report = asyncio.run(soak(state_dir, chosen.rounds, chosen.queries, chosen.seed, is_quiet=chosen.json))
     if chosen.json:
         print(json.dumps(asdict(report)))

@@ -14,7 +14,6 @@ from infaas.bench import grpc, rest
 from infaas.bench.journal import Journal
 from infaas.bench.mixes import RequirementSet
 from infaas.bench.protocol import Protocol
-from infaas.bench.reply import Reply
 from infaas.client_tensors import Array
 from infaas.domain.tensor import Datatype, TensorSpec
 from infaas.domain.variant import Accuracy
@@ -99,7 +98,7 @@ def scorer(
     rows: Rows, journal: Journal, protocol: Protocol, metric: Metric, outputs: Sequence[TensorSpec]
 ) -> Callable[[Sequence[int]], Accuracy | None]:
     """Scores the answers that the journal kept of given queries."""
-    read: Callable[[Reply], dict[str, Array]] = grpc.outputs_of if protocol is Protocol.GRPC else rest.outputs_of
+    read: rest.OutputsOf = grpc.outputs_of if protocol is Protocol.GRPC else rest.outputs_of
 
     def score(numbers: Sequence[int]) -> Accuracy | None:
         kept = [number for number in numbers if number in journal.answers]

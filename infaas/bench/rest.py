@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 from urllib.parse import quote, urlsplit
 
@@ -18,6 +18,7 @@ import httptools
 from infaas.bench.reply import FOREIGN, OK, Reply
 from infaas.client_tensors import Array, request_parts, response_arrays
 
+OutputsOf = Callable[[Reply], dict[str, Array]]
 BINARY_LENGTH = "inference-header-content-length"
 
 
