@@ -72,6 +72,12 @@ class ControllerSettings(_Section):
         "a worker costs no cold start",
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest query")
+    max_json_bytes: int = Field(
+        16 * 2**20, ge=1024, description="Largest JSON part of a REST query; larger tensors travel as binary data"
+    )
+    max_connections: int = Field(
+        4096, ge=1, description="Open at one time on the REST and the metrics port each, and on the gRPC port"
+    )
     read_timeout_s: float = Field(
         20.0, gt=0, description="For a REST request's header; a body has as long, and a second more per KiB that came"
     )

@@ -7,6 +7,7 @@ Signals stay with the composition root: it decides when a listener stops.
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +15,15 @@ from typing import Any
 import uvicorn
 
 from infaas.errors import SettingsError
+from infaas.observe.log import get_logger
 from infaas_controller.api.http_protocol import Limits
 from infaas_controller.api.http_server import server_config
 
 _BACKLOG = 2048
+_OWN_DESCRIPTORS = 512
+"""For everything but callers: workers, store, catalogue, uploads, and refused callers who still read why."""
+_WITHOUT_LIMIT = 1 << 20
+_log = get_logger(__name__)
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:
@@ -36,6 +42,28 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
         ) from error
     listener.setblocking(False)
     return listener
+
+
+def raise_descriptor_limit(connections: int) -> int:
+    """Take every descriptor that this process may have; returns how many connections each listener then takes.
+
+    That is `controller.max_connections`, unless three listeners full of them would leave none for the rest of us: then
+    as many as fit, which is said in the log.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, _WITHOUT_LIMIT)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    taken = connections_within(connections, hard)
+    if taken < connections:
+        _log.warning("fewer connections than configured", max_connections=connections, taken=taken, descriptors=hard)
+    return taken
+
+
+def connections_within(connections: int, descriptors: int) -> int:
+    """Per listener, of which there are three, with some to spare."""
+    return max(1, min(connections, (descriptors - _OWN_DESCRIPTORS) // 3))
 
 
 class _Quiet(uvicorn.Server):

@@ -37,16 +37,18 @@ from infaas.store.redis import RedisStore
 from infaas.store.view import ViewKeeper
 from infaas_controller.api.admin import admin_router
 from infaas_controller.api.auth import Authenticator
+from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
 from infaas_controller.api.http_protocol import Limits
 from infaas_controller.dispatch import Dispatcher
 from infaas_controller.journal import Journal
-from infaas_controller.listeners import HttpListener, bind
+from infaas_controller.listeners import HttpListener, bind, raise_descriptor_limit
 from infaas_controller.peers import Peers, own_url
 from infaas_controller.policies import installed_policies
 from infaas_controller.register.collection import Collector
 from infaas_controller.register.registrar import Registrar
+from infaas_controller.scratch import Scratch
 from infaas_controller.spares import Spares
 from infaas_controller.system import READ_ONLY, UP, SystemWatch
 from infaas_controller.workers import WorkerLinks
@@ -77,16 +79,18 @@ class Controller:
         """Until told to stop. Raises TaskCrashedError when a part that should live for ever did not."""
         settings, own = self._settings, self._settings.controller
         _on_stop_signal(self._stop)
+        connections = raise_descriptor_limit(own.max_connections)
+        scratch = await asyncio.to_thread(Scratch.open, settings.state_dir)
         rest_socket = bind(own.host, own.http_port, "controller.http_port")
         metrics_socket = bind(own.host, own.metrics_port, "controller.metrics_port")
         catalog = await asyncio.to_thread(Catalog.open, settings.database_url)
         http_port = int(rest_socket.getsockname()[1])
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
         parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog)
-        limits = Limits(patience_s=own.read_timeout_s)
+        limits = Limits(patience_s=own.read_timeout_s, connections=connections)
         rest = HttpListener(parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s, limits=limits)
         exposition = exposition_app(parts.metrics.registry, Authenticator(settings.token()).check)
-        scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0)
+        scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0, limits=limits)
         grpc_port = await parts.grpc_server.start()  # before any lease is taken: a port that is taken ends it here
         supervisor = Supervisor("controller")
         garbage.settle()
@@ -115,10 +119,12 @@ class Controller:
             await parts.leadership.stop()
             await supervisor.stop()
             await parts.dispatcher.close()
+            await parts.bulk.close()
             if parts.tracing is not None:
                 await asyncio.to_thread(parts.tracing.close, _LAST_SPANS_S)
             await parts.store.close()
             await asyncio.to_thread(catalog.close)
+            scratch.close()
             asked.cancel()
         _log.info("controller stopped", controller=self._id)
         await crash  # over since the supervisor stopped; raises what crashed, if anything did
@@ -157,6 +163,7 @@ class Parts:
     rest_app: FastAPI
     grpc_server: GrpcServer
     tracing: Tracing | None
+    bulk: Bulk
 
 
 def build_parts(
@@ -192,10 +199,11 @@ def build_parts(
     dispatcher.decisions.on_traced(journal.record)
     admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)
     tracing = open_tracing(settings, "controller", clock)
+    bulk, explain = Bulk(), dispatcher.decision
     app = create_app(
-        dispatcher, settings, [admin], metrics, dispatcher.decision, clock=clock, tracing=tracing, parts=system.words
+        dispatcher, settings, [admin], metrics, explain, clock=clock, tracing=tracing, parts=system.words, bulk=bulk
     )
-    grpc_server = GrpcServer(dispatcher, settings, metrics, dispatcher.decision, clock=clock, tracing=tracing)
+    grpc_server = GrpcServer(dispatcher, settings, metrics, explain, clock=clock, tracing=tracing, bulk=bulk)
     return Parts(
         store,
         keeper,
@@ -211,6 +219,7 @@ def build_parts(
         app,
         grpc_server,
         tracing,
+        bulk,
     )
 
 

@@ -19,6 +19,10 @@ from infaas.rpc.requirements import Scalar
 
 MAX_RANK = 16
 MAX_DIM = 2**31 - 1
+MAX_BYTES_ELEMENTS = 2**20
+"""Of one BYTES tensor: each is walked here, and an object of its own at its runtime."""
+MAX_NAMES = 2_048
+"""Inputs, outputs or parameters of one request."""
 
 NUMPY: Mapping[Datatype, np.dtype[Any]] = {
     Datatype.BOOL: np.dtype("?"), Datatype.INT8: np.dtype("i1"), Datatype.INT16: np.dtype("<i2"),
@@ -96,6 +100,7 @@ def raw_tensor(name: str, datatype: Datatype, shape: tuple[int, ...], data: byte
 def check_framing(name: str, count: int, data: bytes | memoryview) -> None:
     """Every BYTES element is a little-endian uint32 length and that many bytes; there must be exactly `count`."""
     end = len(data)
+    check_bytes_count(name, count)
     if count * _LENGTH.size > end:
         raise InvalidError(
             f"input {name!r} has {end} bytes for {count} BYTES elements; each takes a 4-byte length and its bytes"
@@ -110,6 +115,12 @@ def check_framing(name: str, count: int, data: bytes | memoryview) -> None:
             raise InvalidError(f"input {name!r}: BYTES element {index} says {length} bytes, past the end of the data")
     if offset != end:
         raise InvalidError(f"input {name!r} has {end - offset} bytes after its {count} BYTES elements")
+
+
+def check_bytes_count(name: str, count: int) -> None:
+    """Before anything is made of them."""
+    if count > MAX_BYTES_ELEMENTS:
+        raise InvalidError(f"input {name!r} has {count} BYTES elements; at most {MAX_BYTES_ELEMENTS} are taken")
 
 
 def pack_bytes(elements: Iterable[bytes]) -> bytes:
@@ -147,6 +158,12 @@ def distinct(kind: str, names: Iterable[str]) -> None:
         if name in seen:
             raise InvalidError(f"{kind} {name!r} is there twice")
         seen.add(name)
+
+
+def check_count(kind: str, count: int) -> None:
+    """An absurd number of anything is refused before any of them is looked at."""
+    if count > MAX_NAMES:
+        raise InvalidError(f"the request has {count} {kind}; at most {MAX_NAMES} are taken")
 
 
 def refuse_shared_memory(kind: str, name: str, parameters: Mapping[str, Scalar]) -> None:

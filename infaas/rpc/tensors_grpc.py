@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.errors import InvalidError
@@ -14,6 +15,8 @@ from infaas.rpc.requirements import Scalar
 from infaas.rpc.tensors import (
     NUMPY,
     InferRequest,
+    check_bytes_count,
+    check_count,
     checked_shape,
     datatype_of,
     distinct,
@@ -42,8 +45,18 @@ CONTENTS: Mapping[Datatype, str | None] = {
 """Which field of the typed contents holds a datatype; FP16 has none and must be raw."""
 
 
+def parse_message(data: bytes) -> Any:
+    """A `ModelInferRequest`. Raises InvalidError for bytes that are none."""
+    try:
+        return pb.ModelInferRequest.FromString(data)
+    except DecodeError as error:
+        raise InvalidError(f"the message is not a ModelInferRequest: {error}") from None
+
+
 def decode_request(message: Any) -> InferRequest:
     """Of a `ModelInferRequest`. Raises InvalidError for what does not fit, UnsupportedError for shared memory."""
+    for kind in ("inputs", "outputs", "parameters"):
+        check_count(kind, len(getattr(message, kind)))
     distinct("input", (one.name for one in message.inputs))
     distinct("output", (one.name for one in message.outputs))
     raw = message.raw_input_contents
@@ -127,6 +140,7 @@ def _typed(one: Any, datatype: Datatype, shape: tuple[int, ...]) -> Tensor:
             f"input {one.name!r} has {len(values)} {right}; shape {list(shape)} takes {element_count(shape)}"
         )
     if datatype is Datatype.BYTES:
+        check_bytes_count(one.name, len(values))
         return Tensor(one.name, datatype, shape, pack_bytes(values))
     try:
         return Tensor(one.name, datatype, shape, np.array(values, dtype=NUMPY[datatype]).tobytes())

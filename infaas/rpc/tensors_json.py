@@ -26,6 +26,8 @@ from infaas.rpc.tensors import (
     NUMPY,
     InferRequest,
     RequestedOutput,
+    check_bytes_count,
+    check_count,
     checked_shape,
     datatype_of,
     distinct,
@@ -110,10 +112,11 @@ def decode_request(body: bytes | memoryview, header_length: int | None = None) -
             )
         head, tail = view[:header_length], view[header_length:]
     request = _parse(head)
+    outputs, parameters = request.outputs or [], request.parameters or {}
+    for kind, found in (("inputs", request.inputs), ("outputs", outputs), ("parameters", parameters)):
+        check_count(kind, len(found))
     distinct("input", (one.name for one in request.inputs))
-    outputs = request.outputs or []
     distinct("output", (one.name for one in outputs))
-    parameters = request.parameters or {}
     return InferRequest(
         inputs=_inputs(request.inputs, tail),
         outputs=tuple(requested_output(one.name, one.parameters or {}) for one in outputs),
@@ -152,8 +155,10 @@ def encode_answer(
     model_version: str,
     id: str = "",
     parameters: Mapping[str, Scalar] | None = None,
+    rendered: Mapping[str, bytes | memoryview] | None = None,
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part when binary data follows. `tensors` says for each whether as binary.
+    """The body, and the length of its JSON part when binary data follows. `tensors` says for each whether as binary;
+    `rendered` holds the data of those whose JSON was made elsewhere (`encode_data`).
 
     Raises InvalidError for BYTES that are not UTF-8, or FP16, asked for as JSON.
     """
@@ -165,12 +170,27 @@ def encode_answer(
             size: dict[str, Scalar] = {"binary_data_size": len(tensor.data)}
             outputs.append(_AnswerOutput(tensor.name, tensor.datatype.value, tensor.shape, size))
         else:
-            data = msgspec.Raw(_encode_data(tensor))
+            ready = None if rendered is None else rendered.get(tensor.name)
+            data = msgspec.Raw(encode_data(tensor) if ready is None else ready)
             outputs.append(_AnswerOutput(tensor.name, tensor.datatype.value, tensor.shape, data=data))
     head = _encoder.encode(_Answer(model_name, model_version, outputs, id, parameters or {}))
     if not buffers:
         return head, None
     return b"".join([head, *buffers]), len(head)
+
+
+def framed_elements(head: bytes | memoryview) -> int:
+    """The most elements that a BYTES input in binary claims; 0 for a head that is none, which its reader refuses."""
+    try:
+        request = _decoder.decode(head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+    counts = (
+        element_count(one.shape)
+        for one in request.inputs
+        if one.datatype == Datatype.BYTES.value and len(one.shape) <= MAX_RANK
+    )
+    return max(counts, default=0)
 
 
 def json_refusal(datatype: Datatype, output: str) -> InvalidError | None:
@@ -265,6 +285,7 @@ def _json_tensor(one: _Input, datatype: Datatype, shape: tuple[int, ...]) -> Ten
             f"input {one.name!r} has {len(flat)} elements; shape {list(shape)} takes {element_count(shape)}"
         )
     if datatype is Datatype.BYTES:
+        check_bytes_count(one.name, len(flat))
         return Tensor(one.name, datatype, shape, pack_bytes(element.encode() for element in flat))
     return Tensor(one.name, datatype, shape, _packed(one.name, flat, datatype))
 
@@ -353,7 +374,8 @@ def _same_infinities(flat: list[Any], array: np.ndarray[Any, Any]) -> bool:
     return bool((np.isfinite(np.array(flat, dtype=np.float64)) == np.isfinite(array)).all())
 
 
-def _encode_data(tensor: Tensor) -> bytes:
+def encode_data(tensor: Tensor) -> bytes:
+    """The JSON array of a tensor's elements. Raises InvalidError for what JSON has no form for."""
     if tensor.datatype is Datatype.BYTES:
         try:
             return _encoder.encode([element.decode() for element in unpack_bytes(tensor.data)])

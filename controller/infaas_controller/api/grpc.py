@@ -22,10 +22,13 @@ from infaas.observe.trace import Tracing
 from infaas.oip.v2 import grpc_service_pb2 as pb
 from infaas.rpc.edges import as_error, edge_of, retry_after_s, status_text
 from infaas.rpc.requirements import PREFIX
-from infaas.rpc.tensors_grpc import decode_request, encode_answer
+from infaas.rpc.tensors import InferRequest
+from infaas.rpc.tensors_grpc import decode_request, encode_answer, parse_message
 from infaas.settings import Settings
 from infaas_controller.api import documents, stats
 from infaas_controller.api.auth import Authenticator
+from infaas_controller.api.bulk.pool import Bulk
+from infaas_controller.api.bulk.weigh import LargeMessage, read_infer, read_infer_of_stream
 from infaas_controller.api.grpc_health import Health
 from infaas_controller.api.grpc_messages import checked, reader
 from infaas_controller.api.grpc_stream import QueryStream
@@ -69,13 +72,15 @@ class GrpcServer:
         *,
         clock: Clock | None = None,
         tracing: Tracing | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
+        """`bulk` is the caller's to close; without it large requests are read on the loop."""
         clock = clock or SystemClock()
         self._settings = settings
         self._authenticator = Authenticator(settings.token())
         confidence = AccuracyConfidence(settings.controller.accuracy_confidence)
         spans = None if tracing is None else QuerySpans(tracing, "grpc")
-        self._inference = Inference(service, clock, confidence, metrics, explain_lookup, spans)
+        self._inference = Inference(service, clock, confidence, metrics, explain_lookup, spans, bulk)
         self._models = ModelCalls(service, Repository(service, clock))
         self.health = Health(service.is_ready, (SERVICE,))
         self._server: Any = None
@@ -89,6 +94,7 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_allowed_incoming_connections", self._settings.controller.max_connections),
                 ("grpc.so_reuseport", 0),  # a taken port must be an error, not a silent share of its calls
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -122,11 +128,9 @@ class GrpcServer:
             name: unary(self._guarded(handler), reader(kind), lambda message: message.SerializeToString())
             for name, (kind, handler) in self._models.table().items()
         }
-        handlers["ModelInfer"] = unary(
-            self._infer, reader(pb.ModelInferRequest), pb.ModelInferResponse.SerializeToString
-        )
+        handlers["ModelInfer"] = unary(self._infer, read_infer, pb.ModelInferResponse.SerializeToString)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream, pb.ModelInferRequest.FromString, pb.ModelStreamInferResponse.SerializeToString
+            self._stream, read_infer_of_stream, pb.ModelStreamInferResponse.SerializeToString
         )
         for name, text in _UNSUPPORTED.items():
             handlers[name] = unary(self._guarded(_refusing(text)))
@@ -176,7 +180,7 @@ class GrpcServer:
     async def _answer(self, ticket: Ticket, message: Any, headers: dict[str, str], remaining_s: float | None) -> Any:
         task = find_task(self._inference.service.view, ticket.handle)
         version = parse_version(message.model_version)
-        request = decode_request(message)
+        request = await self._decoded(message)
         served = await self._inference.run(ticket, version, task, request, headers, time_remaining_s=remaining_s)
         return encode_answer(
             [tensor for tensor, _ in served.outputs],
@@ -185,6 +189,12 @@ class GrpcServer:
             id=message.id,
             parameters=served.parameters,
         )
+
+    async def _decoded(self, message: Any) -> InferRequest:
+        if not isinstance(message, LargeMessage):
+            return decode_request(message)
+        bulk = self._inference.bulk
+        return decode_request(parse_message(message.data)) if bulk is None else await bulk.read_grpc(message.data)
 
     async def _stream(self, requests: Any, context: Any) -> None:
         """Metadata holds for every request of the stream. The call's deadline is the stream's, so it is no query's

@@ -25,6 +25,7 @@ from infaas.observe.trace import Tracing
 from infaas.rpc.edges import as_error, code_of_status, edge_of, error_body
 from infaas.settings import Settings
 from infaas_controller.api.auth import Authenticator
+from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.headers import Caller, caller_fields, error_fields, fresh_caller, read_caller
 from infaas_controller.api.http_infer import (
     JSON_TYPE,
@@ -103,19 +104,21 @@ def create_app(
     clock: Clock | None = None,
     tracing: Tracing | None = None,
     parts: Callable[[], Mapping[str, str]] | None = None,
+    bulk: Bulk | None = None,
 ) -> FastAPI:
     """The whole REST surface. `admin_routers` are served as they are, behind the same credential and error bodies.
 
-    `clock` must be the one that the query path measures deadlines with. Raises SettingsError when the token's file
+    `clock` must be the one that the query path measures deadlines with; `bulk` is the caller's to close, and without it
+    large requests are read on the loop. Raises SettingsError when the token's file
     cannot be read.
     """
     clock = clock or SystemClock()
     confidence = AccuracyConfidence(settings.controller.accuracy_confidence)
     spans = None if tracing is None else QuerySpans(tracing, "rest")
-    inference = Inference(service, clock, confidence, metrics, explain_lookup, spans)
+    inference = Inference(service, clock, confidence, metrics, explain_lookup, spans, bulk)
     authenticator = Authenticator(settings.token())
     app = EdgeApp(
-        InferEndpoint(inference, authenticator, settings.controller.max_body_bytes),
+        InferEndpoint(inference, authenticator, settings.controller.max_body_bytes, settings.controller.max_json_bytes),
         authenticator,
         title="INFaaS",
         version=__version__,

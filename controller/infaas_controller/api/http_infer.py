@@ -15,8 +15,10 @@ from infaas.domain.query import Code, Query
 from infaas.errors import InfaasError, InvalidError, TooLargeError
 from infaas.rpc.edges import as_error, edge_of, error_body
 from infaas.rpc.requirements import PREFIX
+from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import decode_raw_request, decode_request, encode_answer
 from infaas_controller.api.auth import Authenticator
+from infaas_controller.api.bulk.weigh import is_large_body
 from infaas_controller.api.compression import coding_of, compressed
 from infaas_controller.api.headers import (
     REQUEST_ID,
@@ -88,10 +90,13 @@ def read_headers(scope: Scope) -> dict[str, str]:
 
 
 class InferEndpoint:
-    def __init__(self, inference: Inference, authenticator: Authenticator, max_body_bytes: int) -> None:
+    def __init__(
+        self, inference: Inference, authenticator: Authenticator, max_body_bytes: int, max_json_bytes: int
+    ) -> None:
         self._inference = inference
         self._authenticator = authenticator
         self._max_body_bytes = max_body_bytes
+        self._max_json_bytes = max_json_bytes
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, name: str, version: str) -> None:
         """Answers every request exactly once, and counts it; cancellation of this call drops the query."""
@@ -120,7 +125,7 @@ class InferEndpoint:
         number = parse_version(version)
         body = await self._body(headers, watch)
         length = _header_length(headers)
-        request = decode_raw_request(body, task.inputs) if length == 0 else decode_request(body, length)
+        request = decode_raw_request(body, task.inputs) if length == 0 else await self._decoded(body, length)
         if request.id and REQUEST_ID not in headers:
             ticket.caller = read_caller(headers, request.id)
         check_json_outputs(request, task)
@@ -135,6 +140,7 @@ class InferEndpoint:
             model_version=served.version,
             id=request.id,
             parameters=served.parameters,
+            rendered=await self._inference.rendered(served.outputs),
         )
         fields = answer_fields(ticket.caller, served.outcome)
         if head is None:
@@ -146,6 +152,18 @@ class InferEndpoint:
             encoded = await compressed(encoded, coding)
             fields += [("content-encoding", coding), ("vary", "accept-encoding")]
         return 200, fields, encoded
+
+    async def _decoded(self, body: memoryview, header_length: int | None) -> InferRequest:
+        json_bytes = len(body) if header_length is None else header_length
+        if json_bytes > self._max_json_bytes:
+            raise TooLargeError(
+                f"the JSON has {json_bytes} bytes; at most {self._max_json_bytes} are taken "
+                "(controller.max_json_bytes); send tensors as binary data"
+            )
+        bulk = self._inference.bulk
+        if bulk is not None and is_large_body(body, header_length):
+            return await bulk.read_rest(body, header_length)
+        return decode_request(body, header_length)
 
     async def _body(self, headers: dict[str, str], watch: _Watch) -> memoryview:
         limit = self._max_body_bytes

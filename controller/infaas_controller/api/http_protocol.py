@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from infaas.domain.query import Code
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
-from infaas.rpc.edges import error_body
+from infaas.rpc.edges import error_body, retry_after_header
 from infaas_controller.api.headers import REQUEST_ID, fresh_caller
 from infaas_controller.api.http_transport import JoiningTransport
 
@@ -37,6 +37,10 @@ class Limits:
     least_bytes_per_s: float = 1024.0
     linger_s: float = 5.0
     """How long the rest of a refused request is read and thrown away."""
+    connections: int = 4096
+    """Open at one time on one listener. One more is told so and closed."""
+    told: int = 64
+    """Connections beyond that which may still be open while they are told; the next are closed without a word."""
 
 
 class HeaderTooLargeError(Exception):
@@ -82,7 +86,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(JoiningTransport(transport, self.loop, self._takes_close))  # type: ignore[arg-type]
-        self._await_first_byte()
+        if len(self.connections) > self._limits.connections:  # this one is among them
+            self._refuse_connection()
+        else:
+            self._await_first_byte()
+
+    def _refuse_connection(self) -> None:
+        limit = self._limits.connections
+        if len(self.connections) > limit + self._limits.told:
+            self.transport.abort()
+            return
+        text = f"{limit} connections are open, and no more are taken (controller.max_connections); try again later"
+        self._send_refusal(503, InfaasError(text, code=Code.UNAVAILABLE, is_retryable=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_over = True
@@ -225,9 +240,12 @@ class BoundedProtocol(HttpToolsProtocol):
         body = error_body(error, request_id)
         fields = (
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"{REQUEST_ID}: {request_id}\r\nconnection: close\r\n\r\n"
+            f"{REQUEST_ID}: {request_id}\r\nconnection: close\r\n"
         )
-        self.transport.write(b"".join((STATUS_LINE[status], fields.encode("ascii"), body)))
+        retry_after = retry_after_header(error)
+        if retry_after is not None:
+            fields += f"retry-after: {retry_after}\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], fields.encode("ascii"), b"\r\n", body)))
         self._is_receiving = True  # whatever of it is still on its way
         self.transport.close()
 

@@ -134,8 +134,11 @@ def _check_outputs(outputs: Sequence[RequestedOutput], task: Task) -> None:
             )
 
 
-def answered_outputs(answer: Answer, request: InferRequest, task: Task) -> list[tuple[Tensor, bool]]:
-    """The tensors in the order asked for, each with whether REST sends it in binary."""
+def answered_outputs(
+    answer: Answer, request: InferRequest, task: Task, classified: Mapping[str, Tensor] | None = None
+) -> list[tuple[Tensor, bool]]:
+    """The tensors in the order asked for, each with whether REST sends it in binary. `classified` are the classes that
+    were sorted out already."""
     if not request.outputs:
         return [(tensor, request.binary_output) for tensor in answer.outputs]
     by_name = {tensor.name: tensor for tensor in answer.outputs}
@@ -145,7 +148,8 @@ def answered_outputs(answer: Answer, request: InferRequest, task: Task) -> list[
         if tensor is None:
             raise InfaasError(f"variant {answer.outcome.variant!r} left out output {output.name!r}")
         if output.classes:
-            tensor = classify(tensor, output.classes, task.classes)
+            ready = None if classified is None else classified.get(output.name)
+            tensor = classify(tensor, output.classes, task.classes) if ready is None else ready
         found.append((tensor, is_binary(output, request)))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infaas.clock import Clock
@@ -15,6 +15,8 @@ from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Span
 from infaas.rpc.requirements import Scalar
 from infaas.rpc.tensors import InferRequest
+from infaas_controller.api.bulk.pool import Bulk
+from infaas_controller.api.bulk.weigh import is_large_classification, is_large_json
 from infaas_controller.api.headers import Caller, fresh_caller
 from infaas_controller.api.intake import (
     Arrival,
@@ -66,9 +68,11 @@ class Inference:
         metrics: Metrics | None = None,
         explain_lookup: ExplainLookup | None = None,
         spans: QuerySpans | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
         self.service = service
         self.clock = clock
+        self.bulk = bulk
         self._confidence = confidence
         self._metrics = metrics
         self._explain = explain_lookup or service.decision
@@ -106,9 +110,29 @@ class Inference:
         return Served(
             outcome,
             "" if outcome.version is None else str(outcome.version),
-            answered_outputs(answer, request, task),
+            answered_outputs(answer, request, task, await self._classified(answer, request, task)),
             answer_parameters(outcome, decision),
         )
+
+    async def rendered(self, outputs: Sequence[tuple[Tensor, bool]]) -> dict[str, bytes | memoryview] | None:
+        """The JSON of those that are too large to be written on the loop."""
+        bulk = self.bulk
+        if bulk is None:
+            return None
+        large = [tensor for tensor, is_binary in outputs if not is_binary and is_large_json(tensor)]
+        return {tensor.name: await bulk.rendered(tensor) for tensor in large} if large else None
+
+    async def _classified(self, answer: Answer, request: InferRequest, task: Task) -> dict[str, Tensor] | None:
+        """Those outputs asked for as classes that are too large to be sorted on the loop."""
+        tops = {output.name: output.classes for output in request.outputs if output.classes}
+        bulk = self.bulk
+        if bulk is None or not tops:
+            return None
+        return {
+            tensor.name: await bulk.classified(tensor, tops[tensor.name], task.classes)
+            for tensor in answer.outputs
+            if tensor.name in tops and is_large_classification(tensor, tops[tensor.name])
+        }
 
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""

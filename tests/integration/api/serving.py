@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
 from infaas_controller.api.http_protocol import Limits
@@ -27,6 +28,7 @@ class Serving:
     grpc: str
     metrics: Metrics
     grpc_server: GrpcServer
+    bulk: Bulk
 
 
 class _Server(uvicorn.Server):
@@ -48,17 +50,20 @@ async def serving(
     routers: tuple[Any, ...] = (),
     tracing: Tracing | None = None,
     limits: Limits | None = None,
+    bulk_waiting: int | None = None,
 ) -> AsyncIterator[Serving]:
     settings = settings or Settings()
     metrics = Metrics()
-    app = create_app(service, settings, routers, metrics, tracing=tracing)
-    grpc_server = GrpcServer(service, settings, metrics, tracing=tracing)
+    bulk = Bulk() if bulk_waiting is None else Bulk(1, bulk_waiting)
+    app = create_app(service, settings, routers, metrics, tracing=tracing, bulk=bulk)
+    grpc_server = GrpcServer(service, settings, metrics, tracing=tracing, bulk=bulk)
     grpc_port = await grpc_server.start("127.0.0.1", 0)
     async with _http(app, limits) as http:
         try:
-            yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server)
+            yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server, bulk)
         finally:
             await grpc_server.stop(0.5)
+            await bulk.close()
 
 
 @asynccontextmanager

@@ -1,0 +1,1 @@
+"""Large requests and answers, read and written outside the process that serves (ADR 0014)."""

@@ -1,0 +1,88 @@
+"""The bulk process: one job after another from its input, until that ends.
+
+It is a process and not a thread because the readers and writers of JSON and protobuf hold the interpreter lock from
+the first byte to the last: a thread would stop the controller's loop just as well. It has a bound of memory, no
+settings and no sockets.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from io import FileIO
+
+from infaas.domain.query import Code
+from infaas.errors import InfaasError
+from infaas.rpc.edges import HIDDEN_TEXT, MAX_PROBLEMS, shortened
+from infaas.rpc.tensors import InferRequest, classify
+from infaas.rpc.tensors_grpc import decode_request as decode_grpc
+from infaas.rpc.tensors_grpc import parse_message
+from infaas.rpc.tensors_json import decode_request as decode_rest
+from infaas.rpc.tensors_json import encode_data
+from infaas_controller.api.bulk import wire
+
+MEMORY_BYTES = 4 * 2**30
+"""Address space: several times what the largest request takes while it is read."""
+
+
+def perform(job: wire.Job, buffers: Sequence[wire.Buffer]) -> tuple[wire.Reply, Sequence[wire.Buffer]]:
+    """Never raises: an error is a reply."""
+    try:
+        return _performed(job, buffers)
+    except InfaasError as error:
+        problems = tuple(shortened(one) for one in error.problems[:MAX_PROBLEMS])
+        return wire.Failed(shortened(error.text), error.code.value, problems), ()
+    except MemoryError:
+        text = "the request takes too much memory to read; send its tensors as binary data"
+        return wire.Failed(text, Code.TOO_LARGE.value), ()
+    except Exception:
+        return wire.Failed(HIDDEN_TEXT, Code.INTERNAL.value, details=traceback.format_exc(limit=-8)), ()
+
+
+def _performed(job: wire.Job, buffers: Sequence[wire.Buffer]) -> tuple[wire.Reply, Sequence[wire.Buffer]]:
+    (data,) = buffers
+    match job:
+        case wire.ReadRest(header_length):
+            return _request(decode_rest(data, header_length))
+        case wire.ReadGrpc():
+            return _request(decode_grpc(parse_message(bytes(data))))
+        case wire.Render(tensor):
+            return wire.Made(), (encode_data(wire.tensor_of(tensor, data)),)
+        case wire.Classify(tensor, top, labels):
+            made = classify(wire.tensor_of(tensor, data), top, labels)
+            return wire.Made(wire.outline(made)), (made.data,)
+
+
+def _request(request: InferRequest) -> tuple[wire.Reply, Sequence[wire.Buffer]]:
+    found = wire.Request(
+        inputs=tuple(wire.outline(tensor) for tensor in request.inputs),
+        outputs=request.outputs,
+        id=request.id,
+        parameters=dict(request.parameters),
+        binary_output=request.binary_output,
+    )
+    return found, tuple(tensor.data for tensor in request.inputs)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the end of its input is the end of it
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with FileIO(sys.stdin.fileno(), closefd=False) as jobs, FileIO(os.dup(sys.stdout.fileno()), "w") as replies:
+        while True:
+            try:
+                head, buffers = wire.receive(jobs)
+                reply, made = perform(wire.job_decoder.decode(head), buffers)
+                del buffers
+                wire.send(replies, wire.encode(reply), made)
+            except (EOFError, BrokenPipeError):
+                return
+            del reply, made
+
+
+if __name__ == "__main__":
+    main()

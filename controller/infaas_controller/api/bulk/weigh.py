@@ -1,0 +1,152 @@
+"""Which requests and answers are too much for the loop: a few comparisons, before anything is parsed.
+
+The bounds are in the units that time goes with (characters of JSON, elements of BYTES), so that what stays on the loop
+holds it for about 10 ms at most, and an ordinary query pays two comparisons. Tensors in binary weigh nothing: they are
+never parsed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from infaas.domain.tensor import Datatype, Tensor
+from infaas.oip.v2 import grpc_service_pb2 as pb
+from infaas.rpc.tensors import MAX_BYTES_ELEMENTS, MAX_RANK, element_count
+from infaas.rpc.tensors_json import framed_elements
+from infaas_controller.api.grpc_messages import Malformed
+
+LOOP_BYTES = 128 * 1024
+"""Of JSON or protobuf that is parsed on the loop."""
+LOOP_ELEMENTS = 4_096
+"""Of BYTES that are walked on the loop, and of numbers that are named as classes."""
+LOOP_NUMBERS = 32 * 1024
+"""Elements that are written as JSON on the loop."""
+MAX_FIELDS = 8_192
+"""Of one gRPC request's own, inputs and parameters each counting as one."""
+_INPUTS, _RAW = 5, 7
+
+
+def is_large_body(body: memoryview, header_length: int | None) -> bool:
+    """Of a REST query. Never raises: what is wrong with it is said by its reader."""
+    json_bytes = len(body) if header_length is None else header_length
+    if json_bytes > LOOP_BYTES:
+        return True
+    if len(body) - json_bytes <= 4 * LOOP_ELEMENTS:  # an element takes 4 bytes at least
+        return False
+    return LOOP_ELEMENTS < framed_elements(body[:json_bytes]) <= MAX_BYTES_ELEMENTS  # more is refused at once
+
+
+def is_large_json(tensor: Tensor) -> bool:
+    """Whether writing it as JSON is."""
+    return len(tensor.data) > LOOP_BYTES or element_count(tensor.shape) > LOOP_NUMBERS
+
+
+def is_large_classification(tensor: Tensor, top: int) -> bool:
+    """Whether sorting the tensor and naming the first `top` of each item is."""
+    return element_count(tensor.shape) > LOOP_NUMBERS or tensor.items * top > LOOP_ELEMENTS
+
+
+@dataclass(frozen=True, slots=True)
+class LargeMessage:
+    """A `ModelInferRequest` whose inputs are yet to be read."""
+
+    head: Any
+    """The same message without them."""
+    data: bytes
+
+    @property
+    def model_name(self) -> str:
+        return str(self.head.model_name)
+
+    @property
+    def model_version(self) -> str:
+        return str(self.head.model_version)
+
+    @property
+    def id(self) -> str:
+        return str(self.head.id)
+
+
+def read_infer(data: bytes) -> Any:
+    """A `ModelInferRequest`, a `LargeMessage`, or `Malformed`: the deserializer of queries, which runs on the loop."""
+    try:
+        return pb.ModelInferRequest.FromString(data) if len(data) <= LOOP_BYTES else _read_large(data)
+    except DecodeError as error:
+        return Malformed("ModelInferRequest", str(error))
+
+
+def read_infer_of_stream(data: bytes) -> Any:
+    """Raises DecodeError: a message that is none ends its stream."""
+    found = read_infer(data)
+    if isinstance(found, Malformed):
+        raise DecodeError(found.reason)
+    return found
+
+
+def _read_large(data: bytes) -> Any:
+    head, parsed_bytes = _without_inputs(data)
+    if len(head) > LOOP_BYTES:
+        raise DecodeError(f"what is beside its inputs takes more than {LOOP_BYTES} bytes")
+    if parsed_bytes <= LOOP_BYTES:
+        message = pb.ModelInferRequest.FromString(data)
+        if not LOOP_ELEMENTS < _framed_elements(message) <= MAX_BYTES_ELEMENTS:
+            return message
+    return LargeMessage(pb.ModelInferRequest.FromString(head), data)
+
+
+def _framed_elements(message: Any) -> int:
+    """The most elements that a BYTES input claims."""
+    counts = (
+        element_count(one.shape)
+        for one in message.inputs
+        if one.datatype == Datatype.BYTES.value and len(one.shape) <= MAX_RANK
+    )
+    return max(counts, default=0)
+
+
+def _without_inputs(data: bytes) -> tuple[bytes, int]:
+    """The message's other fields as they are, and how many bytes there are beside raw tensors.
+
+    Raises DecodeError for what is no message. Only the outermost fields are walked, and a bounded number of them.
+    """
+    kept: list[bytes] = []
+    parsed_bytes = at = 0
+    for _ in range(MAX_FIELDS):
+        if at >= len(data):
+            return b"".join(kept), parsed_bytes
+        began = at
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 2:
+            length, at = _varint(data, at)
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise DecodeError(f"a field has the wire type {kind}")
+        if at > len(data):
+            raise DecodeError("it is cut short")
+        field = tag >> 3
+        if field != _RAW:
+            parsed_bytes += at - began
+            if field != _INPUTS:
+                kept.append(data[began:at])
+    raise DecodeError(f"it has more than {MAX_FIELDS} fields")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise DecodeError("it is cut short")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise DecodeError("a number in it is too long")

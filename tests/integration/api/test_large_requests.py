@@ -1,0 +1,258 @@
+"""Large requests are read and written outside the loop: same answers, same refusals; others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from computing_service import ComputingService
+from infaas_controller.api.bulk.weigh import LOOP_BYTES
+from serving import Serving, serving
+
+from infaas.domain.query import Code
+from infaas.oip.v2 import grpc_service_pb2 as pb
+from infaas.rpc.tensors import MAX_BYTES_ELEMENTS
+from infaas.settings import Settings
+
+SMALL = {
+    "inputs": [
+        {"name": name, "datatype": "INT32", "shape": [1, 16], "data": list(range(16))} for name in ("INPUT0", "INPUT1")
+    ]
+}
+PATIENCE_S = 60.0
+
+
+def echoed(datatype: str, values: list[Any], shape: list[int] | None = None) -> dict[str, Any]:
+    name = f"in_{datatype.lower()}"
+    return {"inputs": [{"name": name, "datatype": datatype, "shape": shape or [1, len(values)], "data": values}]}
+
+
+def url(edges: Serving, model: str) -> str:
+    return f"http://{edges.http}/v2/models/{model}/infer"
+
+
+async def infer(call: Any, message: Any) -> Any:
+    return pb.ModelInferResponse.FromString(await call(message.SerializeToString(), timeout=PATIENCE_S))
+
+
+@pytest.fixture
+async def client() -> Any:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("FP32", [0.5, -1.25, 3.0] * 40_000),
+        ("INT64", [1, -2, 2**62] * 40_000),
+        ("BYTES", ["", "ä", "long " * 10] * 20_000),
+        ("BOOL", [True, False] * 60_000),
+    ],
+)
+async def test_a_large_json_query_is_answered_in_json_like_a_small_one(
+    edges: Serving, client: httpx.AsyncClient, datatype: str, values: list[Any]
+) -> None:
+    body = json.dumps(echoed(datatype, values)).encode()
+    assert len(body) > LOOP_BYTES
+
+    answer = await client.post(url(edges, f"echo-{datatype.lower()}"), content=body)
+
+    assert answer.status_code == 200, answer.text[:300]
+    assert answer.json()["outputs"][0]["data"] == values
+    assert edges.bulk.pids
+
+
+async def test_small_and_binary_queries_start_no_process(edges: Serving, client: httpx.AsyncClient) -> None:
+    values = np.arange(200_000, dtype="<f4")
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "in_fp32",
+                    "datatype": "FP32",
+                    "shape": [1, len(values)],
+                    "parameters": {"binary_data_size": values.nbytes},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    fields = {"inference-header-content-length": str(len(head))}
+
+    small = await client.post(url(edges, "simple"), json=SMALL)
+    large = await client.post(url(edges, "echo-fp32"), content=head + values.tobytes(), headers=fields)
+
+    assert (small.status_code, large.status_code) == (200, 200)
+    assert large.content[int(large.headers["inference-header-content-length"]) :] == values.tobytes()
+    assert not edges.bulk.pids
+
+
+@pytest.mark.parametrize("elements", [5_000, MAX_BYTES_ELEMENTS + 1])
+async def test_many_framed_elements_are_walked_elsewhere_and_absurdly_many_are_refused(
+    edges: Serving, client: httpx.AsyncClient, elements: int
+) -> None:
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "in_bytes",
+                    "datatype": "BYTES",
+                    "shape": [1, elements],
+                    "parameters": {"binary_data_size": 4 * elements},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    fields = {"inference-header-content-length": str(len(head))}
+
+    rest = await client.post(url(edges, "echo-bytes"), content=head + bytes(4 * elements), headers=fields)
+    message = pb.ModelInferRequest(model_name="echo-bytes", raw_input_contents=[bytes(4 * elements)])
+    message.inputs.add(name="in_bytes", datatype="BYTES", shape=[1, elements])
+    async with grpc.aio.insecure_channel(edges.grpc) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        if elements <= MAX_BYTES_ELEMENTS:
+            assert rest.status_code == 200
+            assert (await infer(call, message)).raw_output_contents[0] == bytes(4 * elements)
+            assert edges.bulk.pids
+        else:
+            assert (rest.status_code, rest.json()["code"]) == (400, Code.INVALID)
+            assert str(MAX_BYTES_ELEMENTS) in rest.json()["error"]
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await infer(call, message)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert str(MAX_BYTES_ELEMENTS) in (refused.value.details() or "")
+
+
+async def test_large_typed_contents_are_answered_over_grpc_in_calls_and_streams(edges: Serving) -> None:
+    values = np.linspace(-1, 1, 100_000, dtype="<f4")
+    message = pb.ModelInferRequest(model_name="echo-fp32", id="large")
+    message.inputs.add(name="in_fp32", datatype="FP32", shape=[1, len(values)]).contents.fp32_contents.extend(values)
+    async with grpc.aio.insecure_channel(edges.grpc) as channel:
+        answer = await infer(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer"), message)
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(timeout=PATIENCE_S)
+        await stream.write(message.SerializeToString())
+        streamed = pb.ModelStreamInferResponse.FromString(await stream.read())
+        await stream.done_writing()
+
+    assert (answer.id, answer.raw_output_contents[0]) == ("large", values.tobytes())
+    assert streamed.infer_response.raw_output_contents[0] == values.tobytes()
+    assert edges.bulk.pids
+
+
+async def test_a_large_classification_is_sorted_elsewhere(edges: Serving, client: httpx.AsyncClient) -> None:
+    rows = np.random.default_rng(3).random((10_000, 4), dtype=np.float32)
+    body = echoed("FP32", rows.reshape(-1).tolist(), list(rows.shape))
+    body["inputs"][0]["name"] = "scores"
+    body["outputs"] = [{"name": "scores", "parameters": {"classification": 1}}]
+
+    answer = await client.post(url(edges, "rank"), json=body)
+
+    assert answer.status_code == 200, answer.text[:300]
+    data = answer.json()["outputs"][0]["data"]
+    assert [int(text.split(":")[1]) for text in data] == rows.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"inputs": [' + b" " * LOOP_BYTES, "not JSON"),
+        (b'{"x": ' + b"[" * (2 * LOOP_BYTES), "nested"),
+        (json.dumps(echoed("FP32", ["x"] * 60_000)).encode(), "do not fit"),
+        (json.dumps(echoed("INT8", [300] * 60_000)).encode(), "range of INT8"),
+        (json.dumps(echoed("BYTES", [""] * (MAX_BYTES_ELEMENTS + 1))).encode(), str(MAX_BYTES_ELEMENTS)),
+        (json.dumps({"inputs": [], "parameters": dict.fromkeys(map(str, range(60_000)), 1)}).encode(), "60000 param"),
+        (json.dumps({"inputs": echoed("FP32", [1])["inputs"] * 6_000}).encode(), "6000 inputs"),
+    ],
+)
+async def test_a_large_bad_query_is_refused_in_words(
+    edges: Serving, client: httpx.AsyncClient, body: bytes, words: str
+) -> None:
+    answer = await client.post(url(edges, "echo-fp32"), content=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, Code.INVALID), answer.text[:300]
+    assert words in answer.json()["error"]
+    assert not edges.service.seen
+
+
+async def test_json_has_a_bound_of_its_own_that_binary_data_do_not_have(client: httpx.AsyncClient) -> None:
+    settings = Settings.model_validate({"controller": {"max_json_bytes": 2_000}})
+    async with serving(ComputingService(), settings) as edges:
+        answer = await client.post(url(edges, "echo-fp32"), json=echoed("FP32", [0.5] * 1_000))
+
+    assert (answer.status_code, answer.json()["code"]) == (413, Code.TOO_LARGE)
+    assert "controller.max_json_bytes" in answer.json()["error"]
+    assert "binary" in answer.json()["error"]
+
+
+async def test_a_killed_bulk_process_costs_its_request_and_the_next_gets_a_new_one(
+    edges: Serving, client: httpx.AsyncClient
+) -> None:
+    body = json.dumps(echoed("FP32", [0.123456789] * 500_000)).encode()
+    assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+    (first,) = edges.bulk.pids
+    os.kill(first, signal.SIGSTOP)  # so that it cannot have answered before it is killed
+    waiting = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="waiting")
+    before = len(edges.service.seen)
+    assert (await client.post(url(edges, "simple"), json=SMALL)).status_code == 200
+    await _until_taken(edges)
+    os.kill(first, signal.SIGKILL)
+
+    lost = await waiting
+    again = await client.post(url(edges, "echo-fp32"), content=body)
+
+    assert (lost.status_code, lost.json()["code"], lost.json()["retryable"]) == (503, Code.UNAVAILABLE, True)
+    assert again.status_code == 200
+    assert first not in edges.bulk.pids
+    assert len(edges.service.seen) == before + 2
+
+
+async def _until_taken(edges: Serving) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not edges.bulk.busy:
+            await asyncio.to_thread(time.sleep, 0.002)  # it says nothing by itself
+
+
+async def test_small_queries_are_answered_while_large_ones_are_read(edges: Serving, client: httpx.AsyncClient) -> None:
+    body = json.dumps(echoed("FP32", [0.123456789] * 1_000_000)).encode()
+    assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200  # a process is there
+    began = time.monotonic()
+    large = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="large")
+    await _until_taken(edges)
+    took: list[float] = []
+    while not large.done():
+        sent = time.monotonic()
+        assert (await client.post(url(edges, "simple"), json=SMALL)).status_code == 200
+        took.append(time.monotonic() - sent)
+    whole = time.monotonic() - began
+
+    assert (await large).status_code == 200
+    assert len(took) >= 4
+    assert sorted(took)[len(took) // 2] < whole / 4
+
+
+async def test_too_many_large_requests_are_refused_as_load(client: httpx.AsyncClient) -> None:
+    async with serving(ComputingService(), bulk_waiting=0) as edges:
+        body = json.dumps(echoed("FP32", [0.5] * 100_000)).encode()
+        assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+        (pid,) = edges.bulk.pids
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            waiting = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="waiting")
+            await _until_taken(edges)
+            refused = await client.post(url(edges, "echo-fp32"), content=body)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert (await waiting).status_code == 200
+
+    assert (refused.status_code, refused.json()["code"]) == (429, Code.SATURATED)
+    assert "retry-after" in refused.headers
