@@ -1,4 +1,4 @@
-"""The dispatcher: the query path as the edges see it. It performs what the engine decides.
+"""The dispatcher: the query path as the edges see it. What the engine decides is performed for it.
 
 One event loop owns it. Arrivals are decided on at once; sending waits for the end of the loop's turn, so that queries
 that arrived together leave together. One timer stands for the earliest of all deadlines.
@@ -15,21 +15,19 @@ from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import ControllerId, InstanceId, VariantName, WorkerId, fresh_id
 from infaas.domain.query import AccuracyConfidence, Code, Decision, Query
-from infaas.domain.tensor import Datatype, Tensor
-from infaas.errors import InfaasError, NotFoundError, UnavailableError
+from infaas.errors import InfaasError, NotFoundError
 from infaas.observe.log import get_logger
-from infaas.rpc.codec import encode
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
-from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
-from infaas_controller.decisions import DecisionHook, Decisions, Trace
+from infaas_controller.answers import batch_result
+from infaas_controller.decisions import DecisionHook, Decisions
 from infaas_controller.engine import Engine
 from infaas_controller.liveness import can_serve
+from infaas_controller.loading import LoadOrders, loaded_on, place_to_load
+from infaas_controller.performing import Performer
 from infaas_controller.policies import PolicyBook
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
-from infaas_controller.queues import Ticket
 from infaas_controller.tally import Tally
-from infaas_controller.wire import WireQuery, encode_batch
 from infaas_controller.workers import ViewSource, WorkerLinks
 
 _log = get_logger(__name__)
@@ -83,8 +81,10 @@ class Dispatcher:
         self._settled = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._observer: Observer | None = None
-        self._loading: dict[InstanceId, tuple[VariantName, float]] = {}
-        """What was ordered from here and is not READY yet, and when it was ordered."""
+        self._orders = LoadOrders()
+        self._performer = Performer(
+            self.engine, links, clock, self.decisions, self._tally, self._orders, self._note_ended
+        )
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -188,19 +188,12 @@ class Dispatcher:
         if found is None:
             raise NotFoundError(f"no variant is called {variant!r}")
         ledger, now = self.engine.ledger, self._clock.now()
-        if worker is not None and worker not in ledger.decks:
-            raise NotFoundError(f"no worker is called {worker!r}; known: {', '.join(sorted(ledger.decks)) or 'none'}")
-        there = [lane.worker.id for lane in ledger.lanes_of(variant) if lane.is_usable]
-        if worker in there or (worker is None and there):
-            return worker or min(there)
-        deck = ledger.decks[worker] if worker is not None else ledger.place_for(found, now)
-        if deck is None or not deck.is_ready or not ledger.could_hold(deck, found):
-            place = f"worker {worker}" if worker is not None else "no READY worker"
-            text = f"{place} cannot take {variant} now ({found.memory_bytes} bytes, {found.threads} thread(s))"
-            raise UnavailableError(text, retry_after_s=1.0)
-        self.engine.load(found, deck.id, now)
+        if (there := loaded_on(ledger, found, worker)) is not None:
+            return there
+        place = place_to_load(ledger, found, worker, now)
+        self.engine.load(found, place, now)
         self._after()
-        return deck.id
+        return place
 
     def unload(self, variant: VariantName) -> int:
         lanes = [lane for lane in self.engine.ledger.lanes_of(variant) if lane.is_usable]
@@ -230,9 +223,7 @@ class Dispatcher:
         self.engine.started(batch, self._clock.now())
 
     def batch_done(self, done: pb.BatchDone) -> None:
-        outputs = {query.id: _Outputs(done, query) for query in done.queries if not query.error_code}
-        failed = {query.id: (query.error_code, query.error) for query in done.queries if query.error_code}
-        result = BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)
+        result = batch_result(done)
         try:
             if not done.error_code and (ran := self.engine.ran(done.id, result)) is not None:
                 lane, items = ran
@@ -254,25 +245,17 @@ class Dispatcher:
             self._tally.forget_but(new.variants)
         try:
             self.engine.view_changed(new, now)
-            self._note_loaded(now)
+            for variant, load_s in self._orders.take_loaded(self.engine.ledger, now):
+                if self._observer is not None:
+                    self._observer.observe_load(variant, load_s)
         finally:
             self._after()
 
-    def _note_loaded(self, now: float) -> None:
-        """See which of the instances ordered from here are READY, and forget those that are gone."""
-        for instance, (variant, ordered_at) in list(self._loading.items()):
-            lane = self.engine.ledger.lanes.get(instance)
-            if lane is not None and not lane.is_ready and lane.is_usable:
-                continue
-            del self._loading[instance]
-            if lane is not None and lane.is_ready and self._observer is not None:
-                self._observer.observe_load(variant, now - ordered_at)
-
-    # -- performing --------------------------------------------------------------------------------------------------
+    # -- turns of the loop -------------------------------------------------------------------------------------------
 
     def _after(self) -> None:
         """After every event: end what has ended, and see to sending and waking."""
-        self._perform()
+        self._performer.perform()
         if self.engine.has_work and self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
         self._arm()
@@ -301,146 +284,6 @@ class Dispatcher:
         finally:
             self._after()
 
-    def _perform(self) -> None:
-        """One command after the other, those too that come of performing them; one that fails costs what it was about
-        and no other."""
-        while self.engine.commands:
-            command = self.engine.commands.popleft()
-            try:
-                self._do(command)
-            except Exception as error:
-                _log.error("a command was not performed", command=type(command).__name__, exc_info=error)
-                self._make_up_for(command, error)
-
-    def _do(self, command: Command) -> None:
-        if isinstance(command, Finish):
-            self._finish(command)
-        elif isinstance(command, SendBatch):
-            self._send(command)
-        elif isinstance(command, CancelStaged):
-            cancel = pb.CancelQueries(batch=command.batch, queries=command.tickets)
-            self._links.send(command.worker, pb.ControllerMessage(cancel=cancel))
-        else:
-            self._load(command)
-
-    def _make_up_for(self, command: Command, error: Exception) -> None:
-        """Nobody waits for what was not performed."""
-        text = f"the controller failed: {type(error).__name__}: {error}"
-        if isinstance(command, Finish):
-            future = command.ticket.owner
-            if isinstance(future, asyncio.Future) and not future.done():
-                outcome = Outcome(self.decisions.next_id(), attempts=command.ticket.attempts)
-                future.set_exception(QueryFailedError(InfaasError(text, code=Code.INTERNAL), outcome))
-            if not self.engine.live:
-                self._settled.set()
-        elif isinstance(command, SendBatch):
-            self.engine.done(command.number, BatchResult(Code.INTERNAL.value, text), self._clock.now())
-        elif isinstance(command, LoadOn):
-            self.engine.load_unsent(command.instance, self._clock.now())
-
-    def _send(self, command: SendBatch) -> None:
-        now = self._clock.now()
-        queries: list[WireQuery] = [(t.number, t.query, t.deadline - now) for t in command.tickets]
-        message = encode_batch(command.number, command.lane.id, queries)
-        if not self._links.send(command.lane.worker.id, message):
-            self.engine.batch_unsent(command.number, now)
-
-    def _load(self, command: LoadOn) -> None:
-        order = pb.LoadInstance(instance=command.instance, variant=encode(command.variant))
-        now = self._clock.now()
-        if self._links.send(command.worker, pb.ControllerMessage(load=order)):
-            self._loading[command.instance] = (command.variant.name, now)
-        else:
-            self.engine.load_unsent(command.instance, now)
-
-    def _finish(self, command: Finish) -> None:
-        ticket, error = command.ticket, command.error
-        if error is not None and error.code is Code.INTERNAL:
-            cause = error.__cause__ or error
-            _log.error(
-                "a query failed inside the system", request_id=ticket.query.id, reason=error.text, exc_info=cause
-            )
-        future = ticket.owner
-        if not isinstance(future, asyncio.Future):
-            raise TypeError(f"a ticket of the dispatcher is owned by a future, not {type(future).__name__}")
-        outputs: tuple[Tensor, ...] = ()
-        if error is None:
-            found = (command.result.outputs or {})[ticket.number] if command.result else None
-            if not isinstance(found, _Outputs):
-                raise TypeError("an answered ticket has outputs")
-            try:
-                outputs = found.tensors()
-            except ValueError as malformed:
-                error = InfaasError(f"the worker's answer cannot be read: {malformed}", code=Code.INTERNAL)
-        outcome = self._outcome(ticket, error)
-        self._record(ticket, outcome, error)
+    def _note_ended(self) -> None:
         if not self.engine.live:
             self._settled.set()
-        if future.done():
-            return
-        if error is None:
-            future.set_result(Answer(outcome, outputs))
-        else:
-            future.set_exception(QueryFailedError(error, outcome))
-
-    def _outcome(self, ticket: Ticket, error: InfaasError | None) -> Outcome:
-        query, choice = ticket.query, ticket.choice
-        total_s = self._clock.now() - query.arrived_at
-        lane = ticket.lane if error is None or ticket.attempts else None
-        variant = lane.curve.variant if lane is not None and lane.curve is not None else None
-        has_objective = query.requirements.latency_s is not None
-        if error is None:
-            slo_met: bool | None = total_s <= query.deadline - query.arrived_at
-        else:
-            slo_met = False if has_objective else None
-        return Outcome(
-            self.decisions.next_id(),
-            variant=variant.name if variant else None,
-            model=variant.model if variant else None,
-            version=variant.version if variant else None,
-            worker=lane.worker.id if lane is not None else None,
-            instance=lane.id if lane is not None else None,
-            attempts=ticket.attempts,
-            decided_at=ticket.decided_at,
-            decide_s=ticket.decide_s,
-            queue_s=ticket.queue_s if error is None else total_s,
-            run_s=ticket.run_s,
-            total_s=total_s,
-            slo_met=slo_met,
-            cold_start=ticket.is_cold,
-            fallback=choice.fallback if choice is not None and error is None else None,
-        )
-
-    def _record(self, ticket: Ticket, outcome: Outcome, error: InfaasError | None) -> None:
-        selected = ticket.selected
-        trace = Trace(selected, ticket.deadline, ticket.selected_at) if selected is not None else None
-        if error is None:
-            reason = ticket.choice.reason if ticket.choice is not None else ""
-            self.decisions.record(ticket, outcome, "answered", reason, ticket.policy, trace)
-            if outcome.variant is not None:
-                wall = self._clock.wall()
-                self._tally.answered(
-                    outcome.variant, ticket.items, outcome.queue_s, outcome.run_s, outcome.total_s, wall
-                )
-            return
-        self.decisions.record(ticket, outcome, error.code.value, error.text, ticket.policy, trace)
-        if outcome.variant is not None:
-            self._tally.failed(outcome.variant, outcome.total_s)
-
-
-class _Outputs:
-    """One query's part of a batch's answer, read only if somebody still waits for it."""
-
-    __slots__ = ("_done", "_query")
-
-    def __init__(self, done: pb.BatchDone, query: pb.QueryOutputs) -> None:
-        self._done = done
-        self._query = query
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Raises ValueError when names, datatypes and values do not match."""
-        done, values = self._done, self._query.outputs
-        return tuple(
-            Tensor(name, Datatype(datatype), tuple(value.shape), value.data)
-            for name, datatype, value in zip(done.output_names, done.output_datatypes, values, strict=True)
-        )

@@ -424,7 +424,7 @@ async def test_a_command_that_cannot_be_performed_is_told_to_whoever_waits_for_i
 ) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1", max_batch=1)], [worker]) as c:
-        whole, faults = getattr(c.dispatcher, breaks), []
+        whole, faults = getattr(c.dispatcher._performer, breaks), []
 
         def broken(*given: Any) -> None:
             if not faults:
@@ -432,7 +432,7 @@ async def test_a_command_that_cannot_be_performed_is_told_to_whoever_waits_for_i
                 raise RuntimeError("a fault of ours")
             whole(*given)
 
-        setattr(c.dispatcher, breaks, broken)
+        setattr(c.dispatcher._performer, breaks, broken)
         waiting = [asyncio.create_task(c.dispatcher.submit(c.query(inputs=image(n)))) for n in range(5)]
         found = await asyncio.gather(*waiting, return_exceptions=True)
         failed = [each for each in found if isinstance(each, QueryFailedError)]
