@@ -22,6 +22,7 @@ from infaas_controller.decide.policies.slo import SloPolicy
 from infaas_controller.decide.select import select_traced
 from infaas_controller.engine import Engine
 from infaas_controller.ledger import Ledger
+from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import installed_policies
 
 from infaas.domain.cluster import ClusterView, InstanceRecord
@@ -106,10 +107,10 @@ def measure(instances: int, rounds: int) -> Row:
 
 def an_engine(view: ClusterView) -> Engine:
     numbers = itertools.count()
-    engine = Engine(
+    engine = Engine(EngineSettings(
         installed_policies(), "slo", max_queue_items=10**9, draw=random.Random(1).random,
         fresh_instance=lambda: InstanceId(f"made-{next(numbers)}"),
-    )  # fmt: skip
+    ))  # fmt: skip
     engine.view_changed(view, NOW)
     engine.flush(NOW)
     engine.commands.clear()

@@ -25,6 +25,7 @@ from infaas_controller.engine import Engine
 from infaas_controller.liveness import can_serve
 from infaas_controller.loading import LoadOrders, loaded_on, place_to_load
 from infaas_controller.performing import Performer
+from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import PolicyBook
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
 from infaas_controller.tally import Tally
@@ -65,13 +66,15 @@ class Dispatcher:
         self.decisions = Decisions(self.controller, clock, settings.controller.decision_memory)
         self._tally = Tally()
         self.engine = Engine(
-            policies,
-            settings.controller.policy,
-            max_queue_items=settings.controller.max_queue_size,
-            draw=random_source.random,
-            fresh_instance=lambda: InstanceId(fresh_id("i")),
-            confidence=AccuracyConfidence(settings.controller.accuracy_confidence),
-            needs_streams=True,
+            EngineSettings(
+                policies,
+                settings.controller.policy,
+                max_queue_items=settings.controller.max_queue_size,
+                draw=random_source.random,
+                fresh_instance=lambda: InstanceId(fresh_id("i")),
+                confidence=AccuracyConfidence(settings.controller.accuracy_confidence),
+                needs_streams=True,
+            )
         )
         policies(settings.controller.policy)  # an unknown one is an error at the start, not at the first query
         self._flush_handle: asyncio.Handle | None = None

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import InstanceState
-from infaas.domain.query import AccuracyConfidence, Code, Query
+from infaas.domain.query import Code, Query
 from infaas.errors import InfaasError
 from infaas_controller.commands import BatchResult, SendBatch
 from infaas_controller.decide.form import turn
-from infaas_controller.decide.policies.base import Policy
 from infaas_controller.decide.retry import How, Verdict, how_batch_ended, retry
 from infaas_controller.filling import Filling
 from infaas_controller.lanes import Lane
-from infaas_controller.placing import Placing, Sent, internal
+from infaas_controller.placing import EngineSettings, Placing, Sent, internal
 from infaas_controller.quarantine import QUARANTINE_S, Quarantine, RetryBudget
 from infaas_controller.queues import Ticket, TicketState
 from infaas_controller.timers import Due
@@ -44,27 +43,8 @@ STEPS_PER_FLUSH = 512
 class Engine(Placing):
     """Single-threaded. Every method that may cause effects appends to `commands`, which the caller takes."""
 
-    def __init__(
-        self,
-        policies: Callable[[str], Policy],
-        default_policy: str,
-        *,
-        max_queue_items: int,
-        draw: Callable[[], float],
-        fresh_instance: Callable[[], InstanceId],
-        confidence: AccuracyConfidence = AccuracyConfidence.POINT,
-        needs_streams: bool = False,
-    ) -> None:
-        """`policies` gives a policy by name, raising InfaasError for an unknown one."""
-        super().__init__(
-            policies,
-            default_policy,
-            max_queue_items=max_queue_items,
-            draw=draw,
-            fresh_instance=fresh_instance,
-            confidence=confidence,
-            needs_streams=needs_streams,
-        )
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
         self._tickets = itertools.count(1)
         self._batch_numbers = itertools.count(1)
         self._steps_left = STEPS_PER_FLUSH

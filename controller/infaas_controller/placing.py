@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import InstanceId, VariantName, WorkerId
@@ -61,31 +62,33 @@ class Sent:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is made with, and keeps for its life."""
+
+    policies: Callable[[str], Policy]
+    """Gives a policy by name, raising InfaasError for an unknown one."""
+    default_policy: str
+    max_queue_items: int
+    """Of one task."""
+    draw: Callable[[], float]
+    """Uniform over [0, 1)."""
+    fresh_instance: Callable[[], InstanceId]
+    confidence: AccuracyConfidence = AccuracyConfidence.POINT
+    needs_streams: bool = False
+    """Whether a worker can be chosen only once its stream has spoken."""
+
+
 class Placing:
     """Effects are appended to `commands`."""
 
-    def __init__(
-        self,
-        policies: Callable[[str], Policy],
-        default_policy: str,
-        *,
-        max_queue_items: int,
-        draw: Callable[[], float],
-        fresh_instance: Callable[[], InstanceId],
-        confidence: AccuracyConfidence = AccuracyConfidence.POINT,
-        needs_streams: bool = False,
-    ) -> None:
-        """`policies` gives a policy by name, raising InfaasError for an unknown one."""
-        self._policies = policies
-        self._default_policy = default_policy
-        self._max_queue_items = max_queue_items
-        self._draw = draw
-        self._fresh_instance = fresh_instance
-        self.ledger = Ledger(needs_streams=needs_streams)
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self.ledger = Ledger(needs_streams=settings.needs_streams)
         self.queues = Queues(self.ledger)
         self.view = ClusterView()
         self.commands: deque[Command] = deque()
-        self._admissions = Admissions(confidence)
+        self._admissions = Admissions(settings.confidence)
         self._sent: dict[int, Sent] = {}
         self._dirty: dict[InstanceId, Lane] = {}
         self._open: dict[int, Ticket] = {}
@@ -96,7 +99,7 @@ class Placing:
 
     def load(self, variant: Variant, worker: WorkerId, now: float) -> Lane:
         """Load on demand: the lane counts as LOADING from now on."""
-        lane = self.ledger.load_requested(self._fresh_instance(), variant, worker, now)
+        lane = self.ledger.load_requested(self._settings.fresh_instance(), variant, worker, now)
         self.commands.append(LoadOn(worker, lane.id, variant))
         self._timers.set(lane.ready_at + REPORT_WITHIN_S, Due.UNREPORTED, lane)
         return lane
@@ -108,12 +111,12 @@ class Placing:
     ) -> bool:
         """Select and reserve. False: refused, and with `may_refuse` also ended."""
         query = ticket.query
-        ticket.policy = query.requirements.policy or self._default_policy
+        ticket.policy = query.requirements.policy or self._settings.default_policy
         admission = self._admissions.of(query, self.view)
         try:
-            policy = self._policies(ticket.policy)
+            policy = self._settings.policies(ticket.policy)
             selected = select_traced(
-                query, admission, self.ledger, policy, now, self._draw(), ticket.excluded,
+                query, admission, self.ledger, policy, now, self._settings.draw(), ticket.excluded,
                 needs_process=ticket.deaths > 0,
             )  # fmt: skip
         except Exception as error:  # a policy is anyone's code: what it raises ends its query and nothing else
@@ -165,14 +168,13 @@ class Placing:
 
     def _has_room(self, ticket: Ticket, now: float) -> bool:
         """Keep the task's queue within its bound; a higher priority pushes out lower ones."""
-        over = self.queues.items(ticket.task) + ticket.items - self._max_queue_items
+        limit = self._settings.max_queue_items
+        over = self.queues.items(ticket.task) + ticket.items - limit
         if over <= 0:
             return True
         victims = self.queues.victims(ticket.task, ticket.rank, over)
         if not victims:
-            text = (
-                f"{self.queues.items(ticket.task)} items wait for {ticket.task!r}, the limit is {self._max_queue_items}"
-            )
+            text = f"{self.queues.items(ticket.task)} items wait for {ticket.task!r}, the limit is {self._settings.max_queue_items}"
             self._end(ticket, InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=1.0))
             return False
         for victim in victims:

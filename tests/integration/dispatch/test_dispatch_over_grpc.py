@@ -394,7 +394,7 @@ async def test_a_fault_while_a_worker_is_let_go_does_not_keep_it_from_being_dial
 async def test_a_policy_that_raises_is_its_own_querys_500_and_the_links_live(cluster: Opener, when: str) -> None:
     worker = FakeWorker("w1", [an_instance("i1"), an_instance("i2")])
     async with cluster([a_variant("v1")], [worker]) as c:
-        policy = c.dispatcher.engine._policies("slo")
+        policy = c.dispatcher.engine._settings.policies("slo")
         calm, broken = policy.on_arrival, []
 
         def judge(situation: Any) -> Any:

@@ -10,6 +10,7 @@ from itertools import count
 from infaas_controller.commands import BatchResult, Finish, LoadOn, SendBatch
 from infaas_controller.decide.policies.base import Policy
 from infaas_controller.engine import Engine
+from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import installed_policies
 from infaas_controller.queues import Ticket
 
@@ -42,10 +43,10 @@ class SimulatedCluster:
         """What loading takes where a process is started for it; as the profile says when None."""
         self.variants = {variant.name: variant for variant in variants}
         names = count()
-        self.engine = Engine(
+        self.engine = Engine(EngineSettings(
             policies or installed_policies(), policy, max_queue_items=10_000, draw=random.Random(5).random,
             fresh_instance=lambda: InstanceId(f"made-{next(names)}"),
-        )  # fmt: skip
+        ))  # fmt: skip
         instances = [an_instance(f"i{n}-{name}", variant=name) for n, name in enumerate(loaded)]
         self.worker = a_worker("w1", instances=instances, cores=cores)
         others = [

@@ -15,6 +15,7 @@ from infaas_controller.decide.options import Situation
 from infaas_controller.decide.policies.base import Policy, Verdict
 from infaas_controller.engine import Engine
 from infaas_controller.lanes import RANKS, URGENCIES
+from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import GROUP, PolicyBook
 from infaas_controller.queues import Ticket, TicketState
 
@@ -49,11 +50,13 @@ class EngineMachine(RuleBasedStateMachine):
         self.book = PolicyBook(POLICIES)
         rng = random.Random(3)
         self.engine = Engine(
-            self.policy,
-            "slo",
-            max_queue_items=MOST_WAITING,
-            draw=rng.random,
-            fresh_instance=lambda: InstanceId(f"made-{next(self.names)}"),
+            EngineSettings(
+                self.policy,
+                "slo",
+                max_queue_items=MOST_WAITING,
+                draw=rng.random,
+                fresh_instance=lambda: InstanceId(f"made-{next(self.names)}"),
+            )
         )
         self.tickets: list[Ticket] = []
         self.ended: dict[int, Code | None] = {}
