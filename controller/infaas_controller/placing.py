@@ -174,7 +174,7 @@ class Placing:
             return True
         victims = self.queues.victims(ticket.task, ticket.rank, over)
         if not victims:
-            text = f"{self.queues.items(ticket.task)} items wait for {ticket.task!r}, the limit is {self._settings.max_queue_items}"
+            text = f"{self.queues.items(ticket.task)} items wait for {ticket.task!r}, the limit is {limit}"
             self._end(ticket, InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=1.0))
             return False
         for victim in victims:
