@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import struct
 import sys
@@ -37,9 +38,11 @@ from infaas.up.record import Endpoints, read_up
 CANCELLED, MALFORMED = 0.05, 0.05
 REST_CONNECTIONS, GRPC_CALLS = 24, 4
 GRPC_SHARE = 0.1
-WARM_UP_ROUNDS = 5
+WARM_UP_ROUNDS = 8
+DECISION_MEMORY = 250
+"""Small enough that the warm-up fills it, refusals too: what grows afterwards is no cache that still fills."""
 MEMORY_SLACK_BYTES = 24 * 2**20
-"""Of allocators that keep what they freed, and of caches with a bound (decisions, journal) that still fill."""
+"""Of allocators that keep what they freed, and of garbage that waits for the next full collection."""
 DESCRIPTOR_SLACK, THREAD_SLACK = 3, 3
 """Reconnections and pools of threads that come and go by themselves."""
 PATIENCE_S = 60.0
@@ -334,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the report as JSON and nothing else")
     chosen = parser.parse_args(arguments)
+    os.environ.setdefault("INFAAS_CONTROLLER__DECISION_MEMORY", str(DECISION_MEMORY))
     with own_state(budget_s=0.3) as (client, state_dir):
         register_simple(client)
         report = asyncio.run(soak(state_dir, chosen.rounds, chosen.queries, chosen.seed, is_quiet=chosen.json))
