@@ -149,9 +149,16 @@ class AuthSettings(_Section):
     token_file: Path | None = Field(None, description="File that holds the token")
 
 
+QueryLines = Literal["none", "notable", "all"]
+
+
 class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["console", "json"] = "console"
+    queries: QueryLines = Field(
+        "notable",
+        description="Which queries leave a line: `notable` (refused, failed, retried, by a fallback), `all`, `none`",
+    )
 
 
 class ObserveSettings(_Section):

@@ -29,6 +29,7 @@ from infaas.errors import UnavailableError
 from infaas.exposure import require_safe_binding
 from infaas.observe.log import get_logger
 from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
+from infaas.observe.query_log import QueryLog
 from infaas.observe.trace import Tracing, open_tracing
 from infaas.repository.base import open_repository
 from infaas.settings import Settings
@@ -195,6 +196,7 @@ def build_parts(
     )  # fmt: skip
     metrics = Metrics(lambda: live_figures(dispatcher, links, system))
     dispatcher.on_decision(metrics.observe_decision)
+    dispatcher.on_decision(QueryLog(settings.log.queries, clock).observe)
     dispatcher.observe_with(metrics)
     dispatcher.decisions.on_traced(journal.record)
     admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)

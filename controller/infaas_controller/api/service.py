@@ -148,6 +148,14 @@ class Inference:
                 code=None if error is None else error.code.value,
                 decision_id=None if ticket.outcome is None else ticket.outcome.decision_id,
             )
+        elif error is not None and ticket.outcome is None:
+            # Without the text: it quotes what the caller sent.
+            _log.debug(
+                "refused before a decision",
+                request_id=caller.request_id,
+                handle=ticket.handle[:128],
+                code=error.code.value,
+            )
         if self._metrics is None:
             return
         view, outcome = self.service.view, ticket.outcome
