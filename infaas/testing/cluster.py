@@ -14,11 +14,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+import psutil
 
 from infaas.client import Client
 from infaas.control import SystemDocument
@@ -30,6 +32,8 @@ from infaas.testing.slow_link import SlowLink
 from infaas.up.tether import SUPERVISOR_PID
 
 TASK = "digits"
+ISOLATED_PROGRAM = "infaas_worker.executors"
+"""Part of the command line of an instance with a process of its own."""
 PATIENCE_S = 90.0
 _LOOK_EVERY_S = 0.05
 Found = TypeVar("Found")
@@ -234,6 +238,52 @@ class Cluster:
             states = [self.system(n) for n in range(len(self.controllers))]
             tails = "\n".join(f"-- {name}\n{self.log(name)[-1500:]}" for name in self.names)
             raise TimeoutError(f"{error}: {states}\n{tails}") from None
+
+    def places(self, isolation: str | None = None) -> dict[str, set[str]]:
+        """Where each variant is READY, as the first controller sees it; of that isolation only, if one is given."""
+        found: dict[str, set[str]] = {}
+        with self.client() as client:
+            for worker in client.workers():
+                for one in worker.instances:
+                    there = found.setdefault(one.variant, set())
+                    if worker.is_connected and one.state == "READY" and isolation in (None, one.isolation):
+                        there.add(worker.id)
+        return found
+
+    def wait_spread(self, variants: Collection[str], workers: int, isolation: str | None = None) -> None:
+        """Until each of `variants` is READY on so many workers. Needs `controller.min_replicas`."""
+
+        def is_spread() -> bool:
+            places = self.places(isolation)
+            return all(len(places.get(variant, ())) >= workers for variant in variants)
+
+        wait_for(is_spread, f"{sorted(variants)} to be on {workers} workers")
+
+    def isolate(self, model: str, isolation: str) -> None:
+        """Say how a model's instances are to be isolated, and begin with empty workers."""
+        with self.client() as client:
+            for variant in client.variants(model=model):
+                client.isolate_variant(variant.name, isolation)
+        for name in self.workers:
+            self.kill(name)
+        wait_for(lambda: self.connected() == 0, "the controllers to miss the workers")
+        for name in self.workers:
+            self.start(name)
+        self.wait_whole()
+
+    def connected(self) -> int:
+        """Workers that some controller has a stream to; -1 while one of them does not answer."""
+        found = [self.system(n) for n in range(len(self.controllers))]
+        return max(-1 if one is None else one.workers_connected for one in found)
+
+    def kill_isolated_instance(self) -> None:
+        """As a crash of a model does: the process of one instance, of the first worker that has such."""
+        for name in self.workers:
+            for child in psutil.Process(self._processes[name].pid).children():
+                if ISOLATED_PROGRAM in " ".join(child.cmdline()):
+                    child.kill()
+                    return
+        raise RuntimeError("no instance has a process of its own")
 
     def register(self, name: str) -> None:
         """A member of the demo's family; returns once all of its variants are there and it serves."""

@@ -35,6 +35,8 @@ class Fault:
     """Callers must try once more on another controller to be served throughout."""
     may_fail: bool = False
     """Queries may end at their deadline: a part stood still that holds them."""
+    is_isolated: bool = False
+    """The model's instances must have processes of their own, and go on having them."""
     shows: str = ""
     """`store` or `catalogue`: what a controller must call lost or read-only meanwhile."""
 
@@ -64,6 +66,12 @@ def killed(cluster: Cluster, name: str) -> Iterator[None]:
         yield
     finally:
         cluster.start(name)
+
+
+@contextmanager
+def instance_killed(cluster: Cluster) -> Iterator[None]:
+    cluster.kill_isolated_instance()
+    yield
 
 
 @contextmanager
@@ -215,6 +223,7 @@ def _of(inject: Callable[..., AbstractContextManager[None]], *words: str, **opti
 
 
 WORKER_KILLED = Fault("worker killed, started 2 s later", _of(killed, "worker-1"), 2.0)
+INSTANCE_KILLED = Fault("isolated instance killed", instance_killed, 2.0, is_isolated=True)
 WORKER_STOPPED = Fault("worker stopped (SIGSTOP)", _of(stopped, "worker-1"), 8.0, may_fail=True)
 CONTROLLER_KILLED = Fault("controller killed", _of(killed, "controller-1"), 3.0, needs_retry=True)
 GENERATOR_KILLED = Fault("generator killed", _of(killed, "generator"), 2.0)
@@ -231,6 +240,7 @@ CATALOGUE_FULL = Fault("catalogue: disk full", catalogue_full, 8.0, shows="catal
 FAULTS = (
     WORKER_KILLED, WORKER_STOPPED, CONTROLLER_KILLED, GENERATOR_KILLED, REDIS_KILLED, REDIS_EMPTIED, REDIS_FLUSHED,
     REDIS_SLOW, REDIS_STALLED, REDIS_READ_ONLY, REDIS_FULL, REDIS_LOCKED_OUT, CATALOGUE_LOCKED, CATALOGUE_FULL,
+    INSTANCE_KILLED,
 )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from infaas.bench.schedule import arrivals
 __all__ = ["BROKEN", "HUNG", "OK", "Load", "Outcome", "Shot", "arrivals", "query_bytes"]
 
 Urls = Callable[[], Sequence[str]]
+HUNG_AFTER_S = 1.0
+"""Whatever is lost, a caller gets an answer or an error no later than this after the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ class Outcome:
     @property
     def failed(self) -> Counter[str]:
         return Counter(shot.code for shot in self.shots if shot.code != OK)
+
+    @property
+    def hung(self) -> int:
+        """Callers who had nothing a second after their deadline, whatever they got later."""
+        return sum(shot.took_s > self.deadline_s + HUNG_AFTER_S for shot in self.shots)
 
     @property
     def retried(self) -> int:
