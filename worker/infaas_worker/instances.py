@@ -1,4 +1,4 @@
-"""The set of instances, and everything done to them: performs what `decide.serving` commands, reports back to it.
+"""The set of instances, and everything done to them: performs what `decide.advance` commands, reports back to it.
 
 Lives on the event loop; executors and loading have their own threads. One queue of events is worked off without any
 `await` in between, so that every decision is made on a whole state.
@@ -20,6 +20,7 @@ from infaas.domain.variant import Variant
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas_worker.batches import Held, Owner, Ran
+from infaas_worker.decide.advance import advance
 from infaas_worker.decide.events import (
     Answer,
     BatchArrived,
@@ -55,7 +56,7 @@ from infaas_worker.decide.instances import (
     WorkDone,
     WorkKind,
 )
-from infaas_worker.decide.serving import Serving, advance
+from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import BatchIn, BatchOut, Killable, LoadedModel
 from infaas_worker.loading import Loader, on_thread, run, warm_up
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from infaas_worker.decide.advance import advance
 from infaas_worker.decide.events import (
     Answer,
     BatchArrived,
@@ -39,7 +40,7 @@ from infaas_worker.decide.events import (
     UnloadAsked,
 )
 from infaas_worker.decide.instances import ExecutorDied, Loaded, LoadFailed, Unloaded, WorkDone, WorkKind
-from infaas_worker.decide.serving import Serving, advance
+from infaas_worker.decide.serving import Serving
 
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import INSTANCE_TRANSITIONS, InstanceState

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from infaas_worker.blackbox import BlackBox, Slot, deaths, fault_name
+from infaas_worker.decide.advance import advance
 from infaas_worker.decide.events import (
     Answer,
     BatchArrived,
@@ -16,7 +17,7 @@ from infaas_worker.decide.events import (
 )
 from infaas_worker.decide.hang import Patience, bound_s
 from infaas_worker.decide.instances import Loaded, WorkDone, WorkKind
-from infaas_worker.decide.serving import Serving, advance
+from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.isolated import describe_end
 
 from infaas.domain.ids import InstanceId, VariantName

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from infaas_worker.api import grpc as service
 from infaas_worker.batches import Ran
+from infaas_worker.decide.advance import advance
 from infaas_worker.decide.events import Event, InstanceTold, LoadAsked, Run, Ticked
 from infaas_worker.decide.instances import Loaded, WorkDone, WorkKind
-from infaas_worker.decide.serving import Serving, advance
+from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import BatchOut, QueryError, Value
 from infaas_worker.instances import Instances
 from infaas_worker.monitor import Monitor

@@ -1,0 +1,358 @@
+"""The worker as one pure machine: `advance(serving, event, now) -> (serving, commands)`.
+
+It composes the rules of this folder over what the worker holds (`serving`): lifecycle (`instances`), order
+(`schedule`) and room (`memory`). Promises: a batch is answered, delivered or discarded exactly once; running threads
+and leased cores together never exceed the worker's cores; a draining worker takes nothing new and ends empty.
+"""
+
+from __future__ import annotations
+
+from infaas.domain.ids import InstanceId
+from infaas.domain.lifecycle import Death, InstanceState
+from infaas.domain.query import Code
+from infaas_worker.decide.events import (
+    Answer,
+    BatchArrived,
+    BeginLoad,
+    BeginUnload,
+    Command,
+    Condemn,
+    DeathRemembered,
+    Deliver,
+    Discard,
+    DrainBegan,
+    DrainEnded,
+    Event,
+    GrantLease,
+    InstanceTold,
+    LeaseAsked,
+    LeaseEnded,
+    LoadAsked,
+    OwnerLeft,
+    QueriesCancelled,
+    Report,
+    Run,
+    StagedQuery,
+    Ticked,
+    UnloadAsked,
+)
+from infaas_worker.decide.hang import bound_s
+from infaas_worker.decide.instances import (
+    DrainAsked,
+    ExecutorDied,
+    Instance,
+    InstanceEvent,
+    LoadFailed,
+    ProbeDue,
+    Refuse,
+    Stage,
+    TimePassed,
+    Unload,
+    WorkArrived,
+    WorkDone,
+    WorkKind,
+    WorkStarted,
+    WorkWithdrawn,
+    step,
+)
+from infaas_worker.decide.memory import NoRoom, make_room
+from infaas_worker.decide.schedule import PATIENCE_S, choose
+from infaas_worker.decide.serving import Lease, Serving, Work, residents, running_of, waiting_of
+
+
+def advance(serving: Serving, event: Event, now: float) -> tuple[Serving, tuple[Command, ...]]:
+    """What an event makes of the worker, and everything that must now be done, in order."""
+    machine = _Machine(serving, now)
+    machine.take(event)
+    machine.expire()
+    machine.start()
+    machine.lease()
+    return machine.result()
+
+
+class _Machine:
+    """One call of `advance`: collects changes on copies, so that the values it was given stay as they were."""
+
+    def __init__(self, serving: Serving, now: float) -> None:
+        self._before = serving
+        self._now = now
+        self._instances = dict(serving.instances)
+        self._asked = dict(serving.asked)
+        self._work = dict(serving.work)
+        self._leases = dict(serving.leases)
+        self._own_keys = serving.own_keys
+        self._is_draining = serving.is_draining
+        self._failure = serving.failure
+        self._commands: list[Command] = []
+
+    def result(self) -> tuple[Serving, tuple[Command, ...]]:
+        has_failed = self._failure != self._before.failure
+        if has_failed:
+            self._commands.append(Condemn(self._failure))
+        if has_failed or self._is_draining != self._before.is_draining or self._states_differ():
+            self._commands.append(Report())
+        after = self._before._replace(
+            is_draining=self._is_draining,
+            failure=self._failure,
+            instances=self._instances,
+            asked=self._asked,
+            work=self._work,
+            leases=self._leases,
+            own_keys=self._own_keys,
+        )
+        return after, tuple(self._commands)
+
+    def take(self, event: Event) -> None:
+        match event:
+            case BatchArrived():
+                self._arrive(event)
+            case InstanceTold(instance, told):
+                self._tell(instance, told)
+            case QueriesCancelled(key, queries):
+                self._cancel(key, queries)
+            case LoadAsked():
+                self._load(event)
+            case DeathRemembered():
+                self._remember(event)
+            case UnloadAsked(instance, reason):
+                self._tell(instance, DrainAsked(reason))
+            case OwnerLeft(owner):
+                self._orphan(owner)
+            case LeaseAsked(lease, cores, max_s):
+                self._leases[lease] = Lease(cores, max_s)
+            case LeaseEnded(lease):
+                self._leases.pop(lease, None)
+            case DrainBegan():
+                self._is_draining = True
+            case DrainEnded():
+                self._is_draining = False
+            case Ticked(stall_ratio):
+                self._tick()
+                self._end_hung(stall_ratio)
+
+    def expire(self) -> None:
+        """Queries whose deadline passed while they were staged are answered now and never run."""
+        overdue = [w for w in self._work.values() if w.deadline <= self._now and w.started_at is None]
+        for work in overdue:
+            if work.kind is WorkKind.BATCH:
+                alive = tuple(query for query in work.queries if query.deadline > self._now)
+                self._keep(work, alive, Code.DEADLINE_PASSED, "the deadline passed before the batch began to run")
+
+    def start(self) -> None:
+        waiting = [waiting_of(work) for work in self._work.values() if work.started_at is None]
+        if not waiting or self._failure:
+            return
+        room = {key: one.in_flight - len(one.running) for key, one in self._instances.items()}
+        for key in choose(
+            waiting, running_of(self._work.values(), self._leases.values()), room, self._before.cores, self._now
+        ):
+            work = self._work[key]._replace(started_at=self._now)
+            self._work[key] = work
+            self._tell(work.instance, WorkStarted(key))
+            self._commands.append(Run(key, work.kind, work.instance, tuple(query.id for query in work.queries)))
+
+    def lease(self) -> None:
+        """Cores that nothing runs on or waits for go to whoever asked first."""
+        if self._failure or all(lease.core_ids for lease in self._leases.values()) or self._is_short_of_cores():
+            return
+        used = sum(run.threads for run in running_of(self._work.values(), self._leases.values()))
+        held = {core for lease in self._leases.values() for core in lease.core_ids}
+        free_ids = [core for core in reversed(self._before.core_ids) if core not in held]
+        for key, lease in list(self._leases.items()):
+            if lease.core_ids:
+                continue
+            if used + lease.cores > self._before.cores:
+                return
+            ids, free_ids = tuple(free_ids[: lease.cores]), free_ids[lease.cores :]
+            used += lease.cores
+            self._leases[key] = lease._replace(core_ids=ids, granted_at=self._now)
+            self._commands.append(GrantLease(key, ids))
+
+    def _arrive(self, event: BatchArrived) -> None:
+        instance = self._instances.get(event.instance)
+        refusal: tuple[Code, str] | None = None
+        if self._failure:
+            refusal = Code.DRAINING, f"the worker failed and is replaced: {self._failure}"
+        elif self._is_draining:
+            refusal = Code.DRAINING, "the worker is draining"
+        elif instance is None:
+            refusal = Code.UNAVAILABLE, f"no instance {event.instance!r} on this worker"
+        elif not event.queries:
+            refusal = Code.INVALID, "the batch holds no queries"
+        elif instance.state is InstanceState.READY and self._held_by(event.owner, event.instance) >= instance.slots:
+            refusal = Code.SATURATED, f"all {instance.slots} slots of instance {event.instance} are taken"
+        if refusal is not None or instance is None:
+            self._commands.append(Answer(event.key, *(refusal or (Code.INTERNAL, "")), was_running=False))
+            return
+        deadline = min(query.deadline for query in event.queries)
+        self._work[event.key] = Work(
+            event.key,
+            WorkKind.BATCH,
+            event.instance,
+            instance.threads,
+            event.owner,
+            self._now,
+            deadline,
+            event.queries,
+            event.expected_s,
+            event.slow_s,
+        )
+        self._tell(event.instance, WorkArrived(event.key))
+
+    def _tell(self, instance_id: InstanceId, event: InstanceEvent) -> None:
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            return
+        if isinstance(event, WorkDone):
+            self._finish(event)
+        after, commands = step(instance, event, self._now)
+        self._instances[instance_id] = after
+        for command in commands:
+            match command:
+                case Refuse(key, code, text, was_running):
+                    self._drop(key, code, text, was_running)
+                case Unload():
+                    self._commands.append(BeginUnload(instance_id))
+                case Stage(kind):
+                    self._stage(after, kind)
+        if after.state is InstanceState.GONE:
+            del self._instances[instance_id]
+            self._asked.pop(instance_id, None)
+
+    def _finish(self, event: WorkDone) -> None:
+        work = self._work.pop(event.key, None)
+        if work is None or work.kind is not WorkKind.BATCH:
+            return
+        self._commands.append(Discard(work.key) if work.is_orphan else Deliver(work.key, work.cancelled))
+
+    def _drop(self, key: int, code: Code, text: str, was_running: bool) -> None:
+        work = self._work.pop(key, None)
+        if work is None or work.kind is not WorkKind.BATCH:
+            return
+        self._commands.append(Discard(key) if work.is_orphan else Answer(key, code, text, was_running))
+
+    def _cancel(self, key: int, queries: frozenset[int]) -> None:
+        work = self._work.get(key)
+        if work is None:
+            return
+        if work.started_at is not None:
+            self._work[key] = work._replace(cancelled=work.cancelled | queries)
+            return
+        alive = tuple(query for query in work.queries if query.id not in queries)
+        self._keep(work, alive, Code.CANCELLED, "taken back before the batch began to run")
+
+    def _keep(self, work: Work, alive: tuple[StagedQuery, ...], code: Code, text: str) -> None:
+        """Go on with fewer queries; without any, the batch is answered as a whole."""
+        if len(alive) == len(work.queries):
+            return
+        if alive:
+            self._work[work.key] = work._replace(queries=alive, deadline=min(query.deadline for query in alive))
+            return
+        self._drop(work.key, code, text, was_running=False)
+        self._tell(work.instance, WorkWithdrawn(work.key))
+
+    def _orphan(self, owner: str) -> None:
+        for work in [w for w in self._work.values() if w.owner == owner and w.kind is WorkKind.BATCH]:
+            self._work[work.key] = work._replace(is_orphan=True)
+            if work.started_at is None:
+                self._drop(work.key, Code.CANCELLED, "", was_running=False)
+                self._tell(work.instance, WorkWithdrawn(work.key))
+
+    def _load(self, event: LoadAsked) -> None:
+        if event.instance in self._instances:
+            return
+        room = make_room(event.memory_bytes, self._before.memory_bytes, residents(self._instances.values(), self._now))
+        instance = Instance(
+            event.instance, event.variant, event.threads, event.memory_bytes, self._now, isolation=event.isolation
+        )
+        self._instances[event.instance] = instance
+        self._asked[event.instance] = event
+        if event.problem:
+            self._tell(event.instance, LoadFailed(event.problem))
+        elif self._is_draining or self._failure:
+            self._tell(event.instance, LoadFailed(self._failure or "the worker is draining"))
+        elif event.threads > self._before.cores:
+            reason = f"the variant needs {event.threads} threads, this worker has {self._before.cores} cores"
+            self._tell(event.instance, LoadFailed(reason))
+        elif isinstance(room, NoRoom):
+            self._tell(event.instance, LoadFailed(f"no room in memory: {room.reason}"))
+        else:
+            for evicted in room.evict:
+                self._tell(evicted, DrainAsked(f"least useful by measured use; makes room for {event.variant}"))
+            self._commands.append(BeginLoad(event.instance, room.wait_for))
+
+    def _remember(self, event: DeathRemembered) -> None:
+        if event.instance not in self._instances:
+            self._instances[event.instance] = Instance(
+                event.instance,
+                event.variant,
+                threads=1,
+                memory_bytes=0,
+                asked_at=self._now,
+                state=InstanceState.FAILED,
+                reason=event.reason,
+                failed_at=self._now,
+                death=event.death,
+            )
+
+    def _end_hung(self, stall_ratio: float) -> None:
+        """A run that has taken far too long is given up with its instance; one that nothing can end condemns the
+        whole process, because its thread and core are gone for good."""
+        for work in list(self._work.values()):
+            instance = self._instances.get(work.instance)
+            if work.started_at is None or instance is None:
+                continue
+            ran_s, given_s = self._now - work.started_at, bound_s(work.slow_s, stall_ratio, self._before.patience)
+            if ran_s <= given_s:
+                continue
+            reason = f"hung for {ran_s:.1f} s, a run of it is given {given_s:.1f} s"
+            self._tell(work.instance, ExecutorDied(reason, Death.HUNG))
+            if not instance.is_killable and not self._failure:
+                self._failure = f"instance {instance.id} of {instance.variant} {reason}"
+                self._send_back_staged()
+
+    def _send_back_staged(self) -> None:
+        """What has not begun is better off on another worker than behind a core that is lost."""
+        for work in [w for w in self._work.values() if w.started_at is None and w.kind is WorkKind.BATCH]:
+            self._keep(work, (), Code.DRAINING, f"the worker failed and is replaced: {self._failure}")
+
+    def _stage(self, instance: Instance, kind: WorkKind) -> None:
+        self._own_keys += 1
+        key = -self._own_keys
+        asked = self._asked[instance.id]
+        expected = asked.warm_up_s if kind is WorkKind.WARM_UP else asked.probe_s
+        self._work[key] = Work(
+            key,
+            kind,
+            instance.id,
+            instance.threads,
+            "",
+            self._now,
+            self._now + PATIENCE_S,
+            expected_s=expected,
+            # First runs set up what later ones find; only a probe is as quick as the profile says.
+            slow_s=None if kind is WorkKind.WARM_UP else expected,
+        )
+        self._tell(instance.id, WorkArrived(key, kind))
+
+    def _tick(self) -> None:
+        for key, instance in list(self._instances.items()):
+            self._tell(key, TimePassed())
+            last = instance.last_ok_at if instance.last_ok_at is not None else instance.loaded_at
+            if last is not None and self._now - last >= self._before.probe_interval_s:
+                self._tell(key, ProbeDue())
+
+    def _held_by(self, owner: str, instance: InstanceId) -> int:
+        return sum(work.owner == owner and work.instance == instance for work in self._work.values())
+
+    def _is_short_of_cores(self) -> bool:
+        """Whether work waits that only lacks cores."""
+        return any(
+            work.started_at is None and len(one.running) < one.in_flight
+            for work in self._work.values()
+            if (one := self._instances.get(work.instance)) is not None
+        )
+
+    def _states_differ(self) -> bool:
+        before, after = self._before.instances, self._instances
+        return before.keys() != after.keys() or any(before[k].state is not one.state for k, one in after.items())
