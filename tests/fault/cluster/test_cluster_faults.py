@@ -76,6 +76,7 @@ def suffer(cluster: Cluster, fault: Fault, deadline_s: float = DEADLINE_S) -> Re
     )
     assert len(result.outcome.shots) > RATE
     assert HUNG not in result.outcome.failed
+    assert result.outcome.hung == 0, "whatever is lost, nobody waits longer than a second past the deadline"
     return result
 
 
@@ -115,3 +116,11 @@ def test_a_worker_that_stands_still_holds_no_query_past_its_deadline(cluster: Cl
     result = suffer(cluster, faults.WORKER_STOPPED, IMPATIENT_S)
     assert set(result.outcome.failed) <= {"deadline-passed", "deadline-unreachable", "no-worker", "saturated"}
     assert result.outcome.shots[-1].code == "ok"
+
+
+def test_an_isolated_instance_that_is_killed_costs_no_query(cluster: Cluster) -> None:
+    """The last one here: instances have processes of their own from now on."""
+    cluster.isolate(MODEL, "process")
+    assert not suffer(cluster, faults.GENERATOR_KILLED).outcome.failed, "loads it, too"
+    assert any(cluster.places("process").values())
+    assert not suffer(cluster, faults.INSTANCE_KILLED).outcome.failed
