@@ -173,7 +173,10 @@ class GrpcServer:
             error = as_error(exception, ticket.caller.request_id)
         self._inference.count(ticket, error)
         if error is not None:
-            await _abort(context, error, ticket, is_query=True)
+            try:
+                await _abort(context, error, ticket, is_query=True)
+            finally:
+                error = None  # its traceback holds this frame: a cycle per refusal would wait for a full collection
         context.set_trailing_metadata(tuple(answer_fields(ticket.caller, ticket.outcome)))
         return answer
 

@@ -112,7 +112,9 @@ class InferEndpoint:
             error = as_error(exception, ticket.caller.request_id)
             status, fields, body = _failed(error, ticket)
         self._inference.count(ticket, error)
-        if not isinstance(error, CallerLeftError):
+        has_left = isinstance(error, CallerLeftError)
+        error = None  # its traceback holds this frame: a cycle per refusal would wait for a full collection
+        if not has_left:
             await _respond(send, status, fields, body)
         await watch.close()
 
@@ -227,6 +229,7 @@ class _Watch:
     async def close(self) -> None:
         if self._task is not None:
             await asyncio.wait({self._task})
+            self._task = None  # it holds this object by its traceback
 
     async def _cancel_when_left(self, waiter: asyncio.Task[Any]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
