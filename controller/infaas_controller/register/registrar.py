@@ -24,7 +24,6 @@ from infaas.control import (
     VariantDocument,
     VersionDocument,
 )
-from infaas.domain.ids import VariantName
 from infaas.domain.task import Task
 from infaas.domain.variant import Isolation, VariantState
 from infaas.errors import ConflictError, InfaasError, NotFoundError
@@ -53,14 +52,9 @@ from infaas_controller.register.options import (
     task_problems,
 )
 from infaas_controller.register.profilings import Profilings
-from infaas_controller.register.publication import (
-    ANSWERS,
-    PUBLISHED,
-    desired_records,
-    effective,
-    plan_writes,
-)
-from infaas_controller.register.reading import Reader, Reading
+from infaas_controller.register.publication import ANSWERS, effective
+from infaas_controller.register.reading import Reader
+from infaas_controller.register.refill import Refill
 from infaas_controller.register.results import ResultKeeper
 from infaas_controller.register.signals import ended, follow_builds
 from infaas_controller.register.switching import Loader, Switcher
@@ -108,8 +102,7 @@ class Registrar:
         self._results = ResultKeeper(catalog, clock)
         self._switcher = Switcher(catalog, service, clock)
         self._reader = Reader(catalog)
-        self._published: tuple[int, str] | None = None
-        self._compare_at = 0.0
+        self._refill = Refill(store, service, settings, clock, compare_every_s=_COMPARE_EVERY_S)
         self._absorb_at = 0.0
         self._wake_results = asyncio.Event()
         self._wake_refill = asyncio.Event()
@@ -301,7 +294,7 @@ class Registrar:
 
     async def run_refill(self) -> NoReturn:
         """Keep the store saying what the catalogue says, whatever happens to it. Eternal; belongs to the leader."""
-        self._published = None
+        self._refill.forget()
         await every(_PERIOD_S, self.step_refill, wake=self._wake_refill, clock=self._clock, name="registrar-refill")
 
     async def step_results(self) -> None:
@@ -340,31 +333,7 @@ class Registrar:
         """One turn of `run_refill`. Raises UnavailableError, or PreconditionError when the leadership was lost."""
         if not self._is_leading():
             return
-        reading = await self._reader.read()
-        state = (reading.revision, await self._store.epoch())
-        now = self._clock.now()
-        if state != self._published or now >= self._compare_at:
-            self._published = None
-            await self._publish(reading)
-            self._published = state
-            self._compare_at = now + _COMPARE_EVERY_S
-        self._unload(reading.unwanted)
-
-    async def _publish(self, reading: Reading) -> None:
-        desired = desired_records(reading.registered, self._settings)
-        snapshot = await self._store.list((*PUBLISHED, *ANSWERS))
-        lease = self._lease() if self._lease is not None else None
-        for write in plan_writes(desired, snapshot.records):
-            if write.value is None:
-                await self._store.delete(write.kind, write.key, lease=lease)
-            else:
-                await self._store.put(write.kind, write.key, write.value, lease=lease)
-
-    def _unload(self, unwanted: frozenset[VariantName]) -> None:
-        view = self._service.view
-        loaded = {i.variant for worker in view.workers.values() for i in worker.instances.values() if i.state != "GONE"}
-        for variant in sorted(loaded & unwanted):
-            self._service.unload(variant)
+        await self._refill.step(await self._reader.read(), self._lease)
 
     # Helpers
 

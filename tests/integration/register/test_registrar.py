@@ -230,7 +230,7 @@ async def test_an_emptied_store_is_filled_again_with_what_was_done(house: House,
     await house.turn()
     for record in (await house.store.list(tuple(Kind))).records:
         await house.store.delete(record.kind, record.key)
-    house.registrar._compare_at = 0.0
+    house.registrar._refill._compare_at = 0.0
     await house.registrar.step_refill()
     order = decode(await house.record(Kind.BUILD, "net@2") or b"", BuildOrder)
     assert order.done == ("fp32",)
