@@ -429,6 +429,8 @@ class Instances:
         self._models.pop(instance, None)
         if (out := self._out.get(instance)) is not None:
             out.set()
+        found = self._serving.instances.get(instance)
+        _log.info("unloaded", instance=instance, reason=found.reason if found is not None else None)
         self._tell(instance, Unloaded())
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
