@@ -36,7 +36,7 @@ class SetReport:
     """Of answered queries, from the scheduled moment."""
     max_ms: float | None
     throughput: float
-    """Answered queries per second."""
+    """Answered queries per second until the run's last answer (`BenchReport.answering_s`)."""
     variants: Mapping[str, int]
     fallbacks: int
     cold_starts: int
@@ -55,9 +55,12 @@ class BenchReport:
     parameters: Mapping[str, object]
     versions: Mapping[str, str]
     seconds: float
-    """From the beginning to the last answer."""
+    """From the beginning to the end of the last query, however it ended."""
+    answering_s: float
+    """From the beginning to the last answer that was good, which is what throughput is divided by: callers who wait in
+    vain at the end make a run longer, but not the system slower. 0: none was."""
     offered: float | None
-    """Queries per second of the schedule; None in a closed loop."""
+    """Queries per second of the schedule; None in a closed loop, and where all were due at once."""
     generator: Generator
     findings: tuple[Finding, ...]
     sets: tuple[SetReport, ...]
@@ -76,7 +79,6 @@ class Facts:
     """USD per 1,000 rows, by variant."""
     rows: int
     """Per query."""
-    seconds: float
     score: Score
 
 
@@ -90,6 +92,12 @@ def set_reports(
     everything = np.ones(len(columns.mix), dtype=np.bool_)
     deadlines = np.array([_deadline_s(one) for one in sets])
     return each, _summary(columns, everything, None, facts, deadlines)
+
+
+def answering_s(columns: Columns, codes: Sequence[str]) -> float:
+    """Seconds from the beginning of a run to its last good answer; 0 without any."""
+    ended_s = columns.ended_s[columns.code == codes.index(OK)]
+    return float(ended_s.max()) if len(ended_s) else 0.0
 
 
 def _summary(
@@ -107,6 +115,7 @@ def _summary(
     stated = deadlines_s if deadlines_s is not None else np.array([_deadline_s(one)])
     limits = stated[columns.mix[is_answer]] if deadlines_s is not None else stated[0]
     has_deadline = bool(np.isfinite(stated).all())
+    within_s = answering_s(columns, facts.codes)
     return SetReport(
         name=ALL if one is None else one.name,
         requirements={} if one is None else one.requirements.headers(),
@@ -118,7 +127,7 @@ def _summary(
         on_time=int((took_s <= limits).sum()) if has_deadline else None,
         latency_ms=tuple(_in_ms(found) for found in percentiles(took_s)),
         max_ms=float(took_s.max()) * 1e3 if answered else None,
-        throughput=answered / facts.seconds if facts.seconds else 0.0,
+        throughput=answered / within_s if within_s else 0.0,
         variants={name or "unnamed": count for name, count in served.items()},
         fallbacks=int((columns.is_fallback & is_answer).sum()),
         cold_starts=int((columns.is_cold & is_answer).sum()),

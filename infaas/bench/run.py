@@ -17,8 +17,9 @@ from infaas.bench.loops import Ask, Loops
 from infaas.bench.mixes import MixDraw, RequirementSet
 from infaas.bench.protocol import Protocol
 from infaas.bench.queries import Prepared, Rows, scorer
-from infaas.bench.report import BenchReport, Facts, set_reports
+from infaas.bench.report import BenchReport, Facts, answering_s, set_reports
 from infaas.bench.rest import RestPool
+from infaas.bench.schedule import rate_of
 from infaas.bench.self_watch import SelfWatch
 from infaas.bench.verdict import Generator, findings
 from infaas.clock import SystemClock, iso
@@ -134,11 +135,10 @@ def _send(loops: Loops, plan: Plan, *, warm_up_s: float | None = None) -> Awaita
 def _report(
     plan: Plan, journal: Journal, columns: Columns, own: Generator, began_at: str, *, is_stopped: bool
 ) -> BenchReport:
-    seconds = float(columns.ended_s.max()) if len(columns.ended_s) else 0.0
     score = (
         scorer(plan.rows, journal, plan.protocol, plan.metric, plan.outputs) if plan.metric else lambda numbers: None
     )
-    facts = Facts(journal.codes, journal.variants, plan.prices, plan.rows.batch, seconds, score)
+    facts = Facts(journal.codes, journal.variants, plan.prices, plan.rows.batch, score)
     sets, total = set_reports(columns, plan.sets, facts)
     answered = columns.code == 0
     took_s = (columns.ended_s - columns.due_s)[answered]
@@ -158,8 +158,9 @@ def _report(
             "numpy": np.__version__,
             "platform": platform.platform(),
         },
-        seconds=seconds,
-        offered=len(schedule) / schedule[-1] if schedule else None,
+        seconds=float(columns.ended_s.max()) if len(columns.ended_s) else 0.0,
+        answering_s=answering_s(columns, journal.codes),
+        offered=rate_of(schedule) if schedule is not None else None,
         generator=own,
         findings=findings(own, is_open=schedule is not None, p50_s=p50_s, is_stopped=is_stopped),
         sets=sets,

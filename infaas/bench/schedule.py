@@ -57,6 +57,11 @@ def played(schedule: Sequence[float], *, speed: float, seconds: float | None, co
     return tuple(within if count is None else itertools.islice(within, count))
 
 
+def rate_of(schedule: Sequence[float]) -> float | None:
+    """Queries per second up to the last one; None where all are due at the beginning."""
+    return len(schedule) / schedule[-1] if schedule and schedule[-1] > 0 else None
+
+
 def _gap(draw: random.Random, burstiness: float) -> float:
     """With mean 1."""
     if burstiness == 1.0:

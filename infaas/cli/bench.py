@@ -310,5 +310,5 @@ def _summary(report: BenchReport, overall: SetReport) -> str:
     trust = "" if not report.findings else "; read the cautions before the figures"
     return (
         f"Sent {overall.sent:,} queries in {report.seconds:.1f} s{offered}; {overall.answered:,} answered "
-        f"({overall.throughput:,.1f}/s){trust}."
+        f"({overall.throughput:,.1f}/s until the last answer, after {report.answering_s:.1f} s){trust}."
     )

@@ -10,14 +10,14 @@ import pytest
 from infaas.bench.journal import Journal
 from infaas.bench.mixes import read_sets
 from infaas.bench.reply import HUNG, OK, Reply
-from infaas.bench.report import ALL, Facts, set_reports
+from infaas.bench.report import ALL, Facts, answering_s, set_reports
 from infaas.bench.verdict import Generator, findings
 
 QUIET = Generator(cpu_share=0.2, lag_p99_s=0.0001, lag_max_s=0.001)
 
 
 def facts(journal: Journal, **changes: object) -> Facts:
-    plain = Facts(journal.codes, journal.variants, {"v1": 2.0, "v2": 4.0}, 5, 10.0, lambda numbers: None)
+    plain = Facts(journal.codes, journal.variants, {"v1": 2.0, "v2": 4.0}, 5, lambda numbers: None)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -49,12 +49,24 @@ def test_each_set_is_summed_up_alone_and_all_together() -> None:
     assert fast.variants == {"v1": 1, "v2": 1}
     assert fast.cost_usd == pytest.approx((2.0 + 4.0) * 5 / 1_000)
     assert fast.cost_usd_per_1k == pytest.approx(3.0)
-    assert fast.throughput == pytest.approx(0.2)
     assert fast.deadline_ms == 100.0
     assert fast.requirements == {"x-infaas-slo-latency-ms": "100"}
     assert (good.sent, good.answered, good.on_time, good.max_ms, good.cost_usd_per_1k) == (1, 0, None, None, None)
     assert total is not None
     assert (total.name, total.sent, total.answered, total.on_time) == (ALL, 4, 2, None)
+
+
+def test_throughput_counts_until_the_last_good_answer_not_until_the_last_caller_gave_up() -> None:
+    journal = Journal()
+    sets = read_sets(["name=one", "name=other"])
+    journal.add(0, 0, 0.0, 0.0, 0.5, answered("v1"))
+    journal.add(1, 1, 1.0, 1.0, 2.0, answered("v1"))
+    journal.add(2, 0, 1.5, 1.5, 2.5, Reply("saturated"))
+    journal.add(3, 0, 2.0, 2.0, 62.0, Reply(HUNG))
+    (one, other), total = set_reports(journal.columns(), sets, facts(journal))
+    assert answering_s(journal.columns(), journal.codes) == 2.0
+    assert total is not None
+    assert (one.throughput, other.throughput, total.throughput) == (0.5, 0.5, 1.0)
 
 
 def test_what_was_on_time_is_told_of_all_where_every_set_has_a_deadline() -> None:
@@ -83,7 +95,7 @@ def test_answers_are_kept_for_scoring_only_when_asked_for_and_only_answers() -> 
 
 def test_a_run_without_queries_has_a_report_of_nothing() -> None:
     journal = Journal()
-    (report,), _ = set_reports(journal.columns(), read_sets(()), facts(journal, seconds=0.0))
+    (report,), _ = set_reports(journal.columns(), read_sets(()), facts(journal))
     assert (report.sent, report.answered, report.throughput, report.codes) == (0, 0, 0.0, {})
     assert journal.columns().number.dtype == np.int64
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infaas.bench.schedule import arrivals, played, read_trace
+from infaas.bench.schedule import arrivals, played, rate_of, read_trace
 from infaas.errors import InvalidError
 
 
@@ -69,3 +69,9 @@ def test_a_schedule_is_played_faster_and_cut_by_time_and_by_count() -> None:
     assert played(schedule, speed=2.0, seconds=2.5, count=None) == (0.0, 1.0, 2.0)
     assert played(schedule, speed=1.0, seconds=None, count=2) == (0.0, 2.0)
     assert len(played(arrivals(10.0, math.inf, 1), speed=1.0, seconds=None, count=25)) == 25
+
+
+def test_the_rate_of_a_schedule_counts_to_its_last_query_and_there_is_none_where_all_come_at_once() -> None:
+    assert rate_of((0.5, 1.0, 2.0)) == 1.5
+    assert rate_of((0.0, 0.0)) is None
+    assert rate_of(()) is None
