@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from infaas.bench.kept import KeptAnswers
 from infaas.bench.reply import OK, Reply
-
-KEPT_ANSWERS_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +33,11 @@ class Columns:
 class Journal:
     """`codes` and `variants` are the words that the columns' numbers stand for; variant 0 is none."""
 
-    def __init__(self, *, keeps_answers: bool = False) -> None:
+    def __init__(self, kept: KeptAnswers | None = None) -> None:
+        """`kept` is offered every good answer; None: none is kept."""
         self.codes: list[str] = [OK]
         self.variants: list[str] = [""]
-        self.answers: dict[int, Reply] = {}
-        """By query, for scoring; as many as fit."""
-        self._keeps = KEPT_ANSWERS_BYTES if keeps_answers else 0
+        self.kept = kept
         self._code_numbers = {OK: 0}
         self._variant_numbers = {"": 0}
         self._whole = array("q")
@@ -55,9 +53,8 @@ class Journal:
         is_cold = fields.get("x-infaas-cold-start") == "true"
         self._whole.extend((number, mix, code, variant, is_cold, "x-infaas-fallback" in fields))
         self._times.extend((due_s, sent_s, ended_s))
-        if self._keeps > 0 and reply.code == OK:
-            self._keeps -= len(reply.content)
-            self.answers[number] = reply
+        if self.kept is not None and reply.code == OK:
+            self.kept.offer(number, mix, reply)
 
     def columns(self) -> Columns:
         whole = np.array(self._whole, dtype=np.int64).reshape(-1, 6)

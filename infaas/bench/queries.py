@@ -6,14 +6,15 @@ number alone, and so does what its answer must be held against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from infaas.bench import grpc, rest
-from infaas.bench.journal import Journal
+from infaas.bench.kept import KeptAnswers
 from infaas.bench.mixes import RequirementSet
 from infaas.bench.protocol import Protocol
+from infaas.bench.report import Score
 from infaas.client_tensors import Array
 from infaas.domain.tensor import Datatype, TensorSpec
 from infaas.domain.variant import Accuracy
@@ -94,19 +95,18 @@ class Prepared:
         return rest.query_bytes(self._handle, inputs, self._headers[mix], is_binary=is_binary, prefix=self._prefix)
 
 
-def scorer(
-    rows: Rows, journal: Journal, protocol: Protocol, metric: Metric, outputs: Sequence[TensorSpec]
-) -> Callable[[Sequence[int]], Accuracy | None]:
-    """Scores the answers that the journal kept of given queries."""
+def scorer(rows: Rows, kept: KeptAnswers, protocol: Protocol, metric: Metric, outputs: Sequence[TensorSpec]) -> Score:
+    """Scores every distinct row that was answered once: the metric's interval is that of so many independent rows."""
     read: rest.OutputsOf = grpc.outputs_of if protocol is Protocol.GRPC else rest.outputs_of
 
-    def score(numbers: Sequence[int]) -> Accuracy | None:
-        kept = [number for number in numbers if number in journal.answers]
-        if not kept or not rows.expected:
+    def score(mix: int | None) -> Accuracy | None:
+        replies = kept.of(mix)
+        if not replies or not rows.expected:
             return None
-        answers = [read(journal.answers[number]) for number in kept]
-        found = {spec.name: np.concatenate([answer[spec.name] for answer in answers]) for spec in outputs}
-        at = np.concatenate([rows.of(number) for number in kept])
+        answers = [read(reply) for reply in replies.values()]
+        # A query at the end of the rows goes on with the first ones, and a large one may hold a row several times.
+        at, first = np.unique(np.concatenate([rows.of(slot) for slot in replies]), return_index=True)
+        found = {spec.name: np.concatenate([answer[spec.name] for answer in answers])[first] for spec in outputs}
         return metric.evaluate(found, {name: array[at] for name, array in rows.expected.items()})
 
     return score

@@ -16,8 +16,8 @@ from infaas.bench.verdict import Finding, Generator
 from infaas.domain.variant import Accuracy
 
 ALL = "all"
-Score = Callable[[Sequence[int]], Accuracy | None]
-"""The accuracy of the answers to these queries; None where none can be scored."""
+Score = Callable[[int | None], Accuracy | None]
+"""The accuracy under a requirement set, by its number, or under all together; None where nothing can be scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class SetReport:
     fallbacks: int
     cold_starts: int
     accuracy: Accuracy | None
+    """Over distinct rows, each scored once: `rows` says how many were answered, and the interval is theirs."""
     cost_usd: float | None
     """Of the answers, by the variants' profiles; None where a variant has no price."""
     cost_usd_per_1k: float | None
@@ -86,12 +87,12 @@ def set_reports(
     columns: Columns, sets: Sequence[RequirementSet], facts: Facts
 ) -> tuple[tuple[SetReport, ...], SetReport | None]:
     """One per set, and one of all when there are several."""
-    each = tuple(_summary(columns, columns.mix == n, one, facts) for n, one in enumerate(sets))
+    each = tuple(_summary(columns, columns.mix == n, one, facts, facts.score(n)) for n, one in enumerate(sets))
     if len(sets) == 1:
         return each, None
     everything = np.ones(len(columns.mix), dtype=np.bool_)
     deadlines = np.array([_deadline_s(one) for one in sets])
-    return each, _summary(columns, everything, None, facts, deadlines)
+    return each, _summary(columns, everything, None, facts, facts.score(None), deadlines)
 
 
 def answering_s(columns: Columns, codes: Sequence[str]) -> float:
@@ -105,6 +106,7 @@ def _summary(
     chosen: npt.NDArray[np.bool_],
     one: RequirementSet | None,
     facts: Facts,
+    accuracy: Accuracy | None,
     deadlines_s: npt.NDArray[np.float64] | None = None,
 ) -> SetReport:
     is_answer = chosen & (columns.code == facts.codes.index(OK))
@@ -131,7 +133,7 @@ def _summary(
         variants={name or "unnamed": count for name, count in served.items()},
         fallbacks=int((columns.is_fallback & is_answer).sum()),
         cold_starts=int((columns.is_cold & is_answer).sum()),
-        accuracy=facts.score(columns.number[is_answer].tolist()),
+        accuracy=accuracy,
         cost_usd=cost_usd,
         cost_usd_per_1k=None if cost_usd is None or not answered else 1e3 * cost_usd / (answered * facts.rows),
     )

@@ -13,11 +13,12 @@ import numpy as np
 import infaas
 from infaas.bench.grpc import GrpcChannels
 from infaas.bench.journal import Columns, Journal
+from infaas.bench.kept import KeptAnswers
 from infaas.bench.loops import Ask, Loops
 from infaas.bench.mixes import MixDraw, RequirementSet
 from infaas.bench.protocol import Protocol
 from infaas.bench.queries import Prepared, Rows, scorer
-from infaas.bench.report import BenchReport, Facts, answering_s, set_reports
+from infaas.bench.report import BenchReport, Facts, Score, answering_s, set_reports
 from infaas.bench.rest import RestPool
 from infaas.bench.schedule import rate_of
 from infaas.bench.self_watch import SelfWatch
@@ -68,7 +69,8 @@ async def bench(plan: Plan, show_stop: ShowStop) -> BenchReport:
     try:
         if plan.warm_up_s:
             await _send(Loops(ask, Journal(), _mix(plan), patience_s=plan.patience_s), plan, warm_up_s=plan.warm_up_s)
-        journal = Journal(keeps_answers=plan.metric is not None and bool(plan.rows.expected))
+        is_scored = plan.metric is not None and bool(plan.rows.expected)
+        journal = Journal(KeptAnswers(plan.rows.slots, seed=plan.seed) if is_scored else None)
         loops = Loops(ask, journal, _mix(plan), patience_s=plan.patience_s)
         show_stop(loops.stop)
         began_at, watch = iso(SystemClock().wall()), SelfWatch()
@@ -132,20 +134,23 @@ def _send(loops: Loops, plan: Plan, *, warm_up_s: float | None = None) -> Awaita
     return loops.closed_loop(plan.callers, seconds=plan.seconds, count=plan.count)
 
 
+def _score(plan: Plan, journal: Journal) -> Score:
+    if journal.kept is None or plan.metric is None:
+        return lambda mix: None
+    return scorer(plan.rows, journal.kept, plan.protocol, plan.metric, plan.outputs)
+
+
 def _report(
     plan: Plan, journal: Journal, columns: Columns, own: Generator, began_at: str, *, is_stopped: bool
 ) -> BenchReport:
-    score = (
-        scorer(plan.rows, journal, plan.protocol, plan.metric, plan.outputs) if plan.metric else lambda numbers: None
-    )
-    facts = Facts(journal.codes, journal.variants, plan.prices, plan.rows.batch, score)
+    facts = Facts(journal.codes, journal.variants, plan.prices, plan.rows.batch, _score(plan, journal))
     sets, total = set_reports(columns, plan.sets, facts)
     answered = columns.code == 0
     took_s = (columns.ended_s - columns.due_s)[answered]
     p50_s = float(np.median(took_s)) if took_s.size else None
     notes = []
-    if 0 < len(journal.answers) < int(answered.sum()):
-        notes.append(f"accuracy is that of the first {len(journal.answers)} answers: more were not kept")
+    if journal.kept is not None and journal.kept.unkept:
+        notes.append(f"the answers to {journal.kept.unkept} distinct queries are not scored: too large to be kept")
     schedule = plan.schedule
     return BenchReport(
         handle=plan.handle,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from infaas.bench.run import Plan
     from infaas.bench.statistics import Percentile
     from infaas.client import Client
+    from infaas.domain.variant import Accuracy
 
 DEFAULT_SECONDS = 10.0
 FAILURE = 1
@@ -275,7 +276,7 @@ def _show(report: BenchReport) -> None:
             *(_quoted(found) for found in one.latency_ms),
             number(one.max_ms),
             number(one.throughput),
-            percent(one.accuracy.value if one.accuracy else None),
+            _scored(one.accuracy),
             number(one.cost_usd_per_1k),
         )
     show(table)
@@ -299,6 +300,13 @@ def _quoted(found: Percentile) -> str:
     if found.value is None:
         return "too few"
     return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+
+
+def _scored(accuracy: Accuracy | None) -> str:
+    """With the 95 % interval of so many distinct rows."""
+    if accuracy is None:
+        return "-"
+    return f"{percent(accuracy.value)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
 
 
 def _counted(words: Mapping[str, int], total: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from infaas.bench.journal import Journal
+from infaas.bench.kept import KeptAnswers
 from infaas.bench.loops import Loops
 from infaas.bench.pacer import Pacer
 from infaas.bench.reply import BROKEN, HUNG, OK, UNFINISHED
@@ -154,7 +155,7 @@ async def test_a_query_that_is_taken_back_gives_its_connection_up_and_its_place_
 
 
 async def run_open(url: str, schedule: list[float], *, patience_s: float = 30.0, most: int = 64) -> Journal:
-    pool, journal = RestPool(url, most=most), Journal(keeps_answers=True)
+    pool, journal = RestPool(url, most=most), Journal(KeptAnswers(len(schedule)))
     loops = Loops(lambda number, mix: pool.ask(query(number)), journal, lambda: 0, patience_s=patience_s)
     await loops.open_loop(schedule)
     pool.close()
@@ -182,7 +183,8 @@ async def test_an_open_loop_sends_on_schedule_whatever_became_of_the_queries_bef
     assert all(columns.due_s <= columns.sent_s)
     assert all(columns.sent_s < columns.ended_s)
     assert columns.due_s[columns.number.argsort()].tolist() == [n / 200 for n in range(count)]
-    assert {number: reply.content for number, reply in journal.answers.items()} == {n: bytes([n]) for n in range(count)}
+    assert journal.kept is not None
+    assert {n: reply.content for n, reply in journal.kept.of(0).items()} == {n: bytes([n]) for n in range(count)}
 
 
 async def test_who_gets_no_answer_has_hung_and_who_gets_no_connection_is_broken() -> None:

@@ -17,7 +17,7 @@ QUIET = Generator(cpu_share=0.2, lag_p99_s=0.0001, lag_max_s=0.001)
 
 
 def facts(journal: Journal, **changes: object) -> Facts:
-    plain = Facts(journal.codes, journal.variants, {"v1": 2.0, "v2": 4.0}, 5, lambda numbers: None)
+    plain = Facts(journal.codes, journal.variants, {"v1": 2.0, "v2": 4.0}, 5, lambda mix: None)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -83,14 +83,6 @@ def test_an_answer_of_a_variant_without_a_price_has_no_cost() -> None:
     journal.add(0, 0, 0.0, 0.0, 0.05, answered("unknown"))
     (report,), _ = set_reports(journal.columns(), read_sets(()), facts(journal))
     assert report.cost_usd is None
-
-
-def test_answers_are_kept_for_scoring_only_when_asked_for_and_only_answers() -> None:
-    for keeps in (False, True):
-        journal = Journal(keeps_answers=keeps)
-        journal.add(4, 0, 0.0, 0.0, 0.1, Reply(OK, False, {}, b"x"))
-        journal.add(5, 0, 0.0, 0.0, 0.1, Reply("saturated"))
-        assert set(journal.answers) == ({4} if keeps else set())
 
 
 def test_a_run_without_queries_has_a_report_of_nothing() -> None:
