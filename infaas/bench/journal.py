@@ -1,9 +1,9 @@
-"""What is kept of every query of a run, in columns: a run may have a million of them, and an object per query would
-give the collector of garbage something to pause for."""
+"""What is kept of every query of a run: 45 bytes, whatever it was and however long the run. There may be many millions,
+and an object per query would give the collector of garbage something to pause for."""
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +12,21 @@ import numpy.typing as npt
 
 from infaas.bench.kept import KeptAnswers
 from infaas.bench.reply import OK, Reply
+
+_ENTRY = struct.Struct("<qIIIBddd")
+_FIELDS = np.dtype(
+    [
+        ("number", "<i8"),
+        ("mix", "<u4"),
+        ("code", "<u4"),
+        ("variant", "<u4"),
+        ("marks", "u1"),
+        ("due_s", "<f8"),
+        ("sent_s", "<f8"),
+        ("ended_s", "<f8"),
+    ]
+)
+_COLD, _FALLBACK = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +55,32 @@ class Journal:
         self.kept = kept
         self._code_numbers = {OK: 0}
         self._variant_numbers = {"": 0}
-        self._whole = array("q")
-        self._times = array("d")
+        self._entries = bytearray()
 
     def __len__(self) -> int:
-        return len(self._times) // 3
+        return len(self._entries) // _ENTRY.size
 
     def add(self, number: int, mix: int, due_s: float, sent_s: float, ended_s: float, reply: Reply) -> None:
         fields = reply.fields
         code = self._number(reply.code, self.codes, self._code_numbers)
         variant = self._number(fields.get("x-infaas-variant", ""), self.variants, self._variant_numbers)
-        is_cold = fields.get("x-infaas-cold-start") == "true"
-        self._whole.extend((number, mix, code, variant, is_cold, "x-infaas-fallback" in fields))
-        self._times.extend((due_s, sent_s, ended_s))
+        marks = _COLD * (fields.get("x-infaas-cold-start") == "true") + _FALLBACK * ("x-infaas-fallback" in fields)
+        self._entries += _ENTRY.pack(number, mix, code, variant, marks, due_s, sent_s, ended_s)
         if self.kept is not None and reply.code == OK:
             self.kept.offer(number, mix, reply)
 
     def columns(self) -> Columns:
-        whole = np.array(self._whole, dtype=np.int64).reshape(-1, 6)
-        times = np.array(self._times, dtype=np.float64).reshape(-1, 3)
+        entries = np.frombuffer(bytes(self._entries), dtype=_FIELDS)
         return Columns(
-            number=whole[:, 0],
-            mix=whole[:, 1],
-            due_s=times[:, 0],
-            sent_s=times[:, 1],
-            ended_s=times[:, 2],
-            code=whole[:, 2],
-            variant=whole[:, 3],
-            is_cold=whole[:, 4].astype(np.bool_),
-            is_fallback=whole[:, 5].astype(np.bool_),
+            number=entries["number"],
+            mix=entries["mix"].astype(np.int64),
+            due_s=np.ascontiguousarray(entries["due_s"]),
+            sent_s=np.ascontiguousarray(entries["sent_s"]),
+            ended_s=np.ascontiguousarray(entries["ended_s"]),
+            code=entries["code"].astype(np.int64),
+            variant=entries["variant"].astype(np.int64),
+            is_cold=(entries["marks"] & _COLD) > 0,
+            is_fallback=(entries["marks"] & _FALLBACK) > 0,
         )
 
     @staticmethod

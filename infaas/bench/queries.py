@@ -30,11 +30,14 @@ class Rows:
     """The rows that queries are made of, `batch` each, in order and then again from the first."""
 
     def __init__(self, inputs: Mapping[str, Array], batch: int, expected: Mapping[str, Array]) -> None:
-        """`expected`: labels, or the outputs themselves, one per row; empty where nothing is known of the answers."""
+        """`expected`: labels, or the outputs themselves, one per row; empty where nothing is known of the answers.
+        Raises InvalidError where there is no row."""
         self.inputs = inputs
         self.batch = batch
         self.expected = expected
-        self.count = min(len(array) for array in inputs.values())
+        self.count = min((len(array) for array in inputs.values()), default=0)
+        if self.count == 0:
+            raise InvalidError("there are no rows to make queries of")
         size = sum(array.nbytes for array in inputs.values()) / self.count * batch
         whole = -(-self.count // batch)
         self.slots = max(1, min(whole, MOST_SLOTS, int(PREPARED_BYTES / max(size, 1.0))))
@@ -63,12 +66,12 @@ class Prepared:
         sets: Sequence[RequirementSet],
         protocol: Protocol,
         token: str | None,
-        prefix: str,
+        url: str,
     ) -> None:
         self._handle = handle
         self._rows = rows
         self._protocol = protocol
-        self._prefix = prefix
+        self._url = url
         secret = {"authorization": f"Bearer {token}"} if token else {}
         self._headers = [one.requirements.headers() | secret for one in sets]
         self.metadata = [tuple(headers.items()) for headers in self._headers]
@@ -92,7 +95,7 @@ class Prepared:
         if self._protocol is Protocol.GRPC:
             return grpc.query_bytes(self._handle, inputs)
         is_binary = self._protocol is Protocol.REST_BINARY
-        return rest.query_bytes(self._handle, inputs, self._headers[mix], is_binary=is_binary, prefix=self._prefix)
+        return rest.query_bytes(self._handle, inputs, self._headers[mix], is_binary=is_binary, url=self._url)
 
 
 def scorer(rows: Rows, kept: KeptAnswers, protocol: Protocol, metric: Metric, outputs: Sequence[TensorSpec]) -> Score:

@@ -23,16 +23,22 @@ BINARY_LENGTH = "inference-header-content-length"
 
 
 def query_bytes(
-    handle: str, inputs: Mapping[str, Array], headers: Mapping[str, str], *, is_binary: bool = True, prefix: str = ""
+    handle: str,
+    inputs: Mapping[str, Array],
+    headers: Mapping[str, str],
+    *,
+    is_binary: bool = True,
+    url: str = "http://infaas",
 ) -> bytes:
-    """A whole request. `prefix`: the path that the server's URL has."""
+    """A whole request to the server of that URL, whose path comes before the request's own."""
+    parts = urlsplit(url)
     body, raw = request_parts(inputs, (), is_binary=is_binary)
     head = json.dumps(body, separators=(",", ":")).encode()
     content = b"".join([head, *raw])
     kind = "application/octet-stream" if is_binary else "application/json"
     lines = [
-        f"POST {prefix}/v2/models/{quote(handle, safe='')}/infer HTTP/1.1",
-        "host: infaas",
+        f"POST {parts.path.rstrip('/')}/v2/models/{quote(handle, safe='')}/infer HTTP/1.1",
+        f"host: {host_of(url)}",
         f"content-type: {kind}",
         *([f"{BINARY_LENGTH}: {len(head)}"] if is_binary else ()),
         f"content-length: {len(content)}",
@@ -41,6 +47,12 @@ def query_bytes(
         "",
     ]
     return "\r\n".join(lines).encode() + content
+
+
+def host_of(url: str) -> str:
+    """As the `Host` field says it (RFC 9110, 7.2): with the port where the URL states one, an IPv6 address in brackets,
+    and without the user."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def outputs_of(reply: Reply) -> dict[str, Array]:

@@ -6,7 +6,6 @@ import asyncio
 import platform
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -29,6 +28,10 @@ from infaas.errors import InvalidError
 from infaas.metrics import Metric
 
 ShowStop = Callable[[Callable[[], None]], None]
+
+
+class Interrupted(Exception):
+    """A run was ended before anything of it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,17 @@ class Plan:
 
 
 async def bench(plan: Plan, show_stop: ShowStop) -> BenchReport:
-    """`show_stop` is given what ends the run before its time; the report is then of what was sent until there."""
-    prefix = urlsplit(plan.url).path.rstrip("/")
-    prepared = Prepared(plan.handle, plan.rows, plan.sets, plan.protocol, plan.token, prefix)
+    """`show_stop` is given what ends the run before its time; the report is then of what was sent until there.
+
+    While the run warms up it is given something that ends that: then Interrupted is raised, for there is nothing to
+    report.
+    """
+    prepared = Prepared(plan.handle, plan.rows, plan.sets, plan.protocol, plan.token, plan.url)
     prepared.prepare()
     wire, ask = _wire(plan, prepared)
     try:
         if plan.warm_up_s:
-            await _send(Loops(ask, Journal(), _mix(plan), patience_s=plan.patience_s), plan, warm_up_s=plan.warm_up_s)
+            await _warm_up(plan, ask, show_stop)
         is_scored = plan.metric is not None and bool(plan.rows.expected)
         journal = Journal(KeptAnswers(plan.rows.slots, seed=plan.seed) if is_scored else None)
         loops = Loops(ask, journal, _mix(plan), patience_s=plan.patience_s)
@@ -126,9 +132,15 @@ def _mix(plan: Plan) -> MixDraw:
     return MixDraw(plan.sets, plan.seed)
 
 
-def _send(loops: Loops, plan: Plan, *, warm_up_s: float | None = None) -> Awaitable[None]:
-    if warm_up_s is not None:
-        return loops.closed_loop(min(plan.callers, 2), seconds=warm_up_s, count=None)
+async def _warm_up(plan: Plan, ask: Ask, show_stop: ShowStop) -> None:
+    loops = Loops(ask, Journal(), _mix(plan), patience_s=plan.patience_s)
+    show_stop(loops.stop)
+    await loops.closed_loop(min(plan.callers, 2), seconds=plan.warm_up_s, count=None)
+    if loops.is_stopped:
+        raise Interrupted
+
+
+def _send(loops: Loops, plan: Plan) -> Awaitable[None]:
     if plan.schedule is not None:
         return loops.open_loop(plan.schedule)
     return loops.closed_loop(plan.callers, seconds=plan.seconds, count=plan.count)

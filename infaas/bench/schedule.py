@@ -31,8 +31,9 @@ def read_trace(text: str, seed: int, burstiness: float = 1.0) -> tuple[float, ..
     """A trace is a CSV of one of two kinds, with or without a line of headings; `#` begins a remark.
 
     Offsets: the first column says when a query leaves, in seconds since the beginning, never decreasing. Counts: the
-    first heading is `minute`, the other columns hold how many queries come in that minute; columns are summed, and a
-    minute's queries are spread over it as `arrivals` spreads them. Raises InvalidError naming the line that is wrong.
+    first heading is `minute`, the other columns hold how many queries come in that minute; columns are summed, lines of
+    the same minute too, in whatever order they stand. A minute's queries are spread over it as `arrivals` spreads them,
+    and the earliest minute is the beginning. Raises InvalidError naming the line that is wrong.
     """
     lines = enumerate(text.splitlines(), start=1)
     rows = [(number, next(csv.reader([line]))) for number, line in lines if line.strip() and line.lstrip()[0] != "#"]
@@ -42,7 +43,7 @@ def read_trace(text: str, seed: int, burstiness: float = 1.0) -> tuple[float, ..
     has_headings = not any(_is_number(cell) for cell in headings)
     if headings[0] == "minute":
         counts = [(_cell(number, row, 0), _counted(number, row)) for number, row in rows[1:]]
-        return tuple(_spread(counts, random.Random(seed), burstiness))
+        return tuple(sorted(_spread(counts, random.Random(seed), burstiness)))
     offsets = [_cell(number, row, 0) for number, row in rows[has_headings:]]
     for (number, _), before, after in zip(rows[has_headings + 1 :], offsets, offsets[1:], strict=False):
         if after < before:
@@ -71,7 +72,7 @@ def _gap(draw: random.Random, burstiness: float) -> float:
 
 def _spread(counts: Sequence[tuple[float, int]], draw: random.Random, burstiness: float) -> Iterator[float]:
     """Gaps scaled to fill their minute: of a Poisson process that is exactly its law, given the count."""
-    first = counts[0][0] if counts else 0.0
+    first = min((minute for minute, _ in counts), default=0.0)
     for minute, count in counts:
         gaps = [_gap(draw, burstiness) for _ in range(count + 1)]
         scale = MINUTE_S / math.fsum(gaps)

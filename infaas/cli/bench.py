@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SECONDS = 10.0
 FAILURE = 1
+INTERRUPTED = 130
+"""128 and SIGINT's number, as shells have it."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -60,7 +62,7 @@ def bench(
 ) -> None:
     """Send load and measure it: on a schedule (--rate, --trace) or with callers that wait (--concurrency).
 
-    Ctrl-C ends the run and prints what there is.
+    Ctrl-C ends the run and prints what there is; during the warm-up it ends everything.
     """
     from infaas.bench.run import bench as run
     from infaas.rpc.codec import to_plain
@@ -232,8 +234,10 @@ def _credentials(
 
 
 def _interruptible(run: Callable[[Callable[[Callable[[], None]], None]], Any]) -> BenchReport:
-    """The first Ctrl-C ends the sending, a second one everything."""
+    """The first Ctrl-C ends the sending, a second one everything; so does the first where nothing is measured yet."""
     import uvloop
+
+    from infaas.bench.run import Interrupted
 
     async def main() -> BenchReport:
         loop = asyncio.get_running_loop()
@@ -248,7 +252,11 @@ def _interruptible(run: Callable[[Callable[[Callable[[], None]], None]], Any]) -
         report: BenchReport = await run(show_stop)
         return report
 
-    return uvloop.run(main())
+    try:
+        return uvloop.run(main())
+    except (Interrupted, KeyboardInterrupt) as error:
+        typer.echo("Interrupted: there is no report.", err=True)
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _show(report: BenchReport) -> None:

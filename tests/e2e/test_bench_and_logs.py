@@ -108,6 +108,20 @@ def test_an_interrupt_prints_what_there_is(system: System) -> None:
     assert any("before its time" in one["what"] for one in report["findings"])
 
 
+def test_an_interrupt_while_warming_up_is_one_line_and_exit_status_130(system: System) -> None:
+    words = [INFAAS, "bench", "simple", "--random", "--concurrency", "2", "--warm-up", "3600", "-o", "json"]
+    before = len(logged(system, "query answered"))
+    running = subprocess.Popen(words, env=system.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(logged(system, "query answered")) > before + 10, "queries of the warm-up")
+        running.send_signal(signal.SIGINT)
+        printed, said = running.communicate(timeout=PATIENCE_S)
+    finally:
+        running.kill()
+    assert (running.returncode, printed) == (130, "")
+    assert said.splitlines() == ["Interrupted: there is no report."]
+
+
 def log_texts(system: System) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted((system.folder / "logs").iterdir())}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ import pytest
 from infaas.bench.journal import Journal
 from infaas.bench.kept import KeptAnswers
 from infaas.bench.loops import Loops
+from infaas.bench.mixes import read_sets
 from infaas.bench.pacer import Pacer
+from infaas.bench.queries import Rows
 from infaas.bench.reply import BROKEN, HUNG, OK, UNFINISHED
 from infaas.bench.rest import Connection, RestPool, query_bytes
+from infaas.bench.run import Interrupted, Plan, bench
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ANSWER = b"HTTP/1.1 200 OK\r\nX-Infaas-Variant: v1\r\ncontent-length: %d\r\n\r\n%s"
@@ -262,3 +266,53 @@ async def test_the_pacer_never_wakes_early_and_serves_one_moment_after_another()
         late.cancel()
         await asyncio.wait({late})
         await pacer.until(loop.time() + 0.001)
+
+
+def a_plan(url: str, **more: Any) -> Plan:
+    return Plan("task", url, Rows({"x": np.zeros((4, 1), np.uint8)}, 1, {}), read_sets(()), **more)
+
+
+async def test_a_stop_during_the_warm_up_ends_everything() -> None:
+    asked = asyncio.Event()
+    stops: list[Callable[[], None]] = []
+
+    async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await echo(reader, writer)
+
+    async with serving(told) as url:
+        running = asyncio.create_task(bench(a_plan(url, warm_up_s=3_600.0, count=1), stops.append))
+        await asked.wait()
+        stops[0]()
+        with pytest.raises(Interrupted):
+            await running
+    assert len(stops) == 1
+
+
+async def test_a_schedule_with_all_queries_at_its_beginning_has_no_rate_and_a_report_all_the_same() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await body_of(reader)
+            writer.write(b"HTTP/1.1 429 Too Many\r\ncontent-length: %d\r\n\r\n%s" % (len(REFUSAL), REFUSAL))
+
+    async with serving(refuse) as url:
+        report = await bench(a_plan(url, schedule=(0.0, 0.0)), lambda stop: None)
+    assert report.offered is None
+    assert report.sets[0].codes == {"saturated": 2}
+    assert (report.answering_s, report.sets[0].throughput) == (0.0, 0.0)
+    assert report.seconds > 0
+
+
+async def test_the_server_sees_its_own_name_as_the_host() -> None:
+    hosts: list[bytes] = []
+
+    async def noted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        hosts.extend(line for line in head.split(b"\r\n") if line.lower().startswith(b"host:"))
+        length = int(head.lower().split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+        writer.write(answer(b"1"))
+
+    async with serving(noted) as url:
+        await bench(a_plan(url, count=1), lambda stop: None)
+    assert hosts == [f"host: {url.removeprefix('http://')}".encode()]

@@ -120,3 +120,18 @@ def test_a_closed_loop_is_never_late() -> None:
 def test_a_run_that_was_ended_says_so() -> None:
     (found,) = findings(QUIET, is_open=True, p50_s=None, is_stopped=True)
     assert "before its time" in found.what
+
+
+def test_a_query_takes_few_bytes_of_the_journal_and_comes_back_as_it_was() -> None:
+    journal = Journal()
+    marks = {"x-infaas-cold-start": "true", "x-infaas-fallback": "busy"}
+    journal.add(2**40, 3, 1.0, 1.5, 2.25, answered("v1", **marks))
+    journal.add(7, 0, 0.0, 0.0, 0.5, Reply("saturated"))
+    columns = journal.columns()
+    assert len(journal) == 2
+    assert (columns.number.tolist(), columns.mix.tolist()) == ([2**40, 7], [3, 0])
+    assert (columns.due_s.tolist(), columns.sent_s.tolist()) == ([1.0, 0.0], [1.5, 0.0])
+    assert columns.ended_s.tolist() == [2.25, 0.5]
+    assert [journal.codes[n] for n in columns.code] == [OK, "saturated"]
+    assert [journal.variants[n] for n in columns.variant] == ["v1", ""]
+    assert (columns.is_cold.tolist(), columns.is_fallback.tolist()) == ([True, False], [True, False])

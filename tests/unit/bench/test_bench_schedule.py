@@ -75,3 +75,14 @@ def test_the_rate_of_a_schedule_counts_to_its_last_query_and_there_is_none_where
     assert rate_of((0.5, 1.0, 2.0)) == 1.5
     assert rate_of((0.0, 0.0)) is None
     assert rate_of(()) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from((3, 4, 4.5, 5, 9)), st.integers(0, 30)), min_size=1, max_size=9))
+def test_the_minutes_of_a_trace_may_stand_in_any_order_and_queries_still_leave_in_time(
+    counts: list[tuple[float, int]],
+) -> None:
+    found = read_trace("minute,n\n" + "\n".join(f"{minute},{count}" for minute, count in counts), seed=2)
+    first, last = min(minute for minute, _ in counts), max(minute for minute, _ in counts)
+    assert list(found) == sorted(found)
+    assert len(found) == sum(count for _, count in counts)
+    assert all(0 <= at <= 60 * (last - first + 1) for at in found)
