@@ -217,6 +217,7 @@ class Engine(Placing):
             for ticket in drawn.late:
                 self._steps_left -= 1
                 ticket.excluded |= {lane.id}
+                ticket.late_at |= {lane.id}
                 self._choose(ticket, now)
 
     def _send(self, tickets: list[Ticket], items: int, lane: Lane, now: float) -> None:

@@ -117,7 +117,7 @@ class Placing:
             policy = self._settings.policies(ticket.policy)
             selected = select_traced(
                 query, admission, self.ledger, policy, now, self._settings.draw(), ticket.excluded,
-                needs_process=ticket.deaths > 0,
+                late_at=ticket.late_at, needs_process=ticket.deaths > 0,
             )  # fmt: skip
         except Exception as error:  # a policy is anyone's code: what it raises ends its query and nothing else
             if may_refuse:

@@ -34,8 +34,8 @@ class Ticket:
 
     __slots__ = (
         "admission", "attempts", "batch", "batch_items", "bytes", "choice", "deadline", "deaths", "decide_s",
-        "decided_at", "eligibility", "entry", "excluded", "is_cold", "items", "lane", "losses", "number", "owner",
-        "policy", "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state", "task", "urgency",
+        "decided_at", "eligibility", "entry", "excluded", "is_cold", "items", "lane", "late_at", "losses", "number",
+        "owner", "policy", "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state", "task", "urgency",
     )  # fmt: skip
 
     def __init__(self, number: int, query: Query, owner: object) -> None:
@@ -72,6 +72,9 @@ class Ticket:
         self.losses = 0
         """How often its instance was lost before it was known to run there."""
         self.excluded: frozenset[InstanceId] = frozenset()
+        """Instances it is not given to again."""
+        self.late_at: frozenset[InstanceId] = frozenset()
+        """Those of them that only had too much to do before it."""
         self.is_cold = False
         self.queue_s = 0.0
         self.run_s = 0.0

@@ -165,8 +165,14 @@ def test_when_the_supervisor_is_killed_during_a_build_nothing_of_it_is_left(
         system.up()
         system.register(model, "--detach")
         wait_for(lambda: _when(build_of(system, model.name)), "a build that has made something")
-        processes = system.processes()
-        assert len(processes) > len(system.record.programs) + 1, "a build has processes of its own"
+        processes: list[psutil.Process] = []
+
+        def has_children() -> bool:
+            # Between two recipes the build has none for a moment.
+            processes[:] = system.processes()
+            return len(processes) > len(system.record.programs) + 1
+
+        wait_for(has_children, "a process of the build's own")
 
         processes[0].kill()
 

@@ -22,6 +22,14 @@ CHECKS = (
     "allow_header_conformance",
 )
 TOKEN = "a-token-of-the-tests"
+READINESS = """
+[[operations]]
+include-path-regex = "/ready$"
+
+[operations.checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", 503]
+"""
+"""Whether a model is ready is told by the status (SURFACE §1): one that is not loaded is a 503, and no fault."""
 EXAMPLE = {
     "inputs": [
         {"name": name, "shape": [1, 16], "datatype": "INT32", "data": list(range(16))} for name in ("INPUT0", "INPUT1")
@@ -69,7 +77,7 @@ def test_reading_and_inferring_are_never_answered_with_a_server_error(
     system: System, schemathesis: Path, tmp_path: Path
 ) -> None:
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "40")
-    fuzz(system, schemathesis, tmp_path, "", *phases, "--include-method", "GET")
+    fuzz(system, schemathesis, tmp_path, READINESS, *phases, "--include-method", "GET")
     fuzz(system, schemathesis, tmp_path, "", *phases, "--include-path-regex", "/infer$")
     wait_for(lambda: in_flight(system) == 0, "every query to end")
     answer = httpx.post(f"{system.endpoints.url}/v2/models/{SIMPLE_TASK}/infer", json=EXAMPLE, timeout=PATIENCE_S)

@@ -45,7 +45,9 @@ class Looked(NamedTuple):
 class Situation:
     """One query at one moment. `looked` grows with what policies compare."""
 
-    __slots__ = ("admission", "draw", "excluded", "ledger", "looked", "needs_process", "now", "query", "urgency")
+    __slots__ = (
+        "admission", "draw", "excluded", "late_at", "ledger", "looked", "needs_process", "now", "query", "urgency",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Situation:
         draw: float,
         excluded: frozenset[InstanceId] = frozenset(),
         *,
+        late_at: frozenset[InstanceId] = frozenset(),
         needs_process: bool = False,
     ) -> None:
         self.query = query
@@ -65,7 +68,9 @@ class Situation:
         self.draw = draw
         """A random number in [0, 1) for policies that sample."""
         self.excluded = excluded
-        """Instances that have just failed this query."""
+        """Instances this query is not given to again: they have just failed it, or would be late."""
+        self.late_at = late_at
+        """Those of them where it waited until its turn would have come too late."""
         self.needs_process = needs_process
         """Whether only an instance with a process of its own may run it (SURFACE rule 15)."""
         self.urgency = urgency_of(query.requirements)

@@ -39,6 +39,9 @@ def refuse(situation: Situation, variants: Sequence[Variant] | None = None) -> R
     ready = [lane for v in able for lane in ledger.lanes_of(v.name) if situation.can_use(lane) and lane.is_ready]
     if ready:
         return _overloaded(situation, ready)
+    late = [lane for v in able for lane in ledger.lanes_of(v.name) if lane.id in situation.late_at and lane.is_ready]
+    if late:
+        return _outrun(situation, late[0])
     return _not_loaded(situation, able)
 
 
@@ -51,6 +54,17 @@ def _overloaded(situation: Situation, ready: list[Lane]) -> Refusal:
         f"at the present load the earliest answer ({name}) is predicted in {(at - now) * 1e3:.4g} ms; "
         f"{(query.deadline - now) * 1e3:.4g} ms are left",
         _bounded(late_s),
+    )
+
+
+def _outrun(situation: Situation, lane: Lane) -> Refusal:
+    """It was let in, and what ran before it took longer than was predicted then."""
+    left_s = situation.query.deadline - situation.now
+    return Refusal(
+        Code.DEADLINE_UNREACHABLE,
+        f"the work ahead of it at {lane.variant} took longer than predicted; "
+        f"the {left_s * 1e3:.4g} ms that are left are too few to run it",
+        _bounded(lane.free_at(situation.now) - situation.now),
     )
 
 

@@ -65,10 +65,11 @@ def select_traced(
     draw: float,
     excluded: frozenset[InstanceId] = frozenset(),
     *,
+    late_at: frozenset[InstanceId] = frozenset(),
     needs_process: bool = False,
 ) -> Selected:
     """As `select`, with candidates left unmade: what the query path uses."""
-    situation = Situation(query, admission, ledger, now, draw, excluded, needs_process=needs_process)
+    situation = Situation(query, admission, ledger, now, draw, excluded, late_at=late_at, needs_process=needs_process)
     if query.deadline <= now:
         return Selected(_too_late(situation), situation, None)
     if admission.refusal is not None:

@@ -198,6 +198,18 @@ def test_a_query_that_every_instance_has_refused_is_told_so_and_not_that_they_ar
     assert ticket.deaths == 0
 
 
+def test_a_query_that_the_work_before_it_made_late_is_shed_and_not_called_failed() -> None:
+    cluster = SimulatedCluster([ONE_AT_A_TIME], ["v"])
+    for n in range(8):
+        cluster.submit(id=f"q{n}", latency_ms=100)
+    cluster.slow["v"] = 3.0
+    cluster.run_for(1.0)
+    counted = Counter(cluster.ended.values())
+    assert set(counted) == {None, Code.DEADLINE_UNREACHABLE, Code.DEADLINE_PASSED}, (counted, cluster.texts)
+    shed = [cluster.texts[id] for id, code in cluster.ended.items() if code is Code.DEADLINE_UNREACHABLE]
+    assert all("took longer than predicted" in text for text in shed), shed
+
+
 @pytest.mark.parametrize("was_running", [False, True])
 @pytest.mark.parametrize("code", [Code.INVALID, Code.UNSUPPORTED, Code.INTERNAL])
 def test_what_a_worker_says_of_the_query_itself_is_final(code: Code, was_running: bool) -> None:
