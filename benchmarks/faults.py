@@ -9,7 +9,9 @@ of what one controller and all workers but one can do on this machine, callers i
 schedule and hardly any is sent twice, for an input that was running when something died is suspected for a while.
 Callers never retry, but where a controller is killed: there once, on the other one.
 
-An answer or error later than a second after its deadline counts as hung.
+An answer or error later than a second after its deadline counts as hung. Below the table stands every promise that was
+broken (`Result.broken`): a query that failed where none may, a caller who hung, a part whose loss no controller told.
+Exit status 1 when there is one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +37,6 @@ WORKERS = 3
 SETTINGS = {"INFAAS_CONTROLLER__MIN_REPLICAS": str(WORKERS)}
 CALLERS = 24
 CALIBRATION_S = 2.0
-MOST_ROWS = 256
 PREPARED = 2_000
 
 
@@ -76,13 +79,22 @@ def make_ready(cluster: Cluster, fault: faults.Fault) -> None:
     cluster.wait_spread(list(cluster.places()), WORKERS, isolation)
 
 
+def most_rows(cluster: Cluster) -> int:
+    """That every variant of the model takes in one batch."""
+    with cluster.client() as client:
+        return min(
+            one.max_batch_size for one in client.variants(model=MODEL) if one.is_current and one.state == "READY"
+        )
+
+
 async def sized(cluster: Cluster, rate: float, share: float) -> tuple[int, float]:
-    """Rows per query, and the capacity for such queries."""
+    """Rows per query, and the capacity for such queries. As many as the variants take at most: on a machine that is fast
+    for that rate, the load is then less than was asked for."""
     wanted = rate / share
     rows, found = 1, await capacity(cluster, 1)
     if found < wanted:
         raise SystemExit(f"this machine does {found:.0f} queries/s; {rate:.0f}/s would be {rate / found:.0%} load")
-    too_many = MOST_ROWS
+    too_many = most_rows(cluster) + 1
     while too_many - rows > max(1, rows // 8):
         more = min(rows * 2, (rows + too_many) // 2)
         at_more = await capacity(cluster, more)
@@ -113,14 +125,36 @@ def as_json(result: faults.Result) -> dict[str, object]:
         "failed": dict(outcome.failed),
         "retried": outcome.retried,
         "hung": outcome.hung,
-        "p99_s": outcome.percentile_s(0.99),
+        "p99_s": outcome.percentile_s(0.99) if len(outcome.shots) > outcome.failed.total() else None,
         "worst_beyond_deadline_s": outcome.worst_beyond_deadline_s(),
         "served_after_s": result.served_after_s,
         "whole_after_s": result.whole_after_s,
+        "broken": result.broken(),
     }
 
 
-def table(cluster: Cluster, options: argparse.Namespace, has_small_disk: bool) -> list[faults.Result]:
+def chosen(only: str | None) -> list[faults.Fault]:
+    """Those with one of the words in their names. Raises SystemExit for a word that none has."""
+    words = [word.strip().lower() for word in (only or "").split(",") if word.strip()]
+    for word in words:
+        if not any(word in fault.name.lower() for fault in faults.FAULTS):
+            known = "; ".join(fault.name for fault in faults.FAULTS)
+            raise SystemExit(f"no fault has {word!r} in its name; there are {known}")
+    return [fault for fault in faults.FAULTS if not words or any(word in fault.name.lower() for word in words)]
+
+
+def not_run(fault: faults.Fault, database_url: str | None, has_small_disk: bool) -> str | None:
+    """Why it cannot be done here."""
+    if fault in (faults.CATALOGUE_FULL, faults.CATALOGUE_LOCKED) and database_url:
+        return "it is about an SQLite catalogue"
+    if fault is faults.CATALOGUE_FULL and not has_small_disk:
+        return "no small file system can be mounted here"
+    return None
+
+
+def table(
+    cluster: Cluster, options: argparse.Namespace, wanted: Sequence[faults.Fault], has_small_disk: bool
+) -> Iterator[faults.Result]:
     rows, found = asyncio.run(capacity_of_the_rest(cluster, options.rate, options.load))
     print(
         f"{options.rate:.0f} queries/s of {rows} rows each = {options.rate / found:.0%} of the {found:.0f}/s "
@@ -128,24 +162,19 @@ def table(cluster: Cluster, options: argparse.Namespace, has_small_disk: bool) -
     )
     print("| lost | queries | failed | retried | hung | p99 | slowest beyond deadline | failures ended | whole again |")
     print("|--|--|--|--|--|--|--|--|--|", flush=True)
-    results = []
-    for fault in faults.FAULTS:
-        if options.only and not any(word.lower() in fault.name.lower() for word in options.only.split(",")):
-            continue
-        if fault in (faults.CATALOGUE_FULL, faults.CATALOGUE_LOCKED) and options.database_url:
-            continue
-        if fault is faults.CATALOGUE_FULL and not has_small_disk:
-            print(f"| {fault.name} | not run: no small file system can be mounted here |")
+    for fault in wanted:
+        if why := not_run(fault, options.database_url, has_small_disk):
+            print(f"| {fault.name} | not run: {why} |", flush=True)
             continue
         queries = prepared(rows, options.deadline)
         make_ready(cluster, fault)
         enduring = faults.endure(cluster, fault, queries, rate=options.rate, deadline_s=options.deadline)
-        results.append(asyncio.run(enduring))
-        print(row(results[-1]), flush=True)
-    return results
+        result = asyncio.run(enduring)
+        print(row(result), flush=True)
+        yield result
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0)
     parser.add_argument("--load", type=float, default=0.6)
@@ -153,17 +182,23 @@ def main() -> None:
     parser.add_argument("--only", help="words of the faults to run, separated by commas")
     parser.add_argument("--database-url", help="another catalogue than SQLite")
     parser.add_argument("--json", type=Path, help="write the results there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    wanted = chosen(options.only)
+    results: list[faults.Result] = []
     with tempfile.TemporaryDirectory(prefix="infaas-") as folder:
         cluster = Cluster(
             Path(folder), controllers=2, workers=WORKERS, database_url=options.database_url, settings=SETTINGS
         )
         with faults.small_disk(cluster.catalogue) as has_small_disk, cluster.running():
             cluster.register(MODEL)
-            results = table(cluster, options, has_small_disk)
-    if options.json:
-        options.json.write_text(json.dumps([as_json(result) for result in results], indent=2))
+            for result in table(cluster, options, wanted, has_small_disk):
+                results.append(result)
+                if options.json:  # each time: one that the cluster does not survive leaves those before it
+                    options.json.write_text(json.dumps([as_json(one) for one in results], indent=2) + "\n")
+    broken = [f"broken: {result.fault.name}: {what}" for result in results for what in result.broken()]
+    print("\n".join(broken) if broken else f"{len(results)} faults borne as promised")
+    return 1 if broken or not results else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

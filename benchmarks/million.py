@@ -48,11 +48,13 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass
 class Report:
+    wanted: int = 0
     queries: int = 0
     """Answered, and checked."""
     rows: int = 0
     seconds: float = 0.0
     taken_back: int = 0
+    """On their way, without an answer that was read; on top of the others."""
     lost: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     mixed_up: list[str] = field(default_factory=list)
@@ -66,9 +68,8 @@ class Report:
 
     @property
     def is_whole(self) -> bool:
-        return not (self.lost or self.refused or self.mixed_up or self.twice or self.unasked or self.held) and (
-            self.queries <= self.served <= self.queries + self.taken_back
-        )
+        wrong = self.lost or self.refused or self.mixed_up or self.twice or self.unasked or self.held
+        return not wrong and self.wanted == self.queries <= self.served <= self.queries + self.taken_back
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Million:
         self._next = 0
         self._answers: dict[int, int] = {}
         """How many answers each query got that has one."""
-        self.report = Report()
+        self.report = Report(wanted=queries)
 
     async def run(self, *, is_quiet: bool) -> Report:
         over_grpc = int(self._queries * GRPC_SHARE)

@@ -281,11 +281,12 @@ def _sample(process: psutil.Process) -> Sample:
 
 
 def programs(state_dir: Path) -> dict[str, psutil.Process]:
+    """Every one, Redis and the generator too. One that is started again meanwhile ends the soak: it is another process."""
     record = read_up(state_dir)
     if record is None:
         raise SystemExit(f"nothing is up in {state_dir}")
-    wanted = ("controller", "worker")
-    return {one.name: psutil.Process(one.pid) for one in record.programs if one.name.startswith(wanted)}
+    supervisor = {"supervisor": psutil.Process(record.pid)}
+    return supervisor | {one.name: psutil.Process(one.pid) for one in record.programs}
 
 
 def grown(before: dict[str, Sample], after: dict[str, Sample]) -> list[str]:

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infaas.testing.cluster import Cluster, wait_for
-from infaas.testing.load import Load, Outcome, arrivals
+from infaas.testing.load import OK, Load, Outcome, arrivals
 
 SLOW_S = 1.5
 DISK_BYTES = 64 * 2**20
+LATE_CODES = frozenset({"deadline-passed", "deadline-unreachable", "no-worker", "saturated"})
+"""How queries may end while a part stands still that holds them."""
 Inject = Callable[[Cluster], AbstractContextManager[None]]
 
 
@@ -57,6 +59,21 @@ class Result:
         """From the fault until the last query that failed was due; 0: none failed."""
         last = self.outcome.last_failure_s()
         return 0.0 if last is None else max(0.0, last - self.began_s)
+
+    def broken(self) -> list[str]:
+        """Every promise that was not kept, in words; empty: the fault was borne."""
+        failed = dict(sorted(self.outcome.failed.items()))
+        found = []
+        if self.outcome.hung:
+            found.append(f"{self.outcome.hung} callers waited more than a second past their deadline")
+        if self.fault.may_fail:
+            failed = {code: count for code, count in failed.items() if code not in LATE_CODES}
+        found.extend(f"{count} queries ended as {code}" for code, count in failed.items())
+        if not self.outcome.shots or self.outcome.shots[-1].code != OK:
+            found.append("the last query was not answered")
+        if self.fault.shows and not self.was_shown:
+            found.append(f"no controller said that the {self.fault.shows} was away")
+        return found
 
 
 @contextmanager
@@ -231,12 +248,12 @@ REDIS_KILLED = Fault("Redis killed", redis_killed, 30.0, shows="store")
 REDIS_EMPTIED = Fault("Redis killed, comes back empty", _of(redis_killed, is_emptied=True), 8.0, shows="store")
 REDIS_FLUSHED = Fault("Redis: FLUSHALL", redis_flushed, 5.0)
 REDIS_SLOW = Fault("Redis slow: 3 s a round trip", redis_slow, 15.0, shows="store")
-REDIS_STALLED = Fault("Redis stopped (SIGSTOP)", redis_stalled, 10.0, shows="store")
+REDIS_STALLED = Fault("Redis stopped (SIGSTOP)", redis_stalled, 12.0, shows="store")
 REDIS_READ_ONLY = Fault("Redis read-only", redis_read_only, 12.0, shows="store")
 REDIS_FULL = Fault("Redis full", redis_full, 12.0, shows="store")
-REDIS_LOCKED_OUT = Fault("Redis: password changed", redis_locked_out, 10.0, shows="store")
+REDIS_LOCKED_OUT = Fault("Redis: password changed", redis_locked_out, 12.0, shows="store")
 CATALOGUE_LOCKED = Fault("catalogue locked", catalogue_locked, 12.0, shows="catalogue")
-CATALOGUE_FULL = Fault("catalogue: disk full", catalogue_full, 8.0, shows="catalogue")
+CATALOGUE_FULL = Fault("catalogue: disk full", catalogue_full, 12.0, shows="catalogue")
 FAULTS = (
     WORKER_KILLED, WORKER_STOPPED, CONTROLLER_KILLED, GENERATOR_KILLED, REDIS_KILLED, REDIS_EMPTIED, REDIS_FLUSHED,
     REDIS_SLOW, REDIS_STALLED, REDIS_READ_ONLY, REDIS_FULL, REDIS_LOCKED_OUT, CATALOGUE_LOCKED, CATALOGUE_FULL,

@@ -28,12 +28,6 @@ IMPATIENT_S = 2.0
 LASTS_S = {
     faults.REDIS_KILLED: 8.0,
     faults.REDIS_SLOW: 12.0,
-    faults.REDIS_READ_ONLY: 12.0,
-    faults.REDIS_FULL: 12.0,
-    faults.REDIS_STALLED: 12.0,
-    faults.REDIS_LOCKED_OUT: 12.0,
-    faults.CATALOGUE_LOCKED: 12.0,
-    faults.CATALOGUE_FULL: 12.0,
 }
 """Long enough for a controller to notice and say it."""
 
@@ -99,23 +93,17 @@ def suffer(cluster: Cluster, fault: Fault, deadline_s: float = DEADLINE_S) -> Re
     ids=lambda fault: fault.name,
 )
 def test_no_query_fails_and_all_is_whole_again_by_itself(cluster: Cluster, fault: Fault) -> None:
-    result = suffer(cluster, fault)
-    assert not result.outcome.failed
-    assert result.was_shown or not fault.shows, "a controller says which part is lost"
+    assert suffer(cluster, fault).broken() == []
 
 
 def test_a_full_disk_under_the_catalogue_costs_no_query(cluster: Cluster, has_small_disk: dict[str, bool]) -> None:
     if not has_small_disk["is_mounted"]:
         pytest.skip("this user may not mount a small file system")
-    result = suffer(cluster, faults.CATALOGUE_FULL)
-    assert not result.outcome.failed
-    assert result.was_shown
+    assert suffer(cluster, faults.CATALOGUE_FULL).broken() == []
 
 
 def test_a_worker_that_stands_still_holds_no_query_past_its_deadline(cluster: Cluster) -> None:
-    result = suffer(cluster, faults.WORKER_STOPPED, IMPATIENT_S)
-    assert set(result.outcome.failed) <= {"deadline-passed", "deadline-unreachable", "no-worker", "saturated"}
-    assert result.outcome.shots[-1].code == "ok"
+    assert suffer(cluster, faults.WORKER_STOPPED, IMPATIENT_S).broken() == []
 
 
 def test_an_isolated_instance_that_is_killed_costs_no_query(cluster: Cluster) -> None:
@@ -123,4 +111,4 @@ def test_an_isolated_instance_that_is_killed_costs_no_query(cluster: Cluster) ->
     cluster.isolate(MODEL, "process")
     assert not suffer(cluster, faults.GENERATOR_KILLED).outcome.failed, "loads it, too"
     assert any(cluster.places("process").values())
-    assert not suffer(cluster, faults.INSTANCE_KILLED).outcome.failed
+    assert suffer(cluster, faults.INSTANCE_KILLED).broken() == []
