@@ -32,6 +32,7 @@ from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
 from infaas_variant_generator.hardware import recipe_features
 from infaas_variant_generator.measuring import BuildSettings
+from infaas_variant_generator.pace import HostPace
 from infaas_variant_generator.publish import WHOLE, LeaseLostError, Publisher, result_key
 from infaas_variant_generator.remeasure import Profiling
 
@@ -65,6 +66,7 @@ class Generator:
         self._host = host or socket.gethostname()
         self._cores = tuple(sorted(cores or machine.allowed_cores()))
         self.id = fresh_id("g")
+        self._pace = HostPace(self._clock)
         self._wake = asyncio.Event()
         self._building: tuple[str, asyncio.Task[object]] | None = None
         self._not_before: dict[str, float] = {}
@@ -176,6 +178,7 @@ class Generator:
             accuracy_tolerance=self._settings.generator.accuracy_tolerance,
             child_memory_bytes=max(machine.usable_memory_bytes(), MIN_ADDRESS_SPACE),
             work_dir=work_dir,
+            pace=self._pace,
             triton_url=self._settings.worker.triton_url,
         )
 

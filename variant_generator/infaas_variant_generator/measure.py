@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,15 +20,16 @@ from typing import Any
 import numpy as np
 
 from infaas.clock import iso
-from infaas.errors import InvalidError
 from infaas.runtimes.onnxruntime_options import open_session
 from infaas_variant_generator import rounds
 from infaas_variant_generator.arrays import load_rows
 from infaas_variant_generator.child import Channel, serve
 from infaas_variant_generator.fit import Measurement, Samples, fit_profile
 from infaas_variant_generator.memory import Memory
+from infaas_variant_generator.pace import reference_s, slowest_s
 from infaas_variant_generator.plan import LONG_BATCH_RUN_S, MIN_SPLIT_RUN_S, batch_limit_reason, why_not_split
 from infaas_variant_generator.requests import Measured, MeasureRequest
+from infaas_variant_generator.round_log import Round, RoundLog
 from infaas_variant_generator.runner import Runner
 
 SLICE_S = 0.25
@@ -48,6 +48,7 @@ class Profiler:
         self._request = request
         self._channel = channel
         self._notes: list[str] = []
+        self._best_reference_s = request.best_reference_s
         self._lent: tuple[int, ...] = ()
         self._places: dict[int, int] = {}
         """Of the threads of ONNX Runtime's pools: which of the lent cores each has."""
@@ -87,7 +88,7 @@ class Profiler:
             measured_at=iso(time.time()),
             host=request.host,
         )
-        return Measured(None, profile, batches[-1], tuple(self._notes))
+        return Measured(None, profile, batches[-1], tuple(self._notes), self._best_reference_s)
 
     # cores
 
@@ -201,33 +202,44 @@ class Profiler:
 
     def _rounds(self, runner: Runner, batches: tuple[int, ...]) -> tuple[Samples, dict[int, rounds.Tally]]:
         budget_s = self._request.budget_s
-        tallies = {batch: rounds.Tally() for batch in batches}
         usual = dict.fromkeys(batches, 0.0)
-        log: list[_Round] = []
-        smallest: list[tuple[float, float]] = []
-        """When, and the median: what tells whether the picture is steady where threads wait for each other."""
+        log = RoundLog(batches, self._request.best_reference_s)
         is_steady = self._request.threads == 1
         with _without_garbage_collection():
-            while not rounds.is_enough(tallies, budget_s, is_steady=is_steady):
-                expected_s = 1.5 * usual[rounds.next_batch(tallies)]
+            while not rounds.is_enough(log.tallies, budget_s, is_steady=is_steady):
+                expected_s = 1.5 * usual[rounds.next_batch(log.tallies)]
                 with self._slice(expected_s):
                     until = time.perf_counter() + SLICE_S
-                    while time.perf_counter() < until and not rounds.is_enough(tallies, budget_s, is_steady=is_steady):
-                        batch = rounds.next_batch(tallies)
-                        if log and usual[batch] > until - time.perf_counter() and usual[batch] < SLICE_S:
+                    reference = self._reference_s()
+                    while time.perf_counter() < until and not rounds.is_enough(
+                        log.tallies, budget_s, is_steady=is_steady
+                    ):
+                        batch = rounds.next_batch(log.tallies)
+                        if log.rounds and usual[batch] > until - time.perf_counter() and usual[batch] < SLICE_S:
                             break
                         runs_s, own_s = self._round(runner, batch, usual[batch])
                         absent_s = sum(runs_s) - sum(own_s) if self._request.threads == 1 else None
-                        spoiled = rounds.why_spoiled(runs_s, usual[batch], absent_s) is not None
-                        tallies[batch] = rounds.with_round(tallies[batch], runs_s, is_spoiled=spoiled)
+                        is_spoiled = rounds.why_spoiled(runs_s, usual[batch], absent_s) is not None
                         usual[batch] = min(median(runs_s), usual[batch] or median(runs_s))
-                        log.append(_Round(batch, spoiled, runs_s, own_s))
-                        if batch == batches[0] and not spoiled:
-                            smallest.append((time.perf_counter(), median(runs_s)))
-                is_steady = is_steady or rounds.are_steady(smallest)
-                fraction = rounds.progress(tallies, budget_s, is_steady=is_steady)
+                        before, reference = reference, self._reference_s()
+                        log.add(Round(batch, is_spoiled, time.perf_counter(), max(before, reference), runs_s, own_s))
+                is_steady = is_steady or rounds.are_steady(log.medians(batches[0]))
+                fraction = rounds.progress(log.tallies, budget_s, is_steady=is_steady)
                 self._channel.send("progress", fraction=fraction)
-        return _as_samples(log), tallies
+        self._best_reference_s = log.best_reference_s
+        if slow := log.slow_rounds():
+            self._note(f"the host ran slower than it can in {slow} of {len(log.rounds)} rounds")
+        return log.samples(), log.tallies
+
+    def _reference_s(self) -> float:
+        """The longest among the cores at hand; the measuring thread goes back to its own."""
+        if not self._places:
+            return reference_s()
+        try:
+            return slowest_s(self._lent)
+        except OSError as error:
+            self._note(f"could not be moved between cores {list(self._lent)}: {error.strerror}")
+            return reference_s()
 
     def _round(self, runner: Runner, batch: int, usual_s: float) -> tuple[list[float], list[float]]:
         """One burst: each run's time, and for how much of it the measuring thread was running (infinite where it
@@ -252,32 +264,11 @@ class Profiler:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    batch: int
-    is_spoiled: bool
-    runs_s: list[float]
-    own_s: list[float]
-
-
 def _typical_s(runner: Runner, batch: int) -> float:
     """The lowest median of a few bursts."""
     runner.run(batch)
     count = rounds.round_runs(runner.timed(batch))
     return min(median(runner.timed(batch) for _ in range(count)) for _ in range(SPLIT_BURSTS))
-
-
-def _as_samples(log: list[_Round]) -> Samples:
-    if not log:
-        raise InvalidError("nothing was measured")
-    counts = [len(entry.runs_s) for entry in log]
-    return Samples(
-        batch=np.repeat(np.array([entry.batch for entry in log], dtype=np.int64), counts),
-        round=np.repeat(np.arange(len(log), dtype=np.int64), counts),
-        seconds=np.array([value for entry in log for value in entry.runs_s], dtype=np.float64),
-        is_spoiled=np.repeat(np.array([entry.is_spoiled for entry in log], dtype=np.bool_), counts),
-        own_seconds=np.array([value for entry in log for value in entry.own_s], dtype=np.float64),
-    )
 
 
 def _drop_from_cache(path: str) -> None:

@@ -14,6 +14,7 @@ from infaas_variant_generator.attaching import measure_attached
 from infaas_variant_generator.children import ChildLimits, Event, run_child
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
+from infaas_variant_generator.pace import HostPace
 from infaas_variant_generator.publish import Publisher
 from infaas_variant_generator.requests import Measured, MeasureRequest
 
@@ -34,6 +35,7 @@ class BuildSettings:
     """Of address space; a bound against runaways, not what variants are planned for."""
     work_dir: Path
     """Empty, for this build alone."""
+    pace: HostPace
     triton_url: str | None = None
     """Where attached models are measured; None: on the server that each was attached from."""
 
@@ -108,11 +110,14 @@ async def measure(
         hardware_memory_bytes=settings.hardware.memory_bytes,
         host=settings.host,
         is_wanted=subject.is_wanted,
+        best_reference_s=settings.pace.best_s(),
     )
     cpu_s = 600 + int(order.profile_budget_s * MEASURE_CPU_FACTOR * subject.threads)
+    limits = replace(settings.limits(), cpu_s=cpu_s)
     try:
-        return await run_child(
-            "infaas_variant_generator.measure", request, Measured, on_event, replace(settings.limits(), cpu_s=cpu_s)
-        )
+        measured = await run_child("infaas_variant_generator.measure", request, Measured, on_event, limits)
+        if measured.best_reference_s is not None:
+            settings.pace.note(measured.best_reference_s)
+        return measured
     finally:
         await broker.give()
