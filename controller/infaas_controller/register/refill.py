@@ -5,8 +5,6 @@ Level-triggered: what should be is compared with what is, so a crash anywhere is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from infaas.clock import Clock
 from infaas.domain.ids import VariantName
 from infaas.settings import Settings
@@ -39,9 +37,10 @@ class Refill:
         """Compare at the next step, whatever was published before."""
         self._published = None
 
-    async def step(self, reading: Reading, lease: Callable[[], Lease | None] | None) -> None:
-        """Write what differs, fenced by the leadership that `lease` gives, and unload what is no longer wanted.
+    async def step(self, reading: Reading, lease: Lease | None) -> None:
+        """Write what differs and unload what is no longer wanted. None: nobody else could be leading.
 
+        Every write carries the fence of the leadership that the reading was made under, whatever became of it since.
         Raises UnavailableError, or PreconditionError when the leadership was lost.
         """
         state = (reading.revision, await self._store.epoch())
@@ -53,15 +52,14 @@ class Refill:
             self._compare_at = now + self._compare_every_s
         self._unload(reading.unwanted)
 
-    async def _publish(self, reading: Reading, lease: Callable[[], Lease | None] | None) -> None:
+    async def _publish(self, reading: Reading, lease: Lease | None) -> None:
         desired = desired_records(reading.registered, self._settings)
         snapshot = await self._store.list((*PUBLISHED, *ANSWERS))
-        held = lease() if lease is not None else None
         for write in plan_writes(desired, snapshot.records):
             if write.value is None:
-                await self._store.delete(write.kind, write.key, lease=held)
+                await self._store.delete(write.kind, write.key, lease=lease)
             else:
-                await self._store.put(write.kind, write.key, write.value, lease=held)
+                await self._store.put(write.kind, write.key, write.value, lease=lease)
 
     def _unload(self, unwanted: frozenset[VariantName]) -> None:
         view = self._service.view

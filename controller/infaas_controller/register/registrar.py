@@ -331,9 +331,10 @@ class Registrar:
 
     async def step_refill(self) -> None:
         """One turn of `run_refill`. Raises UnavailableError, or PreconditionError when the leadership was lost."""
-        if not self._is_leading():
+        lease = None if self._lease is None else self._lease()
+        if lease is None and self._lease is not None:
             return
-        await self._refill.step(await self._reader.read(), self._lease)
+        await self._refill.step(await self._reader.read(), lease)
 
     # Helpers
 

@@ -253,3 +253,19 @@ async def test_a_deposed_leader_writes_nothing(house: House, register: Register)
     house.registrar._lease = lambda: held
     await house.registrar.step_refill()
     assert await house.record(Kind.BUILD, "net@1") is not None
+
+
+async def test_a_leadership_that_is_lost_in_the_middle_of_a_step_writes_nothing(
+    house: House, register: Register
+) -> None:
+    """The lease was valid when the step began; by the time of its writes, somebody else has it."""
+    await register()
+    lease = await house.store.acquire("controller", "deposed", 60.0)
+    assert lease is not None
+    held: list[Lease] = [lease]
+    house.registrar._lease = lambda: held.pop() if held else None
+    await house.store.release(lease)
+    assert await house.store.acquire("controller", "next", 60.0) is not None
+    with pytest.raises(PreconditionError):
+        await house.registrar.step_refill()
+    assert (await house.store.list((Kind.TASK, Kind.BUILD))).records == ()
