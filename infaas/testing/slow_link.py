@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from pathlib import Path
 
 _CHUNK = 65536
@@ -24,6 +25,9 @@ class SlowLink:
         self._thread = threading.Thread(target=self._loop.run_forever, name="slow-link", daemon=True)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        """The loop keeps each until its socket is closed."""
+        self._is_stopping = False
 
     def start(self) -> None:
         self._thread.start()
@@ -39,22 +43,36 @@ class SlowLink:
         self._server = await asyncio.start_unix_server(self._accept, self._near)
 
     async def _close(self) -> None:
+        """Returns with every socket closed: nothing would close what is left when the loop is."""
         assert self._server is not None
+        self._is_stopping = True
         self._server.close()
-        for task in self._open:
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        while self._open:
+            for task in self._open:
+                task.cancel()
+            await asyncio.wait(self._open)
+        for transport in list(self._transports):
+            transport.abort()  # whatever it still had to send
+        await asyncio.sleep(0)  # the loop closes an aborted socket in its next turn
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
+        self._transports.add(writer.transport)
         try:
-            far_reader, far_writer = await asyncio.open_unix_connection(self._far)
+            if not self._is_stopping:
+                await self._forward(reader, writer)
         except OSError:
-            writer.close()  # what a refused connection looks like from behind a proxy
+            return  # what a refused connection looks like from behind a proxy
+        finally:
+            writer.close()
             self._open.discard(task)
-            return
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Raises OSError when nobody listens on the far side."""
+        far_reader, far_writer = await asyncio.open_unix_connection(self._far)
+        self._transports.add(far_writer.transport)
         ways = [
             asyncio.create_task(self._carry(reader, far_writer), name="slow-link-there"),
             asyncio.create_task(self._carry(far_reader, writer), name="slow-link-back"),
@@ -62,12 +80,10 @@ class SlowLink:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            far_writer.close()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            for end in (writer, far_writer):
-                end.close()
-            self._open.discard(task)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):  # one side left: the other is told by closing
