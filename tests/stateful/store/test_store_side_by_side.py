@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,147 +29,153 @@ HOLDERS = st.sampled_from(["h1", "h2"])
 SHORT_S = 0.02
 
 
-def make_machine(url: str, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStateMachine]:
-    class SideBySide(RuleBasedStateMachine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.clock = ManualClock()
-            self.stores: tuple[MetadataStore, MetadataStore] = (
-                RedisStore(url, f"t{secrets.token_hex(6)}"),
-                MemoryStore(self.clock),
-            )
-            self.leases: list[tuple[Lease, Lease]] = []
-            self.lost_cursors: list[list[tuple[str, str]]] = []
-            self.start()
+class SideBySide(RuleBasedStateMachine):
+    """`on` says which server and which loop."""
 
-        def start(self) -> None:
-            snapshots = [self.wait(store.list(list(Kind))) for store in self.stores]
-            self.origins = [(snapshot.cursor, snapshot.epoch) for snapshot in snapshots]
-            self.expected_changes = 0
+    url: ClassVar[str]
+    loop: ClassVar[asyncio.AbstractEventLoop]
 
-        def wait(self, awaitable: Awaitable[T]) -> T:
-            async def bounded() -> T:
-                async with asyncio.timeout(30):
-                    return await awaitable
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.stores: tuple[MetadataStore, MetadataStore] = (
+            RedisStore(self.url, f"t{secrets.token_hex(6)}"),
+            MemoryStore(self.clock),
+        )
+        self.leases: list[tuple[Lease, Lease]] = []
+        self.lost_cursors: list[list[tuple[str, str]]] = []
+        self.start()
 
-            return loop.run_until_complete(bounded())
+    def start(self) -> None:
+        snapshots = [self.wait(store.list(list(Kind))) for store in self.stores]
+        self.origins = [(snapshot.cursor, snapshot.epoch) for snapshot in snapshots]
+        self.expected_changes = 0
 
-        def both(self, operation: Callable[[MetadataStore, int], Awaitable[Any]]) -> Any:
-            """Do it on both; both must give the same, or refuse with the same words."""
-            answers = [self.wait(answer(operation(store, side))) for side, store in enumerate(self.stores)]
-            assert answers[0] == answers[1]
-            return answers[0]
+    def wait(self, awaitable: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(30):
+                return await awaitable
 
-        def lease_of(self, index: int | None) -> tuple[Lease | None, Lease | None]:
-            return (None, None) if index is None or not self.leases else self.leases[index % len(self.leases)]
+        return self.loop.run_until_complete(bounded())
 
-        @rule(kind=KINDS, key=NAMES, value=VALUES, expect=EXPECTED, lease=st.none() | st.integers(0, 9))
-        def put(self, kind: Kind, key: str, value: bytes, expect: int | None, lease: int | None) -> None:
-            held = self.lease_of(lease)
-            self.both(lambda store, side: store.put(kind, key, value, expect=expect, lease=held[side]))
+    def both(self, operation: Callable[[MetadataStore, int], Awaitable[Any]]) -> Any:
+        """Do it on both; both must give the same, or refuse with the same words."""
+        answers = [self.wait(answer(operation(store, side))) for side, store in enumerate(self.stores)]
+        assert answers[0] == answers[1]
+        return answers[0]
 
-        @rule(kind=KINDS, key=NAMES, value=VALUES)
-        def put_for_long(self, kind: Kind, key: str, value: bytes) -> None:
-            self.both(lambda store, _: store.put(kind, key, value, ttl_s=3600))
+    def lease_of(self, index: int | None) -> tuple[Lease | None, Lease | None]:
+        return (None, None) if index is None or not self.leases else self.leases[index % len(self.leases)]
 
-        @rule(kind=KINDS, key=NAMES, value=VALUES)
-        def put_and_let_expire(self, kind: Kind, key: str, value: bytes) -> None:
-            self.both(lambda store, _: store.put(kind, key, value, ttl_s=SHORT_S))
+    @rule(kind=KINDS, key=NAMES, value=VALUES, expect=EXPECTED, lease=st.none() | st.integers(0, 9))
+    def put(self, kind: Kind, key: str, value: bytes, expect: int | None, lease: int | None) -> None:
+        held = self.lease_of(lease)
+        self.both(lambda store, side: store.put(kind, key, value, expect=expect, lease=held[side]))
+
+    @rule(kind=KINDS, key=NAMES, value=VALUES)
+    def put_for_long(self, kind: Kind, key: str, value: bytes) -> None:
+        self.both(lambda store, _: store.put(kind, key, value, ttl_s=3600))
+
+    @rule(kind=KINDS, key=NAMES, value=VALUES)
+    def put_and_let_expire(self, kind: Kind, key: str, value: bytes) -> None:
+        self.both(lambda store, _: store.put(kind, key, value, ttl_s=SHORT_S))
+        self.let_pass()
+
+    @rule(kind=KINDS, key=NAMES)
+    def touch_and_let_expire(self, kind: Kind, key: str) -> None:
+        self.both(lambda store, _: store.touch(kind, key, ttl_s=SHORT_S))
+        self.let_pass()
+
+    @rule(kind=KINDS, key=NAMES)
+    def touch_for_long(self, kind: Kind, key: str) -> None:
+        self.both(lambda store, _: store.touch(kind, key, ttl_s=3600))
+
+    @rule(kind=KINDS, key=NAMES, expect=EXPECTED, lease=st.none() | st.integers(0, 9))
+    def delete(self, kind: Kind, key: str, expect: int | None, lease: int | None) -> None:
+        held = self.lease_of(lease)
+        self.both(lambda store, side: store.delete(kind, key, expect=expect, lease=held[side]))
+
+    @rule(name=LEASES, holder=HOLDERS, ttl_s=st.sampled_from([SHORT_S, 3600.0]))
+    def acquire(self, name: str, holder: str, ttl_s: float) -> None:
+        first, second = (self.wait(store.acquire(name, holder, ttl_s)) for store in self.stores)
+        assert (first is None) == (second is None)
+        if first is not None and second is not None:
+            self.leases.append((first, second))
+        if ttl_s == SHORT_S:
             self.let_pass()
 
-        @rule(kind=KINDS, key=NAMES)
-        def touch_and_let_expire(self, kind: Kind, key: str) -> None:
-            self.both(lambda store, _: store.touch(kind, key, ttl_s=SHORT_S))
-            self.let_pass()
+    @rule(index=st.integers(0, 9))
+    def renew(self, index: int) -> None:
+        held = self.lease_of(index)
+        if held[0] is None or held[0].ttl_s == SHORT_S:
+            return
+        self.both(lambda store, side: store.renew(held[side]))  # type: ignore[arg-type]
 
-        @rule(kind=KINDS, key=NAMES)
-        def touch_for_long(self, kind: Kind, key: str) -> None:
-            self.both(lambda store, _: store.touch(kind, key, ttl_s=3600))
+    @rule(index=st.integers(0, 9))
+    def release(self, index: int) -> None:
+        held = self.lease_of(index)
+        if held[0] is not None:
+            self.both(lambda store, side: store.release(held[side]))  # type: ignore[arg-type]
 
-        @rule(kind=KINDS, key=NAMES, expect=EXPECTED, lease=st.none() | st.integers(0, 9))
-        def delete(self, kind: Kind, key: str, expect: int | None, lease: int | None) -> None:
-            held = self.lease_of(lease)
-            self.both(lambda store, side: store.delete(kind, key, expect=expect, lease=held[side]))
+    @rule()
+    def lose_everything(self) -> None:
+        redis, memory = self.stores
+        assert isinstance(redis, RedisStore)
+        assert isinstance(memory, MemoryStore)
+        self.wait(redis._redis.delete(*redis._keys))
+        memory.clear()
+        self.let_pass()  # fences start at the clock again, which has to have moved on
+        self.lost_cursors = [*self.lost_cursors, self.origins][-2:]
+        self.start()
 
-        @rule(name=LEASES, holder=HOLDERS, ttl_s=st.sampled_from([SHORT_S, 3600.0]))
-        def acquire(self, name: str, holder: str, ttl_s: float) -> None:
-            first, second = (self.wait(store.acquire(name, holder, ttl_s)) for store in self.stores)
-            assert (first is None) == (second is None)
-            if first is not None and second is not None:
-                self.leases.append((first, second))
-            if ttl_s == SHORT_S:
-                self.let_pass()
+    def let_pass(self) -> None:
+        self.wait(asyncio.sleep(2 * SHORT_S))
+        self.clock.advance(2 * SHORT_S)
 
-        @rule(index=st.integers(0, 9))
-        def renew(self, index: int) -> None:
-            held = self.lease_of(index)
-            if held[0] is None or held[0].ttl_s == SHORT_S:
-                return
-            self.both(lambda store, side: store.renew(held[side]))  # type: ignore[arg-type]
+    @invariant()
+    def records_agree(self) -> None:
+        self.both(lambda store, _: listed(store))
+        self.both(lambda store, _: store.holders())
+        self.both(lambda store, _: store.get(Kind.TASK, "a"))
 
-        @rule(index=st.integers(0, 9))
-        def release(self, index: int) -> None:
-            held = self.lease_of(index)
-            if held[0] is not None:
-                self.both(lambda store, side: store.release(held[side]))  # type: ignore[arg-type]
+    @invariant()
+    def streams_agree(self) -> None:
+        streams = [
+            self.wait(changes_since(store, *origin)) for store, origin in zip(self.stores, self.origins, strict=True)
+        ]
+        assert streams[0] == streams[1]
 
-        @rule()
-        def lose_everything(self) -> None:
-            redis, memory = self.stores
-            assert isinstance(redis, RedisStore)
-            assert isinstance(memory, MemoryStore)
-            self.wait(redis._redis.delete(*redis._keys))
-            memory.clear()
-            self.let_pass()  # fences start at the clock again, which has to have moved on
-            self.lost_cursors = [*self.lost_cursors, self.origins][-2:]
-            self.start()
+    @invariant()
+    def fences_only_grow(self) -> None:
+        for side in (0, 1):
+            last: dict[str, Lease] = {}
+            for pair in self.leases:
+                lease, before = pair[side], last.get(pair[side].name)
+                if before is not None:
+                    assert lease.fence > before.fence or (lease.fence, lease.holder) == (
+                        before.fence,
+                        before.holder,
+                    )
+                last[lease.name] = lease
 
-        def let_pass(self) -> None:
-            self.wait(asyncio.sleep(2 * SHORT_S))
-            self.clock.advance(2 * SHORT_S)
+    @invariant()
+    def what_was_lost_stays_lost(self) -> None:
+        for origins in self.lost_cursors:
+            for store, origin in zip(self.stores, origins, strict=True):
+                with pytest.raises(CursorLostError):
+                    self.wait(changes_since(store, *origin))
 
-        @invariant()
-        def records_agree(self) -> None:
-            self.both(lambda store, _: listed(store))
-            self.both(lambda store, _: store.holders())
-            self.both(lambda store, _: store.get(Kind.TASK, "a"))
+    def teardown(self) -> None:
+        redis = self.stores[0]
+        assert isinstance(redis, RedisStore)
+        self.wait(redis._redis.delete(*redis._keys))
+        for store in self.stores:
+            self.wait(store.close())
 
-        @invariant()
-        def streams_agree(self) -> None:
-            streams = [
-                self.wait(changes_since(store, *origin))
-                for store, origin in zip(self.stores, self.origins, strict=True)
-            ]
-            assert streams[0] == streams[1]
-
-        @invariant()
-        def fences_only_grow(self) -> None:
-            for side in (0, 1):
-                last: dict[str, Lease] = {}
-                for pair in self.leases:
-                    lease, before = pair[side], last.get(pair[side].name)
-                    if before is not None:
-                        assert lease.fence > before.fence or (lease.fence, lease.holder) == (
-                            before.fence,
-                            before.holder,
-                        )
-                    last[lease.name] = lease
-
-        @invariant()
-        def what_was_lost_stays_lost(self) -> None:
-            for origins in self.lost_cursors:
-                for store, origin in zip(self.stores, origins, strict=True):
-                    with pytest.raises(CursorLostError):
-                        self.wait(changes_since(store, *origin))
-
-        def teardown(self) -> None:
-            redis = self.stores[0]
-            assert isinstance(redis, RedisStore)
-            self.wait(redis._redis.delete(*redis._keys))
-            for store in self.stores:
-                self.wait(store.close())
-
-    return SideBySide
+    @classmethod
+    def on(cls, url: str, loop: asyncio.AbstractEventLoop) -> type[SideBySide]:
+        """The library makes the machines itself, from a class without arguments."""
+        return type(cls.__name__, (cls,), {"url": url, "loop": loop})
 
 
 async def answer(operation: Awaitable[Any]) -> Any:
@@ -202,7 +208,7 @@ def run(url: str, *, examples: int, steps: int) -> None:
     loop = asyncio.new_event_loop()
     try:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            make_machine(url, loop),
+            SideBySide.on(url, loop),
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=steps,
