@@ -13,7 +13,7 @@ from infaas.catalog.base import CatalogBase, note, take_name
 from infaas.catalog.records import ResultRow
 from infaas.catalog.tables import profiles, recipe_results, variants, versions
 from infaas.domain.build import BuildResult
-from infaas.domain.ids import Digest, VersionId
+from infaas.domain.ids import Digest, InstanceId, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Level
 from infaas.domain.variant import Isolation, Profile, Variant, VariantState
@@ -69,8 +69,18 @@ class MadeRecords(CatalogBase):
 
         return self._write(work)
 
-    def isolate_variant(self, name: str, isolation: Isolation, reason: str, *, at: float, actor: str) -> bool:
-        """Say where its instances run from now on; False when it is so already. Raises NotFoundError."""
+    def isolate_variant(
+        self,
+        name: str,
+        isolation: Isolation,
+        reason: str,
+        *,
+        at: float,
+        actor: str,
+        pardoned: tuple[InstanceId, ...] | None = None,
+    ) -> bool:
+        """Say where its instances run from now on, and whose deaths do not count any more (None: as before); False
+        when all of it is so already. Raises NotFoundError."""
 
         def work(connection: Connection) -> bool:
             where = variants.c.name == name
@@ -78,9 +88,10 @@ class MadeRecords(CatalogBase):
             if body is None:
                 raise NotFoundError(f"there is no variant {name!r}")
             known = decode(body, Variant)
-            if known.isolation is isolation:
+            dead = known.pardoned if pardoned is None else pardoned
+            if known.isolation is isolation and set(dead) <= set(known.pardoned):
                 return False
-            changed = replace(known, isolation=isolation, isolation_reason=reason)
+            changed = replace(known, isolation=isolation, isolation_reason=reason, pardoned=dead)
             connection.execute(sa.update(variants).where(where).values(body=encode(changed).decode()))
             note(connection, at, actor, "variant.isolate", name, {"isolation": isolation.value, "reason": reason})
             return True
@@ -137,7 +148,12 @@ def _insert_variant(connection: Connection, version: VersionId, variant: Variant
     known = connection.execute(query).first()
     if known is not None and known.version_id == version:
         before = decode(known.body, Variant)  # what its instances did is not undone by making it again
-        variant = replace(variant, isolation=before.isolation, isolation_reason=before.isolation_reason)
+        variant = replace(
+            variant,
+            isolation=before.isolation,
+            isolation_reason=before.isolation_reason,
+            pardoned=before.pardoned,
+        )
     else:
         asked = connection.scalar(sa.select(versions.c.isolation).where(versions.c.id == version))
         variant = replace(variant, isolation=Isolation(asked or variant.isolation))

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
 
-from infaas.domain.ids import Digest, ModelName, TaskName, VariantName
+from infaas.domain.ids import Digest, InstanceId, ModelName, TaskName, VariantName
 from infaas.domain.tensor import TensorSpec
 
 
@@ -157,6 +157,8 @@ class Variant:
     isolation: Isolation = Isolation.THREAD
     isolation_reason: str = ""
     """Why it is isolated, when nobody asked for it: what it did in a worker's process."""
+    pardoned: tuple[InstanceId, ...] = ()
+    """Instances that were known to have died when somebody said where it is to run: they say nothing against that."""
 
     @property
     def memory_bytes(self) -> int:

@@ -1,25 +1,41 @@
 """Which variants must have processes of their own from now on, by what their instances have done (SURFACE rule 15).
 
 Pure and level-triggered: a dead instance stays in its worker's report for a while, and whoever leads looks at the whole
-view each time, so that no message can be missed.
+view each time, so that no message can be missed. What a variant is told to be is the catalogue's to say: the view
+follows it with a delay, in which somebody's word would be undone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from infaas.domain.cluster import ClusterView
-from infaas.domain.ids import VariantName
-from infaas.domain.variant import Isolation
+from infaas.domain.ids import InstanceId, VariantName
+from infaas.domain.variant import Isolation, Variant
 
 
-def to_isolate(view: ClusterView) -> dict[VariantName, str]:
+def to_isolate(view: ClusterView, registered: Iterable[Variant]) -> dict[VariantName, str]:
     """Variants that still share their worker's process though an instance of theirs has crashed or hung, and why they
-    no longer should."""
+    no longer should. Deaths that were known when somebody had them share it do not count."""
+    variants = {variant.name: variant for variant in registered if variant.isolation is not Isolation.PROCESS}
     found: dict[VariantName, str] = {}
     for worker in sorted(view.workers.values(), key=lambda each: each.id):
         for instance in sorted(worker.instances.values(), key=lambda each: each.id):
-            variant = view.variants.get(instance.variant)
-            if instance.death is None or variant is None or variant.isolation is Isolation.PROCESS:
+            variant = variants.get(instance.variant)
+            if instance.death is None or variant is None or instance.id in variant.pardoned:
                 continue
             why = f"instance {instance.id} on {worker.id} {instance.death.value}: {instance.reason}"
             found.setdefault(variant.name, why)
     return found
+
+
+def known_deaths(view: ClusterView, variant: str) -> tuple[InstanceId, ...]:
+    """A variant's instances that ended as `to_isolate` counts."""
+    return tuple(
+        sorted(
+            instance.id
+            for worker in view.workers.values()
+            for instance in worker.instances.values()
+            if instance.variant == variant and instance.death is not None
+        )
+    )

@@ -25,7 +25,7 @@ from infaas.control import (
     VersionDocument,
 )
 from infaas.domain.task import Task
-from infaas.domain.variant import Isolation, VariantState
+from infaas.domain.variant import Isolation, Variant, VariantState
 from infaas.errors import ConflictError, InfaasError, NotFoundError
 from infaas.metrics import metric_names
 from infaas.observe.log import get_logger
@@ -40,7 +40,7 @@ from infaas_controller.register.documents import model_document, task_document, 
 from infaas_controller.register.frontier import dominated_by
 from infaas_controller.register.inspector import Inspector
 from infaas_controller.register.intake import Intake
-from infaas_controller.register.isolation import to_isolate
+from infaas_controller.register.isolation import known_deaths, to_isolate
 from infaas_controller.register.options import (
     RegistrationOptions,
     TaskChange,
@@ -261,10 +261,13 @@ class Registrar:
 
     async def isolate_variant(self, name: str, isolation: str, *, actor: str = "local") -> VariantDocument:
         """Say where its instances run from now on; those that are loaded stay where they are until they are loaded
-        again. Raises NotFoundError, InvalidError."""
+        again, and instances that have died by now do not speak against it. Raises NotFoundError, InvalidError."""
         raise_problems([problem] if (problem := isolation_problem(isolation)) else [])
         change, wanted = self._catalog.isolate_variant, Isolation(isolation)
-        await asyncio.to_thread(change, name, wanted, f"asked for by {actor}", at=self._clock.wall(), actor=actor)
+        dead = known_deaths(self._service.view, name)
+        await asyncio.to_thread(
+            change, name, wanted, f"asked for by {actor}", at=self._clock.wall(), actor=actor, pardoned=dead
+        )
         self._wake()
         return await self.describe_variant(name)
 
@@ -313,19 +316,18 @@ class Registrar:
             self._absorb_at = now + _COMPARE_EVERY_S
             if has_changed:
                 self._wake_refill.set()
-        await self._isolate_the_dead()
         registered = (await self._reader.read()).registered
+        await self._isolate_the_dead(registered.variants)
         tasks = [effective(task, self._settings) for task in registered.tasks]
         if await self._switcher.step(tasks, registered.models, registered.variants):
             self._wake_refill.set()
 
-    async def _isolate_the_dead(self) -> None:
-        """Variants whose instances died where they harm others get processes of their own from now on."""
-        for name, reason in to_isolate(self._service.view).items():
-            change = self._catalog.isolate_variant
-            if await asyncio.to_thread(
-                change, name, Isolation.PROCESS, reason, at=self._clock.wall(), actor="registrar"
-            ):
+    async def _isolate_the_dead(self, variants: Sequence[Variant]) -> None:
+        """Those whose instances died where they harm others get processes of their own from now on."""
+        change = self._catalog.isolate_variant
+        for name, reason in to_isolate(self._service.view, variants).items():
+            at = self._clock.wall()
+            if await asyncio.to_thread(change, name, Isolation.PROCESS, reason, at=at, actor="registrar"):
                 _log.warning("variant isolated", variant=name, reason=reason)
                 self._wake_refill.set()
 
