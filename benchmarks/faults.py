@@ -88,8 +88,8 @@ def most_rows(cluster: Cluster) -> int:
 
 
 async def sized(cluster: Cluster, rate: float, share: float) -> tuple[int, float]:
-    """Rows per query, and the capacity for such queries. As many as the variants take at most: on a machine that is fast
-    for that rate, the load is then less than was asked for."""
+    """Rows per query, and the capacity for such queries. Never more than the variants take: on a machine that is
+    fast for that rate, the load is then less than was asked for."""
     wanted = rate / share
     rows, found = 1, await capacity(cluster, 1)
     if found < wanted:

@@ -281,7 +281,7 @@ def _sample(process: psutil.Process) -> Sample:
 
 
 def programs(state_dir: Path) -> dict[str, psutil.Process]:
-    """Every one, Redis and the generator too. One that is started again meanwhile ends the soak: it is another process."""
+    """Every one, Redis and the generator too. One that is started again meanwhile is another process: the soak ends."""
     record = read_up(state_dir)
     if record is None:
         raise SystemExit(f"nothing is up in {state_dir}")
