@@ -47,7 +47,8 @@ class RepositorySettings(_Section):
     url: str | None = Field(None, description="Folder of artifacts; empty: `artifacts` in the state folder")
     collect: bool | None = Field(
         None,
-        description="Delete artifacts that nothing names; empty: only in the state folder, which nobody else can use",
+        description="Delete artifacts that nothing names, where no other catalogue ever left its mark; empty: only in "
+        "the state folder, and only if that held none before this catalogue used it",
     )
     collect_after_s: float = Field(86_400.0, ge=3600, description="For how long an artifact may go unnamed")
 

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from infaas.catalog.lost import LOST, as_unavailable, is_collision, reason_of
-from infaas.catalog.schema import WRITES
-from infaas.catalog.tables import audit, names, revision
+from infaas.catalog.schema import WRITES, migrate
+from infaas.catalog.tables import audit, identity, names, revision
 from infaas.domain.query import Level
-from infaas.errors import ConflictError
+from infaas.errors import ConflictError, InfaasError, SettingsError, UnavailableError
 
 T = TypeVar("T")
 _WRITE_ATTEMPTS = 4
@@ -41,6 +41,10 @@ class CatalogBase:
     def revision(self) -> int:
         """Grows with every change of tasks, models, versions, results or variants."""
         return self._read(lambda c: int(c.scalar(sa.select(revision.c.value)) or 0))
+
+    def identity(self) -> str:
+        """A UUID that this catalogue has had since its tables were made. Raises UnavailableError."""
+        return self._read(lambda c: str(c.execute(sa.select(identity.c.value)).scalar_one()))
 
     def prove_writable(self) -> None:
         """Change nothing, in a writing transaction. Raises UnavailableError."""

@@ -75,6 +75,14 @@ revision = Table(
 )
 """One row that grows with every change of what is registered: readers learn cheaply that they must read again."""
 
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("value", String(36), nullable=False),
+)
+"""One row that never changes: which catalogue this is, wherever its database is moved to."""
+
 names = Table(
     "names",
     metadata,

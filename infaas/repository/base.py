@@ -9,13 +9,16 @@ from typing import Protocol
 
 from infaas.domain.ids import Digest
 
+UNKNOWN = "unknown"
+"""Stands for whoever stored artifacts before the first catalogue said that it uses the repository."""
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
     """What was deleted."""
 
-    count: int
-    size_bytes: int
+    digests: tuple[Digest, ...] = ()
+    size_bytes: int = 0
 
 
 class Repository(Protocol):
@@ -36,7 +39,15 @@ class Repository(Protocol):
     def remove(self, digest: Digest) -> None: ...
 
     def collect(self, kept: Set[Digest], before: float) -> Collected:
-        """Delete what is not in `kept` and was last stored before that time (seconds since the epoch)."""
+        """Delete what is not in `kept` and was last stored before that time (seconds since the epoch). What somebody
+        else deletes meanwhile is not counted."""
+
+    def join(self, catalogue: str) -> None:
+        """Have it said in the repository that this catalogue names artifacts of it, from now on. Idempotent; to be
+        called before anything is stored for that catalogue."""
+
+    def users(self) -> frozenset[str]:
+        """Every catalogue that ever joined, and `UNKNOWN` when there were artifacts before the first one did."""
 
 
 def open_repository(url: str) -> Repository:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import threading
 import time
@@ -20,20 +21,23 @@ from urllib.parse import unquote, urlsplit
 
 from infaas.domain.ids import Digest, is_digest
 from infaas.errors import InvalidError, NotFoundError, SettingsError, UnavailableError
-from infaas.repository.base import Collected
+from infaas.repository.base import UNKNOWN, Collected
 
 _CHUNK_BYTES = 1 << 20
 _RENEW_AFTER_S = 900.0
 """A file that is stored again counts as new from this age on; younger ones are far from being deleted."""
+_MARK = re.compile(r"[0-9a-f-]{1,64}")
 _Stamp = tuple[int, int, int]
 """Inode, modification time in nanoseconds, size: what a file that was verified before still has."""
 
 
 class LocalRepository:
-    """Blocking; safe to share between threads. Files are kept read-only under `root/ab/cdef...`."""
+    """Blocking; safe to share between threads. Files are kept read-only under `root/ab/cdef...`, marks of catalogues
+    under `root/catalogues`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._marks = root / "catalogues"
         self._verified: dict[Digest, _Stamp] = {}
         self._lock = threading.Lock()
         with _storage_errors(root):
@@ -69,8 +73,8 @@ class LocalRepository:
 
         Raises NotFoundError, or UnavailableError when the stored bytes are damaged.
         """
-        path = self._existing(digest)
-        with _storage_errors(self.root):
+        path = self._path(digest)
+        with _storage_errors(self.root), self._naming(digest):
             if not self._is_intact(digest, path):
                 raise UnavailableError(
                     f"artifact {digest} is damaged: {path} does not have these bytes; store it again",
@@ -82,37 +86,72 @@ class LocalRepository:
         return self._path(digest).is_file()
 
     def size(self, digest: Digest) -> int:
-        with _storage_errors(self.root):
-            return self._existing(digest).stat().st_size
+        """Raises NotFoundError."""
+        path = self._path(digest)
+        with _storage_errors(self.root), self._naming(digest):
+            return path.stat().st_size
 
     def remove(self, digest: Digest) -> None:
         """Nothing happens when it is not there."""
+        path = self._path(digest)
+        with _storage_errors(self.root), self._locked(fcntl.LOCK_EX):
+            path.unlink(missing_ok=True)
         with self._lock:
             self._verified.pop(digest, None)
-        with _storage_errors(self.root):
-            self._path(digest).unlink(missing_ok=True)
 
     def collect(self, kept: Set[Digest], before: float) -> Collected:
         """Delete what is not in `kept` and was last stored before that time, and what killed writers left behind."""
-        count = size_bytes = 0
+        gone: list[Digest] = []
+        size_bytes = 0
         with _storage_errors(self.root):
             for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
                 digest = Digest(path.parent.name + path.name)
-                if not is_digest(digest) or digest in kept or path.stat().st_mtime >= before:
+                if not is_digest(digest) or digest in kept:
                     continue
-                with self._locked(fcntl.LOCK_EX):
-                    status = path.stat()
-                    if status.st_mtime >= before:  # stored again since
-                        continue
-                    path.unlink()
+                freed = self._take_away(path, before)
+                if freed is None:
+                    continue
                 with self._lock:
                     self._verified.pop(digest, None)
-                count += 1
-                size_bytes += status.st_size
+                gone.append(digest)
+                size_bytes += freed
             for path in (self.root / "tmp").iterdir():
-                if path.stat().st_mtime < before:
-                    path.unlink()
-        return Collected(count, size_bytes)
+                with contextlib.suppress(FileNotFoundError):  # its writer is done with it
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+        return Collected(tuple(gone), size_bytes)
+
+    def _take_away(self, path: Path, before: float) -> int | None:
+        """How many bytes that freed; None when it is new, was stored again since, or somebody else was first."""
+        try:
+            if path.stat().st_mtime >= before:
+                return None
+            with self._locked(fcntl.LOCK_EX):
+                status = path.stat()
+                if status.st_mtime >= before:
+                    return None
+                path.unlink()
+        except FileNotFoundError:
+            return None
+        return status.st_size
+
+    def join(self, catalogue: str) -> None:
+        """A mark is an empty file with the catalogue's id as its name. Raises InvalidError for what is no id."""
+        if not _MARK.fullmatch(catalogue):
+            raise InvalidError(f"{catalogue!r} is no id of a catalogue")
+        with _storage_errors(self.root):
+            if (self._marks / catalogue).exists():
+                return
+            with self._locked(fcntl.LOCK_EX):
+                self._marks.mkdir(exist_ok=True)
+                is_first = next(self._marks.iterdir(), None) is None
+                if is_first and next(self.root.glob("[0-9a-f][0-9a-f]/*"), None) is not None:
+                    (self._marks / UNKNOWN).touch()
+                (self._marks / catalogue).touch()
+
+    def users(self) -> frozenset[str]:
+        with _storage_errors(self.root):
+            return frozenset(path.name for path in self._marks.iterdir()) if self._marks.is_dir() else frozenset()
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
@@ -151,13 +190,14 @@ class LocalRepository:
                 return
             final.parent.mkdir(exist_ok=True)
             os.replace(temporary, final)
+            stamp = _stamp(final)
         folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
         with self._lock:
-            self._verified[digest] = _stamp(final)
+            self._verified[digest] = stamp
 
     def _is_intact(self, digest: Digest, path: Path) -> bool:
         stamp = _stamp(path)
@@ -173,11 +213,13 @@ class LocalRepository:
             self._verified[digest] = stamp
         return True
 
-    def _existing(self, digest: Digest) -> Path:
-        path = self._path(digest)
-        if not path.is_file():
-            raise NotFoundError(f"artifact {digest} is not in the repository {self.root}")
-        return path
+    @contextlib.contextmanager
+    def _naming(self, digest: Digest) -> Iterator[None]:
+        """A file that is not there, or not any more, is an artifact that the repository does not have."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFoundError(f"artifact {digest} is not in the repository {self.root}") from None
 
     def _path(self, digest: Digest) -> Path:
         if not is_digest(digest):

@@ -199,6 +199,7 @@ class Attacher:
             raise ConflictError(joined(found), problems=found)
 
     def _store_reference(self, reference: Reference) -> Digest:
+        self._repository.join(self._catalog.identity())
         data = encode(reference)
         run = self._settings.state_dir / "run"
         try:

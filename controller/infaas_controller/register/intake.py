@@ -155,6 +155,7 @@ class Intake:
 
     def _store_files(self, upload: Upload, adapted: Path) -> Digest:
         """Everything the version names, in the repository before the catalogue names it."""
+        self._repository.join(self._catalog.identity())
         for path in (upload.model, upload.evaluation, upload.calibration):
             if path is not None:
                 self._repository.put_file(path)
