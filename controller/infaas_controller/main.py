@@ -121,6 +121,7 @@ class Controller:
             await supervisor.stop()
             await parts.dispatcher.close()
             await parts.bulk.close()
+            await asyncio.to_thread(parts.registrar.close)
             if parts.tracing is not None:
                 await asyncio.to_thread(parts.tracing.close, _LAST_SPANS_S)
             await parts.store.close()

@@ -8,7 +8,6 @@ process, and it would be one more thing to import in every worker.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import grpc
 from infaas.domain.query import Code
 from infaas.errors import InfaasError, InvalidError, ModelError, NotFoundError, UnavailableError, UnsupportedError
 from infaas.oip.v2 import grpc_service_pb2 as oip
+from infaas.triton.address import parse_address
 from infaas.triton.facts import Listed, ModelFacts, facts_of
 
 T = TypeVar("T")
@@ -28,7 +28,6 @@ CONNECT_S = 5.0
 CALL_S = 10.0
 LOAD_S = 300.0
 """A server may take minutes to load a model onto a device."""
-_URL = re.compile(r"(grpcs?)://([^/@?#\s]+:\d{1,5})/?")
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -43,30 +42,17 @@ _GONE = ("unknown model", "no available versions", "is not found", "not ready", 
 READY = "READY"
 
 
-def url_problem(url: str) -> str | None:
-    """What is wrong with a server's address; None when it can be dialled."""
-    if _URL.fullmatch(url):
-        return None
-    hint = ""
-    if url.startswith("http"):
-        hint = "; tensors go over gRPC, which Triton offers on a port of its own, 8001 unless it was told otherwise"
-    return f"a Triton server's address is grpc://HOST:PORT or grpcs://HOST:PORT, not {url!r}{hint}"
-
-
 class TritonServer:
     """May be shared by threads. Opened by whoever makes it and closed by them."""
 
     def __init__(self, url: str) -> None:
         """Connects with the first call. Raises InvalidError for an address that is none."""
-        found = _URL.fullmatch(url)
-        if found is None:
-            raise InvalidError(url_problem(url) or "")
+        address = parse_address(url)
         self.url = url
-        scheme, target = found.groups()
-        if scheme == "grpcs":
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+        if address.is_encrypted:
+            self._channel = grpc.secure_channel(address.target, grpc.ssl_channel_credentials(), options=_OPTIONS)
         else:
-            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+            self._channel = grpc.insecure_channel(address.target, options=_OPTIONS)
         self._methods: dict[str, Any] = {}
         self._lock = threading.Lock()
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from infaas.catalog.catalog import Catalog
 from infaas.catalog.records import Registration, TaskAppearedError, VersionRow
@@ -22,28 +21,26 @@ from infaas.domain.ids import Digest, ModelName, TaskName
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Level
 from infaas.domain.task import Task
-from infaas.errors import ConflictError, InfaasError, InvalidError, UnavailableError
+from infaas.errors import ConflictError, InvalidError, UnavailableError
 from infaas.metrics import metric_names
 from infaas.repository.base import Repository
 from infaas.rpc.codec import encode
 from infaas.settings import Settings
-from infaas.triton.facts import Listed, ModelFacts
+from infaas.triton.address import url_problem
 from infaas.triton.reference import Reference
-from infaas.triton.server import READY, TritonServer, url_problem
 from infaas_controller.register.attachment import (
     Attachment,
     AttachOptions,
     attach_problems,
     plan_attachment,
 )
+from infaas_controller.register.foreign import ForeignServers
 from infaas_controller.register.inspection import InspectionRequest
 from infaas_controller.register.inspector import Inspector, memory_bound
 from infaas_controller.register.options import DEFAULT_METRIC, clash, joined, raise_problems
 from infaas_controller.register.publication import OPEN
 
-T = TypeVar("T")
 _ATTEMPTS = 5
-_MAX_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +71,15 @@ class Attacher:
         self._inspector = inspector
         self._settings = settings
         self._clock = clock
+        self._servers = ForeignServers(settings.worker.triton_url)
+
+    def close(self) -> None:
+        """Blocking; once nobody calls any more."""
+        self._servers.close()
 
     async def discover(self, url: str | None) -> tuple[ForeignModelDocument, ...]:
         """What a server has, and what of it can be attached. Raises InvalidError, UnavailableError."""
-        return await asyncio.to_thread(self._discover, self._server_url(url))
+        return await self._servers.discover(self._server_url(url))
 
     async def attach(self, options: AttachOptions, evaluation: Path | None, actor: str) -> RegistrationDocument:
         """Raises InvalidError with every problem, NotFoundError, ConflictError, UnavailableError."""
@@ -107,7 +109,7 @@ class Attacher:
         task = await asyncio.to_thread(self._catalog.task, options.task)
         problems = attach_problems(options, task, metric_names())
         raise_problems(problems)
-        facts = await asyncio.to_thread(_facts, options)
+        facts = await self._servers.facts(options.url, options.server_model, options.server_version)
         attachment = plan_attachment(facts, options, task, self._settings.generator.max_batch_size)
         found = list(attachment.problems)
         warnings = list(attachment.warnings)
@@ -210,51 +212,6 @@ class Attacher:
                 return self._repository.put_file(path)
         except OSError as error:
             raise UnavailableError(f"the reference cannot be stored: {error}") from error
-
-    def _discover(self, url: str) -> tuple[ForeignModelDocument, ...]:
-        server = TritonServer(url)
-        try:
-            server.require_live()
-            return tuple(_described(server, listed) for listed in server.index()[:_MAX_LISTED])
-        finally:
-            server.close()
-
-
-def _facts(options: AttachOptions) -> ModelFacts:
-    """Has the server load the model for as long as it takes to read what it is."""
-    server = TritonServer(options.url)
-    try:
-        server.require_live()
-        is_ours = server.ensure_loaded(options.server_model, options.server_version)
-        try:
-            return server.facts(options.server_model, options.server_version)
-        finally:
-            if is_ours:
-                server.unload(options.server_model)
-    finally:
-        server.close()
-
-
-def _described(server: TritonServer, listed: Listed) -> ForeignModelDocument:
-    """A model that is not loaded is not loaded for being looked at."""
-    if listed.state != READY:
-        state = listed.state or "UNAVAILABLE"
-        return ForeignModelDocument(listed.name, listed.version, state, listed.reason)
-    try:
-        facts = server.facts(listed.name, listed.version)
-    except InfaasError as error:
-        return ForeignModelDocument(listed.name, listed.version, listed.state, error.text)
-    return ForeignModelDocument(
-        name=listed.name,
-        version=listed.version,
-        state=listed.state,
-        reason=listed.reason,
-        platform=facts.platform,
-        inputs=tuple(f"{t.name} {t.kind} {list(t.shape)}" for t in facts.inputs),
-        outputs=tuple(f"{t.name} {t.kind} {list(t.shape)}" for t in facts.outputs),
-        max_batch_size=facts.max_batch_size,
-        problems=facts.problems,
-    )
 
 
 def _task(options: AttachOptions, attachment: Attachment) -> Task:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from infaas.domain.ids import name_problem
 from infaas.domain.task import Task
 from infaas.domain.tensor import TensorSpec
+from infaas.triton.address import url_problem
 from infaas.triton.facts import ModelFacts, ServerTensor
 from infaas.triton.reference import FORMAT, Reference, TensorMap
-from infaas.triton.server import url_problem
 from infaas_controller.register.fit import Edit, Fit, GraphTensor, fit
 from infaas_controller.register.options import label_problems
 

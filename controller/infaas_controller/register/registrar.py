@@ -112,6 +112,10 @@ class Registrar:
     def settings(self) -> Settings:
         return self._settings
 
+    def close(self) -> None:
+        """Blocking; once nobody calls any more and the loops have ended."""
+        self.attacher.close()
+
     # What callers ask for
 
     async def create_task(
