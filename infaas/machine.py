@@ -53,10 +53,18 @@ def memory_limit_bytes(cgroup: Path = CGROUP) -> int | None:
 
 
 def memory_used_ratio(cgroup: Path = CGROUP) -> float | None:
-    """How full the control group's memory is; None when it is not limited."""
+    """How full the control group's memory is; None when it is not limited. Pages of files that nobody has used lately
+    count as free: the kernel gives them up before anything is refused."""
     limit = memory_limit_bytes(cgroup)
-    used = _read(cgroup / "memory.current") or _read(cgroup / "memory" / "memory.usage_in_bytes")
-    return None if limit is None or used is None else int(used) / limit
+    if limit is None:
+        return None
+    used = _read(cgroup / "memory.current")
+    if used is not None:
+        idle = _statistic(_read(cgroup / "memory.stat"), "inactive_file")
+    else:
+        used = _read(cgroup / "memory" / "memory.usage_in_bytes")
+        idle = _statistic(_read(cgroup / "memory" / "memory.stat"), "total_inactive_file")
+    return None if used is None else max(0, int(used) - idle) / limit
 
 
 def usable_memory_bytes(cgroup: Path = CGROUP) -> int:
@@ -76,6 +84,15 @@ def parse_features(cpu_info: str) -> frozenset[str]:
     lines = [line.partition(":") for line in cpu_info.splitlines()]
     found = [frozenset(value.split()) for key, _, value in lines if key.strip() in ("flags", "Features")]
     return frozenset.intersection(*found) if found else frozenset()
+
+
+def _statistic(text: str | None, name: str) -> int:
+    """One line's number; 0 where the kernel does not tell."""
+    for line in (text or "").splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
 
 
 def _read(path: Path) -> str | None:

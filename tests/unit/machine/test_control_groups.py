@@ -64,6 +64,10 @@ def test_this_process_has_the_cores_of_its_affinity_up_to_its_quota(tmp_path: Pa
     assert usable_cores(write(tmp_path, {"cpu.max": "50000 100000"})) == 1
 
 
+STATISTICS = "anon 200\nfile 700\ninactive_file 600\ntotal_inactive_file 400\n"
+"""Of a group that has read files: most of what is charged to it is cache."""
+
+
 @pytest.mark.parametrize(
     ("files", "limit", "ratio"),
     [
@@ -74,6 +78,17 @@ def test_this_process_has_the_cores_of_its_affinity_up_to_its_quota(tmp_path: Pa
         ({"memory/memory.limit_in_bytes": "1000", "memory/memory.usage_in_bytes": "500"}, 1000, 0.5),
         ({"memory/memory.limit_in_bytes": str(UNLIMITED_V1), "memory/memory.usage_in_bytes": "500"}, None, None),
         ({"memory.max": "1000", "memory/memory.limit_in_bytes": str(UNLIMITED_V1)}, 1000, None),
+        ({"memory.max": "1000", "memory.current": "900", "memory.stat": STATISTICS}, 1000, 0.3),
+        ({"memory.max": "1000", "memory.current": "500", "memory.stat": STATISTICS}, 1000, 0.0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "1000",
+                "memory/memory.usage_in_bytes": "900",
+                "memory/memory.stat": STATISTICS,
+            },
+            1000,
+            0.5,
+        ),
     ],
 )
 def test_the_memory_limit_and_how_full_it_is_are_read_from_version_2_else_from_version_1(
