@@ -1,8 +1,11 @@
-"""Which rows calibrate and which are scored: a row is never both.
+"""Which rows of a set calibrate: those that `set_aside` takes from an evaluation set, or `calibration_rows` from a set
+of its own.
 
-Pure. The choice depends on the rows themselves and on nothing else, neither on their order nor on the model, so every
-variant of every version that is scored with the same evaluation set is scored on the same rows. See ADR
-"Rows that calibrate are set aside for everyone".
+Pure. Rows are chosen by the digests of their values, given as the task's inputs, and by nothing else of them or of the
+model; their order decides only which of several equal rows `calibration_rows` names. So all versions that are given the
+same evaluation set and no calibration set are scored on the same rows, and what is set aside is never scored. Who gives
+a calibration set has every evaluation row scored that does not occur in it (`arrays` sees to that): compare versions
+that were given the same. See ADR "Rows that calibrate are set aside for everyone".
 """
 
 from __future__ import annotations
