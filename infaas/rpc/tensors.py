@@ -180,7 +180,7 @@ def requested_output(name: str, parameters: Mapping[str, Scalar]) -> RequestedOu
     classes = parameters.get("classification", 0)
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
         raise InvalidError(f"output {name!r}: parameter 'classification' must be a whole number of classes")
-    return RequestedOutput(name, binary, classes)
+    return RequestedOutput(name, binary, min(classes, MAX_DIM))  # no output has more
 
 
 def check_inputs(inputs: Sequence[Tensor], specs: Sequence[TensorSpec]) -> int:

@@ -16,7 +16,7 @@ from infaas.observe.trace import Span
 from infaas.rpc.requirements import Scalar
 from infaas.rpc.tensors import InferRequest
 from infaas_controller.api.bulk.pool import Bulk
-from infaas_controller.api.bulk.weigh import is_large_classification, is_large_json
+from infaas_controller.api.bulk.weigh import is_large_classification, is_large_json, named_classes
 from infaas_controller.api.headers import Caller, fresh_caller
 from infaas_controller.api.intake import (
     Arrival,
@@ -129,7 +129,7 @@ class Inference:
         if bulk is None or not tops:
             return None
         return {
-            tensor.name: await bulk.classified(tensor, tops[tensor.name], task.classes)
+            tensor.name: await bulk.classified(tensor, named_classes(tensor, tops[tensor.name]), task.classes)
             for tensor in answer.outputs
             if tensor.name in tops and is_large_classification(tensor, tops[tensor.name])
         }

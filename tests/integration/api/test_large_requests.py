@@ -162,6 +162,23 @@ async def test_a_large_classification_is_sorted_elsewhere(edges: Serving, client
     assert [int(text.split(":")[1]) for text in data] == rows.argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("top", [10**9, 10**30])
+@pytest.mark.parametrize("rows", [3, 10_000])
+async def test_more_classes_than_there_are_names_them_all_and_leaves_no_process_behind(
+    edges: Serving, client: httpx.AsyncClient, rows: int, top: int
+) -> None:
+    body = echoed("FP32", [0.1, 0.4, 0.3, 0.2] * rows, [rows, 4])
+    body["inputs"][0]["name"] = "scores"
+    body["outputs"] = [{"name": "scores", "parameters": {"classification": top}}]
+
+    answers = [await client.post(url(edges, "rank"), json=body) for _ in range(4)]
+
+    assert {answer.status_code for answer in answers} == {200}, answers[0].text[:300]
+    data = answers[0].json()["outputs"][0]["data"]
+    assert [int(text.split(":")[1]) for text in data] == [1, 2, 3, 0] * rows
+    assert len(edges.bulk.pids) == (0 if rows == 3 else 1)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

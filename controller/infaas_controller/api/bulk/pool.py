@@ -97,18 +97,22 @@ class Bulk:
     # In a thread of the pool
 
     def _performed(self, job: wire.Job, data: wire.Buffer) -> tuple[wire.Reply, list[memoryview]]:
+        asked = wire.encode(job)
         process = self._taken()
         try:
-            wire.send(process.jobs, wire.encode(job), (data,))
+            wire.send(process.jobs, asked, (data,))
             head, buffers = wire.receive(process.replies)
-        except (OSError, EOFError, ValueError) as error:  # ValueError: its pipes were closed under us
+            reply = wire.reply_decoder.decode(head)
+        except BaseException as error:  # it is half-way through a message, whatever the reason
             with self._lock:
                 self._all.discard(process)
             process.end()
-            raise _ended(error) from error
+            if isinstance(error, OSError | EOFError | ValueError):  # ValueError: its pipes were closed under us
+                raise _ended(error) from error
+            raise
         with self._lock:
             self._idle.append(process)
-        return wire.reply_decoder.decode(head), buffers
+        return reply, buffers
 
     def _taken(self) -> _Process:
         with self._lock:

@@ -44,9 +44,15 @@ def is_large_json(tensor: Tensor) -> bool:
     return len(tensor.data) > LOOP_BYTES or element_count(tensor.shape) > LOOP_NUMBERS
 
 
+def named_classes(tensor: Tensor, top: int) -> int:
+    """How many of each item can be named when `top` are asked for: callers may ask for any number."""
+    return min(top, element_count(tensor.shape) // max(1, tensor.items))
+
+
 def is_large_classification(tensor: Tensor, top: int) -> bool:
     """Whether sorting the tensor and naming the first `top` of each item is."""
-    return element_count(tensor.shape) > LOOP_NUMBERS or tensor.items * top > LOOP_ELEMENTS
+    count = element_count(tensor.shape)
+    return count > LOOP_NUMBERS or tensor.items * named_classes(tensor, top) > LOOP_ELEMENTS
 
 
 @dataclass(frozen=True, slots=True)
