@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
 import psutil
-import pytest
 
 from infaas.domain.lifecycle import Death, InstanceState, WorkerState
 from infaas.domain.tensor import Datatype, Tensor
@@ -20,24 +18,8 @@ from infaas.testing import graphs
 from infaas.testing.worker_driver import WAIT_S, ControllerEnd, WorkerProcess
 from infaas.up.restart import HUNG_EXIT
 
-Start = Callable[..., WorkerProcess]
 IMPATIENT = {"hang_after_s": 1.0, "hang_factor": 1.0}
 PROCESS = {"isolation": Isolation.PROCESS}
-
-
-@pytest.fixture
-async def start(own_redis_server) -> AsyncIterator[Start]:
-    started: list[WorkerProcess] = []
-
-    def _start(**worker: Any) -> WorkerProcess:
-        made = WorkerProcess(own_redis_server.url, {"worker": worker})
-        started.append(made)
-        made.start()
-        return made
-
-    yield _start
-    for worker in started:
-        worker.end()
 
 
 def x(*values: int) -> Tensor:
@@ -105,7 +87,7 @@ async def test_an_idle_instance_whose_process_is_killed_is_reported_at_once(star
 
 
 async def test_a_hang_in_a_process_of_its_own_is_ended_and_harms_nobody(start):
-    worker = start(**IMPATIENT)
+    worker = start(worker=IMPATIENT)
     async with ControllerEnd(worker.address) as end:
         await end.ready("i1", deadly(worker, **PROCESS))
         hung = children(worker)
@@ -124,7 +106,7 @@ async def test_a_hang_in_a_process_of_its_own_is_ended_and_harms_nobody(start):
 
 
 async def test_a_hang_in_the_workers_own_process_ends_the_worker_after_its_other_work(start):
-    worker = start(**IMPATIENT, cores=2)
+    worker = start(worker=IMPATIENT | {"cores": 2})
     async with ControllerEnd(worker.address) as end:
         await end.ready("i1", deadly(worker))
         await end.ready("i2", deadly(worker, **PROCESS))
@@ -144,7 +126,7 @@ async def test_a_hang_in_the_workers_own_process_ends_the_worker_after_its_other
 
 
 async def test_a_worker_that_died_of_a_crash_says_in_its_next_life_who_ran(start):
-    worker = start(cores=2)
+    worker = start(worker={"cores": 2})
     async with ControllerEnd(worker.address) as end:
         await end.ready("i1", deadly(worker))
         await end.ready("i2", deadly(worker, "v2"))
