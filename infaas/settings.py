@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from infaas.errors import SettingsError
 
@@ -111,6 +111,17 @@ class WorkerSettings(_Section):
         description="Triton server that attached models run on here, `grpc://HOST:PORT`, such as one beside each "
         "worker; empty: the server that each was attached from",
     )
+    triton_private: bool = Field(
+        False,
+        description="Nothing but this worker uses the server at `triton_url`: what the worker had it load, it unloads "
+        "again. A server that others may use keeps what it has",
+    )
+
+    @model_validator(mode="after")
+    def _private_is_named(self) -> Self:
+        if self.triton_private and self.triton_url is None:
+            raise ValueError("triton_private needs triton_url: the server that is this worker's own")
+        return self
 
 
 class GeneratorSettings(_Section):

@@ -43,6 +43,7 @@ def up(settings: Settings, *, is_verbose: bool = False, console: Console | None 
     console = console or Console()
     preflight.prepare_folder(settings.state_dir)
     preflight.check_exposure(settings)
+    preflight.check_sharing(settings)
     lock = FolderLock(settings.state_dir)
     try:
         end_orphans(settings.state_dir, console)

@@ -43,6 +43,15 @@ def check_exposure(settings: Settings) -> None:
     require_safe_binding("controller.host", settings.controller.host, settings.token())
 
 
+def check_sharing(settings: Settings) -> None:
+    """What one program has to itself cannot be told to all of them. Raises SettingsError."""
+    if settings.worker.triton_private:
+        raise SettingsError(
+            "worker.triton_private cannot hold here: the generator and every worker that `infaas up` starts use the "
+            "server at worker.triton_url; leave it out, or run each program by itself with a server of its own"
+        )
+
+
 def check_ports(settings: Settings) -> None:
     """Raises ConflictError naming every port that is taken, its setting and its flag; 0 is never taken."""
     host = settings.controller.host

@@ -50,7 +50,8 @@ class AttachedProfiler:
         self._notes: list[str] = []
 
     def run(self) -> Measured:
-        """Leaves the model on its server as it was found. Raises InfaasError when it cannot be asked."""
+        """Leaves the model loaded: others may have begun to use it meanwhile. It is unloaded only from a server that is
+        nobody else's, and only if it was not loaded before. Raises InfaasError when it cannot be asked."""
         reference = self._reference
         server = TritonServer(self._request.url or reference.url)
         try:
@@ -61,7 +62,7 @@ class AttachedProfiler:
             try:
                 return self._measured(server, cold_s)
             finally:
-                if is_ours:
+                if is_ours and self._request.is_private:
                     server.unload(reference.model)
         finally:
             server.close()

@@ -38,6 +38,8 @@ class AttachedRequest:
     samples: str
     price_usd_per_core_hour: float
     host: str
+    is_private: bool = False
+    """Whether nobody else uses the server at `url`."""
 
 
 def plan_attached(path: Path) -> tuple[PlannedVariant, ...]:
@@ -81,5 +83,6 @@ async def measure_attached(
         samples=str(subject.samples),
         price_usd_per_core_hour=settings.price_usd_per_core_hour,
         host=settings.host,
+        is_private=settings.is_triton_private,
     )
     return await run_child("infaas_variant_generator.attached", request, Measured, on_event, settings.limits())

@@ -180,6 +180,7 @@ class Generator:
             work_dir=work_dir,
             pace=self._pace,
             triton_url=self._settings.worker.triton_url,
+            is_triton_private=self._settings.worker.triton_private,
         )
 
     async def _keep(self, lease: Lease) -> None:

@@ -38,6 +38,8 @@ class BuildSettings:
     pace: HostPace
     triton_url: str | None = None
     """Where attached models are measured; None: on the server that each was attached from."""
+    is_triton_private: bool = False
+    """Whether nothing but this generator uses the server at `triton_url`."""
 
     @property
     def warmup(self) -> Path:

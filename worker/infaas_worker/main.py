@@ -226,7 +226,7 @@ def _executors(settings: Settings) -> Executors:
     def triton() -> Executor:
         from infaas_worker.executors.triton import TritonExecutor  # only a worker that needs it imports it
 
-        return TritonExecutor(settings.worker.triton_url)
+        return TritonExecutor(settings.worker.triton_url, is_private=settings.worker.triton_private)
 
     return Executors(isolate=IsolatedExecutor, configured={Runtime.TRITON.value: triton})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def attached(server: TritonServer, model: str, **change) -> Reference:
     return plan.reference
 
 
-def opened(reference: Reference, graph: graphs.Graph, folder: Path, **facts):
+def opened(reference: Reference, graph: graphs.Graph, folder: Path, *, by: TritonExecutor | None = None, **facts):
     path = folder / f"{reference.model}.json"
     write_reference(reference, path)
-    return TritonExecutor().load(graph.variant(runtime=Runtime.TRITON, max_batch=8, **facts), path)
+    return (by or TritonExecutor()).load(graph.variant(runtime=Runtime.TRITON, max_batch=8, **facts), path)
 
 
 def query(value: float, timeout_s: float | None = None) -> BatchIn:
@@ -82,7 +83,7 @@ def query(value: float, timeout_s: float | None = None) -> BatchIn:
     return BatchIn(("x",), (Datatype.FP32,), (QueryIn(1, (Value((1, 4), data),)),), timeout_s=timeout_s)
 
 
-def test_models_are_loaded_on_request_and_left_as_they_were(server, tmp_path):
+def test_models_are_loaded_on_request_and_stay_for_others_who_began_to_use_them(server, tmp_path):
     states = {one.name: one.state for one in server.index()}
     assert {"double", "slow", "sequence", "decoupled", "halves", "broken"} <= states.keys()
     reference = attached(server, "double", mapping={"INPUT0": "x"})
@@ -90,16 +91,51 @@ def test_models_are_loaded_on_request_and_left_as_they_were(server, tmp_path):
     model = opened(reference, graphs.double(), tmp_path)
     assert server.is_model_ready("double", "1")
     assert model.max_in_flight == 2
+    other = opened(reference, graphs.double(), tmp_path, by=TritonExecutor(server.url))  # another worker
     model.close()
-    assert READY not in [one.state for one in server.index() if one.name == "double"]
-
-
-def test_a_model_that_others_loaded_stays_loaded(server, tmp_path):
-    reference = attached(server, "double", mapping={"INPUT0": "x"})
-    assert server.ensure_loaded("double")
-    opened(reference, graphs.double(), tmp_path).close()
-    assert server.is_model_ready("double", "")
+    assert other.submit(query(1.0)).result(WAIT_S).run_s > 0
+    other.close()
+    assert server.is_model_ready("double", "1")
     server.unload("double")
+
+
+def is_there(server: TritonServer, model: str) -> bool:
+    return READY in [one.state for one in server.index() if one.name == model]
+
+
+def test_a_worker_unloads_from_a_server_of_its_own_what_it_had_it_load(server, tmp_path):
+    reference = attached(server, "double", mapping={"INPUT0": "x"})
+    own = TritonExecutor(server.url, is_private=True)
+    first = opened(reference, graphs.double(), tmp_path, by=own)
+    second = opened(reference, graphs.double(), tmp_path, by=own)
+    first.close()
+    assert second.submit(query(1.0)).result(WAIT_S).run_s > 0
+    second.close()
+    assert not is_there(server, "double")
+    assert server.ensure_loaded("double")
+    opened(reference, graphs.double(), tmp_path, by=own).close()
+    assert is_there(server, "double")
+    server.unload("double")
+
+
+def test_an_instance_that_opens_while_the_last_other_one_closes_finds_its_model(server, tmp_path):
+    reference = attached(server, "double", mapping={"INPUT0": "x"})
+    own = TritonExecutor(server.url, is_private=True)
+    path = tmp_path / "reference.json"
+    write_reference(reference, path)
+    variant = graphs.double().variant(runtime=Runtime.TRITON, max_batch=8)
+
+    def open_ask_close() -> float:
+        model = own.load(variant, path)
+        try:
+            return model.submit(query(1.0)).result(WAIT_S).run_s
+        finally:
+            model.close()
+
+    with ThreadPoolExecutor(3) as threads:
+        runs = [threads.submit(open_ask_close) for _ in range(30)]
+        assert all(run.result() > 0 for run in runs)
+    assert not is_there(server, "double")
 
 
 def test_names_are_mapped_both_ways(server, tmp_path):

@@ -79,6 +79,18 @@ def test_with_a_token_any_address_may_be_bound() -> None:
     )
 
 
+def test_a_triton_server_cannot_belong_to_one_of_several_programs_that_are_told_the_same() -> None:
+    worker = {"triton_url": "grpc://127.0.0.1:8001"}
+    preflight.check_sharing(load_settings(environ={}, overrides={"worker": worker}))
+    with pytest.raises(SettingsError, match="triton_private cannot hold here"):
+        preflight.check_sharing(load_settings(environ={}, overrides={"worker": worker | {"triton_private": True}}))
+
+
+def test_a_private_triton_server_has_to_be_named() -> None:
+    with pytest.raises(SettingsError, match="triton_private needs triton_url"):
+        load_settings(environ={}, overrides={"worker": {"triton_private": True}})
+
+
 def test_a_state_folder_too_deep_for_sockets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="too long for the unix sockets"):
         preflight.prepare_folder(tmp_path / ("deep" * 30))

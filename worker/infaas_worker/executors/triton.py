@@ -41,10 +41,12 @@ Rows = tuple[list[Datatype], tuple[tuple[Value, ...] | QueryError, ...]]
 class TritonExecutor:
     """Entry point `triton` of the group `infaas.executors`."""
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, is_private: bool = False) -> None:
         """`url`: the server beside this worker, on which everything attached runs (`worker.triton_url`); None: each
-        model runs on the server that it was attached from."""
+        model runs on the server that it was attached from. `is_private`: nobody else uses the one at `url`, so that
+        models are unloaded from it; from any other server nothing is ever taken away."""
         self._url = url
+        self._is_private = is_private and url is not None
         self._servers: dict[str, _Server] = {}
         self._lock = threading.Lock()
 
@@ -83,7 +85,7 @@ class TritonExecutor:
         with self._lock:
             server = self._servers.get(url)
             if server is None:
-                server = self._servers[url] = _Server(url)
+                server = self._servers[url] = _Server(url, is_private=self._is_private)
             server.users += 1
             return server
 
@@ -98,46 +100,56 @@ class TritonExecutor:
         server.connection.close()
 
 
-class _Server:
-    """A connection that instances share, and which models they had the server load."""
+class _Use:
+    """Of one model of a server, by the instances of this worker."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        """Held while the server loads or unloads the model: a load must not find ready what is about to go."""
+        self.users = 0
+        self.is_ours = False
+        """Whether the server has it because we asked."""
+
+
+class _Server:
+    """A connection that instances share, and what they use over it."""
+
+    def __init__(self, url: str, *, is_private: bool) -> None:
         self.connection = TritonServer(url)
         self.users = 0
-        self._holders: dict[str, int] = {}
-        self._ours: set[str] = set()
+        self._is_private = is_private
+        self._uses: dict[str, _Use] = {}
         self._lock = threading.Lock()
 
     def load(self, reference: Reference) -> None:
-        """Raises UnavailableError, ModelError."""
-        with self._lock:
-            self._holders[reference.model] = self._holders.get(reference.model, 0) + 1
+        """Counts a user, also when it fails; `release` must follow. Raises UnavailableError, ModelError."""
+        use = self._use(reference.model)
+        with use.lock:
+            use.users += 1
         self.connection.require_live()
-        try:
-            was_loaded = self.connection.ensure_loaded(reference.model, reference.version)
-        except (NotFoundError, InvalidError) as error:
-            raise ModelError(error.text) from error
-        if was_loaded:
-            with self._lock:
-                self._ours.add(reference.model)
+        with use.lock:
+            try:
+                use.is_ours |= self.connection.ensure_loaded(reference.model, reference.version)
+            except (NotFoundError, InvalidError) as error:
+                raise ModelError(error.text) from error
 
     def release(self, reference: Reference) -> None:
-        """Unload what we had loaded and nobody here uses any more; what others loaded stays as it is."""
-        model = reference.model
-        with self._lock:
-            left = self._holders.get(model, 0) - 1
-            self._holders[model] = left
-            if left > 0:
+        """Unload what we had loaded and nobody uses any more, which can be known of a private server only."""
+        use = self._use(reference.model)
+        with use.lock:
+            use.users -= 1
+            if use.users > 0 or not (use.is_ours and self._is_private):
                 return
-            self._holders.pop(model, None)
-            is_ours = model in self._ours
-            self._ours.discard(model)
-        if not is_ours:
-            return
-        try:
-            self.connection.unload(model)
-        except InfaasError as error:  # a server that is gone holds nothing of ours
-            _log.info("model left on its server", model=model, url=self.connection.url, reason=error.text)
+            use.is_ours = False
+            try:
+                self.connection.unload(reference.model)
+            except InfaasError as error:  # a server that is gone holds nothing of ours
+                url = self.connection.url
+                _log.info("model left on its server", model=reference.model, url=url, reason=error.text)
+
+    def _use(self, model: str) -> _Use:
+        with self._lock:
+            return self._uses.setdefault(model, _Use())
 
 
 class TritonModel:
@@ -155,6 +167,7 @@ class TritonModel:
         self._threads: list[threading.Thread] = []
         self._in_flight = reference.instances
         self._profile = variant.profile
+        self._has_answered = False
 
     @property
     def max_in_flight(self) -> int:
@@ -199,7 +212,10 @@ class TritonModel:
             if future.cancelled():
                 continue
             try:
-                outcome: BatchOut | InfaasError = _Run(caller, batch, future, self._profile).result()
+                # Only what is nobody's query has no deadline: before the first answer, a warm-up.
+                is_first = batch.timeout_s is None and not self._has_answered
+                outcome: BatchOut | InfaasError = _Run(caller, batch, future, self._profile, is_first=is_first).result()
+                self._has_answered = True
             except InfaasError as error:
                 outcome = error
             except Exception as error:  # whatever it is belongs to this batch; the thread serves the next one
@@ -212,22 +228,26 @@ class TritonModel:
             del job, batch, future, outcome
 
 
-def patience_s(profile: Profile | None, items: int) -> float:
+def patience_s(profile: Profile | None, items: int, *, is_first: bool = False) -> float:
     """How long a batch may take before the server is taken for hanging; far beyond anything that was measured, and
-    below the bound at which a worker would take itself for hanging (`decide.hang`)."""
+    below the bound at which a worker would take itself for hanging (`decide.hang`). `is_first`: of a warm-up, for which
+    the server may still set up what was there when it was measured."""
     if profile is None:
         return ANSWER_S
-    return max(MIN_PATIENCE_S, PATIENCE_FACTOR * profile.latency_s(max(1, items), "p99_s"))
+    usual_s = PATIENCE_FACTOR * profile.latency_s(max(1, items), "p99_s")
+    return ANSWER_S + usual_s if is_first else max(MIN_PATIENCE_S, usual_s)
 
 
 class _Run:
     """One batch on its way through the server."""
 
-    def __init__(self, caller: Caller, batch: BatchIn, future: Future[BatchOut], profile: Profile | None) -> None:
+    def __init__(
+        self, caller: Caller, batch: BatchIn, future: Future[BatchOut], profile: Profile | None, *, is_first: bool
+    ) -> None:
         self._caller = caller
         self._batch = batch
         self._future = future
-        self._patience_s = patience_s(profile, sum(query.items for query in batch.queries))
+        self._patience_s = patience_s(profile, sum(query.items for query in batch.queries), is_first=is_first)
         self._began = time.perf_counter()
         self._names = _requested(caller, batch)
 
