@@ -3,18 +3,20 @@
 The bounds are those of Apache's mod_reqtimeout and nginx's lingering close: a request's header comes within a time and
 a size, its body at a least rate (a slow caller earns time with every byte), and an answer is taken at some rate. What
 breaks a bound or the protocol itself is answered in the words of SURFACE §3, after the answers of the requests before
-it. An answer that was given before the request was wholly read closes the connection, but not before the caller
-had the time to read it: the rest of the request is thrown away meanwhile, never kept.
+it; what follows a request that asked for the connection's end is nobody's (RFC 9112, 9.6). An answer that was given
+before the request was wholly read closes the connection, but not before the caller had the time to read it: the rest
+of the request is thrown away meanwhile, never kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from infaas.domain.query import Code
 from infaas.errors import InfaasError
@@ -51,6 +53,10 @@ class NoPathError(Exception):
     """The same, for a request that wants a tunnel."""
 
 
+class AfterLastError(Exception):
+    """The same, for what comes after the connection's last request."""
+
+
 def allowed_s(limits: Limits, received_bytes: int, *, is_header: bool) -> float:
     """How long after its first byte a request of which `received_bytes` came may still be incomplete."""
     if is_header:
@@ -76,6 +82,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """What comes is thrown away: the connection is about to end."""
         self._is_over = False
         self._is_shutting_down = False
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        """Requests whose header was read, oldest first: the first runs, the others wait for its answer."""
         self._refusal: tuple[int, InfaasError] | None = None
         """To be sent once the requests before the refused one are answered."""
         self._watch: asyncio.TimerHandle | None = None
@@ -105,6 +113,10 @@ class BoundedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._unset_keepalive_if_required()
+        for cycle in self._unanswered:  # uvicorn tells the newest alone
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._unanswered.clear()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -119,6 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
+            self._is_receiving = True  # a close must still wait for the caller to hear his answer
             return
         self._unset_keepalive_if_required()
         self._received += len(data)
@@ -126,7 +139,10 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self._refuse(*_explained(error, self._limits))
+            if self._is_deaf:
+                self._is_receiving = True
+            else:
+                self._refuse(*_explained(error, self._limits))
             return
         if self._is_receiving:
             if self._is_header and self._received > self._limits.header_bytes:
@@ -165,6 +181,8 @@ class BoundedProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
+        if self._is_deaf:
+            raise AfterLastError
         super().on_message_begin()
         self._is_receiving = self._is_header = True
         self._received = 0  # of later pieces: this one may hold the end of the request before, of any size
@@ -182,6 +200,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._is_upgrade = True  # it comes again without that wish
             return
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
         self._is_header = False
         # An answer that starts before the body is here ends the connection, and says so.
         self._keeps_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
@@ -192,6 +211,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_receiving = False
         if not self._is_shutting_down:
             self.cycle.keep_alive = self._keeps_alive
+        self._is_deaf = self._is_deaf or not self._keeps_alive
         super().on_message_complete()
 
     def _check_progress(self) -> None:
@@ -223,6 +243,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """The last answer of this connection."""
         _log.debug("request refused by the connection", status=status, reason=error.text)
         self._is_deaf = True
+        if self.pipeline and self.cycle.more_body:
+            # It waits for the answers before it, and will never be whole.
+            self.pipeline.popleft()
+            self._unanswered.pop()
+            self.cycle = self._unanswered[-1]
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:  # a whole request, and what follows it is broken
@@ -250,8 +275,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_response_complete(self) -> None:
+        if self._unanswered:  # else the connection was lost
+            self._unanswered.popleft()
         super().on_response_complete()
-        if self._refusal is not None and self.cycle.response_complete and not self.transport.is_closing():
+        is_ending = self._linger is not None or self.transport.is_closing()
+        if self._refusal is not None and self.cycle.response_complete and not is_ending:
             refusal, self._refusal = self._refusal, None
             self._send_refusal(*refusal)
 

@@ -198,6 +198,49 @@ async def test_garbage_after_a_good_request_is_refused_after_the_answer(impatien
         assert await caller.rest() == b""
 
 
+@pytest.mark.parametrize(
+    ("broken", "status"),
+    [
+        (b"transfer-encoding: chunked\r\n\r\nno size\r\n", 400),
+        (b"content-length: 1000\r\n\r\n" + a_body()[:200], 408),
+    ],
+)
+async def test_a_broken_body_behind_an_unanswered_request_is_refused_after_its_answer(
+    impatient: Serving, broken: bytes, status: int
+) -> None:
+    impatient.service.hold = asyncio.Event()
+    async with calling(impatient) as caller:
+        await caller.send(a_request(id="good") + LINE + broken)
+        await until(impatient, in_flight=1)
+        asyncio.get_running_loop().call_later(1.5, impatient.service.hold.set)  # the patience has passed by then
+        first, second = await caller.answer(), await caller.answer()
+        assert (first.status, first.document["id"]) == (200, "good")
+        assert (second.status, second.headers["connection"]) == (status, "close")
+        assert await caller.rest() == b""
+    assert len(impatient.service.seen) == 1
+
+
+AFTER_THE_LAST = [b"this is no request\r\n\r\n", a_request(id="more"), a_request(id="more")[:-40], b"\r\n"]
+
+
+@pytest.mark.parametrize("after", AFTER_THE_LAST)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_follows_a_request_that_asks_to_close_is_ignored(
+    impatient: Serving, after: bytes, at_once: bool
+) -> None:
+    impatient.service.hold = asyncio.Event()
+    last = a_request(b"connection: close\r\n", id="last")
+    async with calling(impatient) as caller:
+        await caller.send(a_request(id="first") + last + (after if at_once else b""))
+        await until(impatient, in_flight=1)
+        if not at_once:
+            await caller.send(after)
+        impatient.service.hold.set()
+        assert [(await caller.answer()).document["id"] for _ in range(2)] == ["first", "last"]
+        assert await caller.rest() == b""
+    assert len(impatient.service.seen) == 2
+
+
 async def test_a_content_length_that_is_too_short_hurts_only_its_own_connection(impatient: Serving) -> None:
     body = a_body()
     async with calling(impatient) as caller:
@@ -304,6 +347,17 @@ async def test_a_caller_that_leaves_takes_its_query_along(impatient: Serving) ->
         await until(impatient, in_flight=1)
     await until(impatient, in_flight=0)
     assert len(impatient.service.cancelled) == 1
+    impatient.service.hold = None
+    await assert_it_serves(impatient)
+
+
+async def test_a_caller_that_leaves_takes_all_its_pipelined_queries_along(impatient: Serving) -> None:
+    impatient.service.hold = asyncio.Event()
+    async with calling(impatient) as caller:
+        await caller.send(a_request(id="one") + a_request(id="two"))
+        await until(impatient, in_flight=1)
+    await until(impatient, in_flight=0)
+    assert [len(impatient.service.seen), len(impatient.service.cancelled)] == [1, 1]
     impatient.service.hold = None
     await assert_it_serves(impatient)
 
