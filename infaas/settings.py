@@ -104,6 +104,11 @@ class WorkerSettings(_Section):
     probe_interval_s: float = Field(15.0, gt=0, description="An idle instance proves itself this often")
     hang_after_s: float = Field(10.0, gt=0, description="No run is taken for hung before this")
     hang_factor: float = Field(20.0, ge=1, description="Nor before this many times its p99 by the profile")
+    load_hang_after_s: float = Field(
+        60.0,
+        gt=0,
+        description="No load is taken for hung before this, nor before `hang_factor` times its measured time",
+    )
     drain_timeout_s: float = Field(20.0, gt=0)
     triton_url: str | None = Field(
         None,

@@ -180,6 +180,19 @@ def deadly() -> Graph:
     return _graph(nodes, spec, (TensorSpec("y", Datatype.INT64, (-1, 1)),), constants)
 
 
+def endless_to_load(width: int = 2500, products: int = 400) -> Graph:
+    """`y = x`, of a few hundred bytes; but whoever opens it multiplies large constant matrices first, for minutes."""
+    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["m0"])]
+    nodes += [helper.make_node("MatMul", [f"m{at}", f"m{at}"], [f"m{at + 1}"]) for at in range(products)]
+    nodes += [
+        helper.make_node("ReduceSum", [f"m{products}"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    spec = (TensorSpec("x", Datatype.FP32, (-1, 4)),)
+    constants = {"shape": np.array([width, width], np.int64)}
+    return _graph(nodes, spec, (TensorSpec("y", Datatype.FP32, (-1, 4)),), constants)
+
+
 def _graph(
     nodes: list[Any], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], constants: dict[str, Any]
 ) -> Graph:

@@ -2,8 +2,9 @@
 
 A fatal signal in native code gives no time to write anything, so what runs is kept in a file mapped into memory (a
 byte is set when a run begins, cleared when it ends; the kernel keeps it whatever becomes of the process), and the
-interpreter's own handler of fatal signals writes their names. The next life of the worker reads both. A process that
-was killed from outside leaves no such name, and nothing is blamed for it.
+interpreter's own handler of fatal signals writes their names and where its thread was. The next life of the worker
+reads both (`decide.last_life`) and keeps what it found until somebody has been told, be it several lives later. A
+process that was killed from outside leaves no such name, and nothing is blamed for it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,60 +21,33 @@ from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import Death
 from infaas.errors import SettingsError
 from infaas_worker.decide.events import DeathRemembered
+from infaas_worker.decide.last_life import Doing, Slot, deaths, fault_name, where_it_died
 
 SLOTS = 1024
 SLOT_BYTES = 512
-_FATAL = "Fatal Python error: "
-_READ_AT_MOST = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    instance: str
-    variant: str
-    was_running: bool
-
-
-def deaths(slots: Sequence[Slot], fault: str, hung: str) -> tuple[DeathRemembered, ...]:
-    """Whom to blame for the end of the last life. `fault`: what the handler of fatal signals wrote; `hung`: why the
-    process had to be replaced, beginning with the instance's id. One thread of several died: all that ran are suspects.
-    """
-    found = []
-    cause = fault_name(fault)
-    running = [slot for slot in slots if slot.was_running]
-    for slot in running:
-        if cause:
-            others = f", one of {len(running)} that ran" if len(running) > 1 else ""
-            reason = f"ended its worker's process while it ran: {cause}{others}"
-            found.append(_remembered(slot, reason, Death.CRASHED))
-        elif hung.startswith(f"instance {slot.instance} "):
-            found.append(_remembered(slot, f"its worker was replaced: {hung}", Death.HUNG))
-    return tuple(found)
-
-
-def fault_name(text: str) -> str:
-    """The signal's name in the interpreter's words, such as `Segmentation fault`; empty when there was none."""
-    for line in text.splitlines():
-        if line.startswith(_FATAL):
-            return line.removeprefix(_FATAL).strip()
-    return ""
-
-
-def _remembered(slot: Slot, reason: str, death: Death) -> DeathRemembered:
-    return DeathRemembered(InstanceId(slot.instance), VariantName(slot.variant), reason, death)
+UNTOLD_AT_MOST = 64
+"""Deaths kept that nobody has been told of, the newest."""
+_READ_AT_MOST = 64 * 1024
 
 
 class BlackBox:
-    """Made once per process, by the composition root, and written from its event loop. One file per worker id."""
+    """Made once per process, by the composition root, and written from its event loop. One set of files per worker."""
 
     def __init__(self, folder: Path, worker: str) -> None:
-        """Reads what the life before left, then begins anew. Raises SettingsError when the files cannot be had."""
+        """Reads what the lives before left, then begins anew. Raises SettingsError when the files cannot be had."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._hung_path = folder / f"worker-{worker}.hung"
             self._fault_path = folder / f"worker-{worker}.fault"
             self._box_path = folder / f"worker-{worker}.running"
-            self.deaths = deaths(_read_slots(self._box_path), _read(self._fault_path), _read(self._hung_path))
+            self._untold_path = folder / f"worker-{worker}.deaths"
+            fault = _read(self._fault_path)
+            found = deaths(_read_slots(self._box_path), fault, _read(self._hung_path))
+            self.deaths = _merged(_read_untold(self._untold_path), found)
+            self.own_fault = "" if found or not fault_name(fault) else f"{fault_name(fault)}: {where_it_died(fault)}"
+            """How the last life ended when no instance is to blame; empty when no signal ended it."""
+            if found:  # before what it was found in is made new
+                _write_untold(self._untold_path, self.deaths)
             self._hung_path.unlink(missing_ok=True)
             self._map = _fresh_map(self._box_path)
             self._fault: BinaryIO = self._fault_path.open("wb")
@@ -86,12 +59,13 @@ class BlackBox:
         self._runs: dict[str, int] = {}
 
     def arm(self) -> None:
-        """From now on a fatal signal writes its name before it ends the process."""
-        faulthandler.enable(self._fault)
+        """From now on a fatal signal writes its name, and where the thread was that it hit, before it ends the
+        process."""
+        faulthandler.enable(self._fault, all_threads=False)
         self._is_armed = True
 
     def disarm(self) -> None:
-        """An orderly end leaves nothing."""
+        """An orderly end leaves nothing but what nobody has been told yet."""
         self.abandon()
         for path in (self._fault_path, self._box_path):
             path.unlink(missing_ok=True)
@@ -103,14 +77,20 @@ class BlackBox:
         self._fault.close()
         self._map.close()
 
+    def told(self) -> None:
+        """Somebody who can act on it knows of `deaths`: the next life need not tell. Raises OSError."""
+        self._untold_path.unlink(missing_ok=True)
+
+    def loading(self, instance: str, variant: str) -> None:
+        """An instance that shares this process begins to load. One too many for the slots is not kept; nothing else
+        changes."""
+        self._take_slot(instance, variant, Doing.LOADING)
+
     def loaded(self, instance: str, variant: str) -> None:
-        """An instance that shares this process. One too many for the slots is not kept; nothing else changes."""
-        text = json.dumps([instance, variant]).encode()
-        if not self._free or len(text) > SLOT_BYTES - 4:
-            return
-        slot = self._slot_of[instance] = self._free.pop()
-        at = slot * SLOT_BYTES
-        self._map[at : at + SLOT_BYTES] = (b"\0" + len(text).to_bytes(2, "little") + text).ljust(SLOT_BYTES, b"\0")
+        if instance in self._slot_of:
+            self._map[self._slot_of[instance] * SLOT_BYTES] = Doing.NOTHING
+        else:
+            self._take_slot(instance, variant, Doing.NOTHING)
 
     def gone(self, instance: str) -> None:
         slot = self._slot_of.pop(instance, None)
@@ -123,18 +103,27 @@ class BlackBox:
         slot = self._slot_of.get(instance)
         if slot is not None:
             self._runs[instance] = self._runs.get(instance, 0) + 1
-            self._map[slot * SLOT_BYTES] = 1
+            self._map[slot * SLOT_BYTES] = Doing.RUNNING
 
     def ended(self, instance: str) -> None:
         slot = self._slot_of.get(instance)
         left = max(0, self._runs.get(instance, 0) - 1)
         if slot is not None:
             self._runs[instance] = left
-            self._map[slot * SLOT_BYTES] = 1 if left else 0
+            self._map[slot * SLOT_BYTES] = Doing.RUNNING if left else Doing.NOTHING
 
     def condemned(self, reason: str) -> None:
         """Why this life is being ended. Raises OSError."""
         self._hung_path.write_text(reason)
+
+    def _take_slot(self, instance: str, variant: str, doing: Doing) -> None:
+        text = json.dumps([instance, variant]).encode()
+        if not self._free or len(text) > SLOT_BYTES - 4:
+            return
+        slot = self._slot_of[instance] = self._free.pop()
+        at = slot * SLOT_BYTES
+        record = bytes([doing]) + len(text).to_bytes(2, "little") + text
+        self._map[at : at + SLOT_BYTES] = record.ljust(SLOT_BYTES, b"\0")
 
 
 def _read_slots(path: Path) -> list[Slot]:
@@ -150,10 +139,40 @@ def _read_slots(path: Path) -> list[Slot]:
             continue
         try:
             instance, variant = json.loads(data[at + 3 : at + 3 + size])
+            doing = Doing(data[at])
         except ValueError:
             continue
-        found.append(Slot(str(instance), str(variant), data[at] == 1))
+        found.append(Slot(str(instance), str(variant), doing))
     return found
+
+
+def _read_untold(path: Path) -> list[DeathRemembered]:
+    """As `_read_slots`: what cannot be read is left out."""
+    found = []
+    for line in _read(path).splitlines():
+        try:
+            instance, variant, reason, death = json.loads(line)
+            found.append(DeathRemembered(InstanceId(instance), VariantName(variant), str(reason), Death(death)))
+        except ValueError:
+            continue
+    return found
+
+
+def _write_untold(path: Path, found: Sequence[DeathRemembered]) -> None:
+    """Whole or not at all."""
+    fresh = path.with_suffix(".deaths-new")
+    lines = [json.dumps([one.instance, one.variant, one.reason, one.death.value]) for one in found]
+    fresh.write_text("".join(f"{line}\n" for line in lines))
+    fresh.replace(path)
+
+
+def _merged(before: Sequence[DeathRemembered], found: Sequence[DeathRemembered]) -> tuple[DeathRemembered, ...]:
+    """Newest last; of one instance only the newest."""
+    by_instance: dict[InstanceId, DeathRemembered] = {}
+    for one in (*before, *found):
+        by_instance.pop(one.instance, None)
+        by_instance[one.instance] = one
+    return tuple(by_instance.values())[-UNTOLD_AT_MOST:]
 
 
 def _fresh_map(path: Path) -> mmap.mmap:

@@ -8,17 +8,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from infaas.domain.variant import PROCESS_MEMORY_BYTES, Isolation, Variant
+from infaas.domain.variant import PROCESS_MEMORY_BYTES, Isolation, Runtime, Variant
 from infaas.errors import InfaasError, InvalidError, ModelError
 from infaas.repository.base import Repository
-from infaas_worker.executors.base import BatchOut, Executors, LoadedModel
+from infaas_worker.executors.base import BatchOut, Executor, Executors, LoadedModel
 from infaas_worker.executors.sample import open_sizes, sample, warm_up_sizes
 
 T = TypeVar("T")
 LOADS_AT_ONCE = 2
 """Loading is bound by memory and disk; more at a time only slows each."""
+LOADS_ELSEWHERE_AT_ONCE = 8
+"""Those that wait for a server, which may be slow, take no turn from those that use this machine."""
+_ELSEWHERE = frozenset({Runtime.TRITON})
 _LOADING_NICE = 5
 """Of a single-threaded load beside serving threads: a quarter of a contended core."""
 _UNMEASURED_FACTOR = 3
@@ -40,7 +44,8 @@ class Loader:
         self._repository = repository
         self._executors = executors
         self._read: set[str] = set()
-        self._limit = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._here = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._elsewhere = asyncio.Semaphore(LOADS_ELSEWHERE_AT_ONCE)
 
     async def memory_bytes(self, variant: Variant) -> int:
         """What one instance needs: measured, or for a variant without profile a guess from its artifact's size.
@@ -53,21 +58,33 @@ class Loader:
         process_bytes = PROCESS_MEMORY_BYTES if variant.isolation is Isolation.PROCESS else 0
         return size * _UNMEASURED_FACTOR + _UNMEASURED_BYTES + process_bytes
 
-    async def open(self, variant: Variant) -> Opened:
-        """Raises InfaasError with the reason when the variant cannot be loaded here."""
-        async with self._limit:
-            return await on_thread(f"load-{variant.name}", lambda: self._open(variant))
+    async def open(self, variant: Variant, on_begin: Callable[[], None]) -> Opened:
+        """`on_begin` is called when the executor's part begins: the artifact is here and it is this load's turn.
 
-    def _open(self, variant: Variant) -> Opened:
-        started = time.monotonic()
+        Raises InfaasError with the reason when the variant cannot be loaded here.
+        """
+        async with self._elsewhere if is_elsewhere(variant) else self._here:
+            started = time.monotonic()
+            name = f"load-{variant.name}"
+            executor, path = await on_thread(name, lambda: self._fetch(variant))
+            on_begin()
+            return await on_thread(name, lambda: self._open(variant, executor, path, started))
+
+    def _fetch(self, variant: Variant) -> tuple[Executor, Path]:
+        return self._executors.of(variant), self._repository.fetch(variant.artifact)
+
+    def _open(self, variant: Variant, executor: Executor, path: Path, started: float) -> Opened:
         was_cold = variant.artifact not in self._read
-        executor = self._executors.of(variant)
-        path = self._repository.fetch(variant.artifact)
         if variant.threads == 1:  # else the runtime's pool, made while loading, would inherit it for good
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICE)
         model = executor.load(variant, path)
         self._read.add(variant.artifact)
         return Opened(model, time.monotonic() - started, was_cold, variant.memory_bytes or model.memory_bytes())
+
+
+def is_elsewhere(variant: Variant) -> bool:
+    """Whether a server loads it, and this process only waits."""
+    return variant.runtime in _ELSEWHERE
 
 
 async def warm_up(model: LoadedModel, variant: Variant) -> int:

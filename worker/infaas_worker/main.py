@@ -50,6 +50,7 @@ from infaas_worker.instances import Instances
 from infaas_worker.loading import Loader
 from infaas_worker.machine import cores_to_use, default_listen, memory_budget, prepare_socket, remove_socket, worker_id
 from infaas_worker.monitor import Monitor
+from infaas_worker.obituary import Obituary
 from infaas_worker.registration import Registration
 from infaas_worker.reports import Reporter
 
@@ -138,8 +139,8 @@ class Worker:
         publisher = Publisher()
         store = RedisStore(settings.redis_url)
         loader = Loader(open_repository(settings.repository_url), _executors(settings))
-        patience = Patience(settings.worker.hang_after_s, settings.worker.hang_factor)
-        serving = Serving(place.core_ids, place.record.memory_bytes, settings.worker.probe_interval_s, patience)
+        own, patience = settings.worker, _patience(settings)
+        serving = Serving(place.core_ids, place.record.memory_bytes, own.probe_interval_s, patience, own.heartbeat_s)
 
         def on_report() -> None:
             publisher.publish_soon()
@@ -159,12 +160,14 @@ class Worker:
         probes = health.HealthServicer()
         server = _server(service, probes, place)
         monitor.start()
-        instances.remember(box.deaths)
+        if box.own_fault:
+            _log.error("this worker's last life ended in its own code", cause=box.own_fault)
+        obituary = Obituary(box, publisher, instances.remember)
         box.arm()
         await server.start()
         await probes.set("", health_pb2.HealthCheckResponse.SERVING)
         supervisor = Supervisor("worker")
-        supervisor.spawn("heartbeat", _heartbeat(instances, publisher, monitor, settings.worker.heartbeat_s))
+        supervisor.spawn("heartbeat", _heartbeat(instances, publisher, monitor, obituary, own.heartbeat_s))
         supervisor.spawn("registration", registration.run())
         garbage.settle()
         supervisor.spawn("garbage", garbage.collect_between(lambda: not instances.serving.has_batches, self._clock))
@@ -228,7 +231,15 @@ def _executors(settings: Settings) -> Executors:
 
         return TritonExecutor(settings.worker.triton_url, is_private=settings.worker.triton_private)
 
-    return Executors(isolate=IsolatedExecutor, configured={Runtime.TRITON.value: triton})
+    def isolated() -> Executor:
+        return IsolatedExecutor(patience=_patience(settings))
+
+    return Executors(isolate=isolated, configured={Runtime.TRITON.value: triton})
+
+
+def _patience(settings: Settings) -> Patience:
+    own = settings.worker
+    return Patience(own.hang_after_s, own.hang_factor, load_least_s=own.load_hang_after_s)
 
 
 def _server(service: WorkerService, probes: health.HealthServicer, place: Place) -> grpc.aio.Server:
@@ -261,9 +272,14 @@ def _after(record: WorkerRecord, deaths: tuple[DeathRemembered, ...]) -> WorkerR
     return replace(record, reason=f"started again: instance {first.instance} of {first.variant} {first.reason}")
 
 
-async def _heartbeat(instances: Instances, publisher: Publisher, monitor: Monitor, heartbeat_s: float) -> None:
+async def _heartbeat(
+    instances: Instances, publisher: Publisher, monitor: Monitor, obituary: Obituary, heartbeat_s: float
+) -> None:
     async def beat() -> None:
         instances.tick(monitor.load().stall_ratio)
-        publisher.publish()
+        try:
+            obituary.beat()
+        finally:
+            publisher.publish()
 
     await every(heartbeat_s, beat, name="heartbeat")

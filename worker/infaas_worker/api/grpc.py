@@ -184,6 +184,10 @@ class ControllerStream:
         """Until everything has been handed to the transport, or the stream is over."""
         await self._is_flushed.wait()
 
+    @property
+    def has_flushed(self) -> bool:
+        return self._is_flushed.is_set()
+
     async def write_to(self, context: grpc.aio.ServicerContext) -> None:
         try:
             while True:

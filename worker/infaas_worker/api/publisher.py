@@ -14,6 +14,10 @@ class Subscriber(Protocol):
 
     async def flushed(self) -> None: ...
 
+    @property
+    def has_flushed(self) -> bool:
+        """Whether `flushed` would return at once."""
+
 
 class Publisher:
     """Lives on the event loop. Changes within one turn of the loop make one report."""
@@ -47,6 +51,16 @@ class Publisher:
         message = self._build()
         for subscriber in self._subscribers:
             subscriber.report(message)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody is."""
+        return bool(self._subscribers)
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether anybody has everything that was published."""
+        return any(subscriber.has_flushed for subscriber in self._subscribers)
 
     async def flushed(self) -> None:
         """Until every subscriber has what it was sent."""

@@ -36,7 +36,7 @@ from infaas_worker.decide.events import (
     Ticked,
     UnloadAsked,
 )
-from infaas_worker.decide.hang import bound_s
+from infaas_worker.decide.hang import bound_s, load_bound_s, paused_s, stretched_s
 from infaas_worker.decide.instances import (
     DrainAsked,
     ExecutorDied,
@@ -83,6 +83,7 @@ class _Machine:
         self._own_keys = serving.own_keys
         self._is_draining = serving.is_draining
         self._failure = serving.failure
+        self._ticked_at = serving.ticked_at
         self._commands: list[Command] = []
 
     def result(self) -> tuple[Serving, tuple[Command, ...]]:
@@ -94,6 +95,7 @@ class _Machine:
         after = self._before._replace(
             is_draining=self._is_draining,
             failure=self._failure,
+            ticked_at=self._ticked_at,
             instances=self._instances,
             asked=self._asked,
             work=self._work,
@@ -127,8 +129,10 @@ class _Machine:
             case DrainEnded():
                 self._is_draining = False
             case Ticked(stall_ratio):
+                self._excuse()
                 self._tick()
                 self._end_hung(stall_ratio)
+                self._end_hung_loads(stall_ratio)
 
     def expire(self) -> None:
         """Queries whose deadline passed while they were staged are answered now and never run."""
@@ -295,6 +299,21 @@ class _Machine:
                 death=event.death,
             )
 
+    def _excuse(self) -> None:
+        """Nothing that runs is blamed for the time in which this process itself was paused."""
+        paused = paused_s(self._ticked_at, self._now, self._before.tick_s)
+        self._ticked_at = self._now
+        if paused <= 0.0:
+            return
+        for work in list(self._work.values()):
+            if work.started_at is not None:
+                excused_s = min(work.excused_s + paused, self._now - work.started_at)
+                self._work[work.key] = work._replace(excused_s=excused_s)
+        for one in list(self._instances.values()):
+            if one.loading_since is not None:
+                excused_s = min(one.load_excused_s + paused, self._now - one.loading_since)
+                self._instances[one.id] = one._replace(load_excused_s=excused_s)
+
     def _end_hung(self, stall_ratio: float) -> None:
         """A run that has taken far too long is given up with its instance; one that nothing can end condemns the
         whole process, because its thread and core are gone for good."""
@@ -302,14 +321,30 @@ class _Machine:
             instance = self._instances.get(work.instance)
             if work.started_at is None or instance is None:
                 continue
-            ran_s, given_s = self._now - work.started_at, bound_s(work.slow_s, stall_ratio, self._before.patience)
+            is_first = work.kind is WorkKind.WARM_UP
+            ran_s = self._now - work.started_at - work.excused_s
+            given_s = bound_s(work.slow_s, stall_ratio, self._before.patience, is_first=is_first)
             if ran_s <= given_s:
                 continue
             reason = f"hung for {ran_s:.1f} s, a run of it is given {given_s:.1f} s"
             self._tell(work.instance, ExecutorDied(reason, Death.HUNG))
-            if not instance.is_killable and not self._failure:
-                self._failure = f"instance {instance.id} of {instance.variant} {reason}"
-                self._send_back_staged()
+            if not instance.is_killable:
+                self._condemn(instance, reason)
+
+    def _end_hung_loads(self, stall_ratio: float) -> None:
+        """A load that nothing can end has a thread and one of the few turns to load for good."""
+        for one in list(self._instances.values()):
+            if one.loading_since is None or one.state not in (InstanceState.LOADING, InstanceState.DRAINING):
+                continue
+            took_s = self._now - one.loading_since - one.load_excused_s
+            given_s = stretched_s(load_bound_s(self._asked[one.id].load_s, self._before.patience), stall_ratio)
+            if took_s > given_s:
+                self._condemn(one, f"hung for {took_s:.1f} s while loading, which is given {given_s:.1f} s")
+
+    def _condemn(self, instance: Instance, reason: str) -> None:
+        if not self._failure:
+            self._failure = f"instance {instance.id} of {instance.variant} {reason}"
+            self._send_back_staged()
 
     def _send_back_staged(self) -> None:
         """What has not begun is better off on another worker than behind a core that is lost."""
@@ -320,7 +355,7 @@ class _Machine:
         self._own_keys += 1
         key = -self._own_keys
         asked = self._asked[instance.id]
-        expected = asked.warm_up_s if kind is WorkKind.WARM_UP else asked.probe_s
+        is_first = kind is WorkKind.WARM_UP
         self._work[key] = Work(
             key,
             kind,
@@ -329,9 +364,8 @@ class _Machine:
             "",
             self._now,
             self._now + PATIENCE_S,
-            expected_s=expected,
-            # First runs set up what later ones find; only a probe is as quick as the profile says.
-            slow_s=None if kind is WorkKind.WARM_UP else expected,
+            expected_s=asked.warm_up_s if is_first else asked.probe_s,
+            slow_s=asked.warm_up_slow_s if is_first else asked.probe_slow_s,
         )
         self._tell(instance.id, WorkArrived(key, kind))
 

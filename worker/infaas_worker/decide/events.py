@@ -27,6 +27,11 @@ class LoadAsked:
     warm_up_s: float | None = None
     """How long its warm-up should run; None: unknown."""
     probe_s: float | None = None
+    warm_up_slow_s: float | None = None
+    """The p99 of its runs by the profile; None: not measured."""
+    probe_slow_s: float | None = None
+    load_s: float | None = None
+    """What loading took when it was measured."""
     problem: str = ""
     """Why it cannot be loaded, when that is known beforehand; it then appears as FAILED with this reason."""
     isolation: Isolation = Isolation.THREAD

@@ -48,6 +48,10 @@ class Instance(NamedTuple):
     is_unloading: bool = False
     running: tuple[int, ...] = ()
     staged: tuple[int, ...] = ()
+    loading_since: float | None = None
+    """When the executor began to load it, if this process waits for that with a thread that nothing can end."""
+    load_excused_s: float = 0.0
+    """Since then, what this process was paused for."""
     loaded_at: float | None = None
     last_ok_at: float | None = None
     failed_at: float | None = None
@@ -78,6 +82,11 @@ class Instance(NamedTuple):
     def recent_use(self, now: float) -> float:
         """Items done lately: each counts half after `USE_HALF_LIFE_S`."""
         return self.use * math.pow(0.5, (now - self.used_at) / USE_HALF_LIFE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBegan:
+    """In this process, by a thread that nothing can end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +160,8 @@ class TimePassed:
 
 
 InstanceEvent = (
-    Loaded
+    LoadBegan
+    | Loaded
     | LoadFailed
     | WorkArrived
     | WorkStarted
@@ -203,11 +213,13 @@ def step(instance: Instance, event: InstanceEvent, now: float) -> Step:
             return _done(instance, event, now)
         case WorkWithdrawn(key):
             return _drained(instance._replace(staged=tuple(k for k in instance.staged if k != key)))
+        case LoadBegan():
+            return instance._replace(loading_since=now), ()
         case Loaded():
             return _loaded(instance, event, now)
         case LoadFailed(reason):
             failed, commands = _fail(instance, reason, now)
-            return failed._replace(is_resident=False, is_unloading=False), tuple(
+            return failed._replace(is_resident=False, is_unloading=False, loading_since=None), tuple(
                 command for command in commands if not isinstance(command, Unload)
             )
         case DrainAsked(reason):
@@ -241,6 +253,7 @@ def _loaded(instance: Instance, event: Loaded, now: float) -> Step:
         was_cold=event.was_cold,
         in_flight=event.in_flight,
         memory_bytes=event.memory_bytes,
+        loading_since=None,
         loaded_at=now,
         is_resident=True,
         is_killable=event.is_killable,

@@ -35,6 +35,8 @@ class Work(NamedTuple):
     slow_s: float | None = None
     """The p99 of such a run; None: not measured."""
     started_at: float | None = None
+    excused_s: float = 0.0
+    """Since it started, what this process was paused for."""
     cancelled: frozenset[int] = frozenset()
     is_orphan: bool = False
 
@@ -51,6 +53,9 @@ class Serving(NamedTuple):
     memory_bytes: int
     probe_interval_s: float
     patience: Patience = Patience()
+    tick_s: float = 1.0
+    """How often a tick should come."""
+    ticked_at: float | None = None
     failure: str = ""
     """Why this process must be replaced; empty while it need not."""
     is_draining: bool = False

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,24 +24,36 @@ import psutil
 
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
 from infaas.errors import InfaasError, ModelError, UnavailableError, UnsupportedError
+from infaas.observe.log import get_logger
 from infaas.programs import THREAD_POOLS
+from infaas_worker.decide.hang import Patience, load_bound_s
 from infaas_worker.executors import frames
 from infaas_worker.executors.base import BatchIn, BatchOut, Device, LoadedModel
 
+_log = get_logger(__name__)
 _MODULE = "infaas_worker.executors.child"
 _TAIL_BYTES = 2000
 _LINE_LENGTH = 300
 _CLOSE_WITHIN_S = 30.0
 """A child that was told to close and has not ended by then is killed."""
+_LOOK_EVERY_S = 1.0
 
 
 class IsolatedExecutor:
     """Wraps the executor of one runtime or, made by a worker, of whichever runtime a variant names."""
 
-    def __init__(self, runtime: Runtime = Runtime.ONNXRUNTIME, devices: tuple[Device, ...] | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime = Runtime.ONNXRUNTIME,
+        devices: tuple[Device, ...] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        """`patience`: how long a load may take."""
         self._runtime = runtime
         self._devices = devices or (Device(Hardware.CPU),)
-        # The kernel ties a child to the thread that started it. This one lives as long as the executor.
+        self._patience = patience or Patience()
+        # The kernel ties a child to the thread that started it, and a child or thread begins with the priority of the
+        # one that starts it. This one lives as long as the executor and keeps the priority that serving needs.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="start-isolated")
         self._starter.submit(int).result()
 
@@ -61,7 +75,9 @@ class IsolatedExecutor:
             except OSError as error:
                 ours.close()
                 raise UnavailableError(f"no process can be started for {variant.name}: {error}") from error
-        return IsolatedModel(variant, artifact, process, ours, keeper=self._starter)
+        profile = variant.profile
+        load_within_s = load_bound_s(profile.cold_load_s if profile else None, self._patience)
+        return IsolatedModel(variant, artifact, process, ours, self._starter, load_within_s)
 
 
 class IsolatedModel:
@@ -73,13 +89,14 @@ class IsolatedModel:
         artifact: Path,
         process: subprocess.Popen[bytes],
         stream: socket.socket,
-        *,
-        keeper: object = None,
+        starter: ThreadPoolExecutor,
+        load_within_s: float,
     ) -> None:
         """Blocks until the child has loaded the variant. Raises what loading raised there, or ModelError when the
-        child died of it. `keeper` owns the thread that the child is tied to."""
+        child died of it or was not done in time. `starter` owns the thread that the child is tied to, and starts ours:
+        the loading thread that calls this may have lowered its priority."""
         self.name = variant.name
-        self._keeper = keeper
+        self._starter = starter
         self.ended: Future[str] = Future()
         self._process = process
         self._stream = stream
@@ -92,12 +109,12 @@ class IsolatedModel:
         """Why nothing more will come, once that is so."""
         self._outbox: SimpleQueue[tuple[frames.Facts, list[frames.Buffer]] | None] = SimpleQueue()
         self._words = _LastWords(process, self.name)
-        self._words.start()
-        self.max_in_flight = self._load(variant, artifact)
+        self._begin(self._words)
+        self.max_in_flight = self._load(variant, artifact, load_within_s)
         self._sender = threading.Thread(target=self._send_all, name=f"to-{self.name}"[:60], daemon=True)
         self._receiver = threading.Thread(target=self._receive_all, name=f"from-{self.name}"[:60], daemon=True)
-        self._sender.start()
-        self._receiver.start()
+        self._begin(self._sender)
+        self._begin(self._receiver)
 
     @property
     def pid(self) -> int:
@@ -147,11 +164,19 @@ class IsolatedModel:
         self._stream.close()
         del self._process
 
-    def _load(self, variant: Variant, artifact: Path) -> int:
+    def _begin(self, thread: threading.Thread) -> None:
+        self._starter.submit(thread.start).result()
+
+    def _load(self, variant: Variant, artifact: Path, within_s: float) -> int:
         try:
             frames.send(self._stream, frames.Load(variant, str(artifact)))
+            if not self._is_answered(within_s):
+                self.kill(f"it hung: loading is given {within_s:.0f} s")
             answer = frames.receive(self._stream)
         except (OSError, EOFError):
+            answer = None
+        except Exception as unread:  # what it said is no frame
+            self.kill(f"its answer cannot be read: {type(unread).__name__}: {unread}")
             answer = None
         if answer is not None and isinstance(answer[0], frames.Loaded):
             return answer[0].max_in_flight
@@ -165,6 +190,20 @@ class IsolatedModel:
         self._stream.close()
         raise error
 
+    def _is_answered(self, within_s: float) -> bool:
+        """Whether the child says something in time. A look counts for as long as it should take, not for as long as it
+        took: while this process was stopped, the child may have been too."""
+        poll = select.poll()
+        poll.register(self._stream, select.POLLIN)
+        waited_s = 0.0
+        while waited_s < within_s:
+            look_s = min(_LOOK_EVERY_S, within_s - waited_s)
+            began = time.monotonic()
+            if poll.poll(look_s * 1000.0):
+                return True
+            waited_s += max(0.001, min(look_s, time.monotonic() - began))
+        return False
+
     def _send_all(self) -> None:
         while (item := self._outbox.get()) is not None:
             facts, tensors = item
@@ -176,11 +215,12 @@ class IsolatedModel:
 
     def _receive_all(self) -> None:
         try:
-            while (frame := frames.receive(self._stream)) is not None:
+            while (frame := self._next_frame()) is not None:
                 self._take(*frame)
                 del frame
-        except (OSError, EOFError):
-            pass  # the child ended in the middle of a word
+        except Exception as error:  # of ours or of what it said: nothing more can be understood of this child
+            _log.error("an instance's answer cannot be read", instance=self.name, exc_info=error)
+            self.kill(f"its answer cannot be read: {type(error).__name__}: {error}")
         how = self._how_it_ended()
         with self._lock:
             self._end = how
@@ -193,17 +233,26 @@ class IsolatedModel:
             with contextlib.suppress(InvalidStateError):
                 self.ended.set_result(how)
 
+    def _next_frame(self) -> tuple[frames.Facts, memoryview] | None:
+        """None when the child has ended, be it in the middle of a word."""
+        try:
+            return frames.receive(self._stream)
+        except (OSError, EOFError):
+            return None
+
     def _take(self, facts: frames.Facts, tensors: memoryview) -> None:
+        """What cannot be read raises and leaves its batch pending, to be told how the child ended."""
         if not isinstance(facts, frames.Ran | frames.Failed):
             return
+        outcome = frames.result_of(facts, tensors) if isinstance(facts, frames.Ran) else frames.error_of(facts)
         with self._lock:
             future = self._pending.pop(facts.key, None)
         if future is None:
             return
-        if isinstance(facts, frames.Ran):
-            future.set_result(frames.result_of(facts, tensors))
+        if isinstance(outcome, BatchOut):
+            future.set_result(outcome)
         else:
-            future.set_exception(frames.error_of(facts))
+            future.set_exception(outcome)
 
     def _how_it_ended(self) -> str:
         status = self._process.wait()
