@@ -84,7 +84,7 @@ class Controller:
         scratch = await asyncio.to_thread(Scratch.open, settings.state_dir)
         rest_socket = bind(own.host, own.http_port, "controller.http_port")
         metrics_socket = bind(own.host, own.metrics_port, "controller.metrics_port")
-        catalog = await asyncio.to_thread(Catalog.open, settings.database_url)
+        catalog = await asyncio.to_thread(open_catalogue, settings.database_url)
         http_port = int(rest_socket.getsockname()[1])
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
         parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog)
@@ -145,6 +145,20 @@ class Controller:
             await journal.drain()
         except UnavailableError as error:
             _log.warning("decisions were not journaled", waiting=len(journal), reason=error.text)
+
+
+def open_catalogue(url: str) -> Catalog:
+    """Whether it can be reached or not: queries are served by what the store says, and the catalogue is taken up when
+    it is there. Blocking. Raises SettingsError for a URL that cannot be used, or tables of a newer program."""
+    catalog = Catalog.at(url)
+    try:
+        catalog.prepare()
+    except UnavailableError as error:
+        _log.error("starting without the catalogue", reason=error.text)
+    except BaseException:
+        catalog.close()
+        raise
+    return catalog
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -29,11 +30,22 @@ class Health:
 
 
 class CatalogBase:
-    """Blocking: call it from a thread. Every public method is one transaction."""
+    """Blocking: call it from a thread. Every public method is one transaction.
+
+    A database that was away at first is taken up by whichever call finds it there: that brings the tables up to date.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.health = Health()
+        self._is_prepared = False
+        self._preparing = threading.Lock()
+
+    def prepare(self) -> None:
+        """Bring the tables up to date. Raises UnavailableError when the database cannot be reached, SettingsError when
+        it is newer than this program."""
+        with self._preparing:
+            self._prepare()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -55,7 +67,34 @@ class CatalogBase:
         found = self._read(lambda c: c.scalar(sa.select(names.c.level).where(names.c.name == name)))
         return None if found is None else Level(found)
 
+    def _prepare(self) -> None:
+        """With the lock held."""
+        if self._is_prepared:
+            return
+        try:
+            migrate(self.engine)
+        except InfaasError as error:
+            self.health.read_trouble = self.health.write_trouble = error.text
+            raise
+        self._is_prepared = True
+        self.health.read_trouble = self.health.write_trouble = None
+
+    def _require_prepared(self) -> None:
+        """One caller tries; the others do not wait for what may take as long as a network does. Raises
+        UnavailableError."""
+        if self._is_prepared:
+            return
+        if not self._preparing.acquire(blocking=False):
+            raise UnavailableError(self.health.read_trouble or "the catalogue is being opened", retry_after_s=1.0)
+        try:
+            self._prepare()
+        except SettingsError as error:
+            raise UnavailableError(error.text, is_retryable=False) from error
+        finally:
+            self._preparing.release()
+
     def _read(self, work: Callable[[Connection], T]) -> T:
+        self._require_prepared()
         try:
             with self.engine.connect() as connection, connection.begin():
                 found = work(connection)
@@ -68,6 +107,7 @@ class CatalogBase:
 
     def _write(self, work: Callable[[Connection], T], *, is_registry: bool = True) -> T:
         """Run `work` in a writing transaction, again from its start when another writer took a key in between."""
+        self._require_prepared()
         for attempt in range(1, _WRITE_ATTEMPTS + 1):
             try:
                 with self.engine.connect().execution_options(**WRITES) as connection, connection.begin():

@@ -6,7 +6,7 @@ from infaas.catalog.journals import JournalRecords
 from infaas.catalog.made import MadeRecords
 from infaas.catalog.profilings import ProfilingRecords
 from infaas.catalog.registry import RegistryRecords
-from infaas.catalog.schema import migrate, open_engine
+from infaas.catalog.schema import open_engine
 
 
 class Catalog(RegistryRecords, MadeRecords, ProfilingRecords, JournalRecords):
@@ -18,7 +18,18 @@ class Catalog(RegistryRecords, MadeRecords, ProfilingRecords, JournalRecords):
 
     @classmethod
     def open(cls, url: str) -> Catalog:
-        """Connect and bring the tables up to date. Raises SettingsError for a URL that cannot be used."""
-        engine = open_engine(url)
-        migrate(engine)
-        return cls(engine)
+        """Connect and bring the tables up to date. Raises SettingsError for a URL that cannot be used, UnavailableError
+        when the database cannot be reached."""
+        catalog = cls.at(url)
+        try:
+            catalog.prepare()
+        except BaseException:
+            catalog.close()
+            raise
+        return catalog
+
+    @classmethod
+    def at(cls, url: str) -> Catalog:
+        """Connects with the first call, or the first one that finds the database there. Raises SettingsError for a URL
+        that cannot be used."""
+        return cls(open_engine(url))

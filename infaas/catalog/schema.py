@@ -106,7 +106,6 @@ def migrate(engine: Engine, target: str = "head") -> None:
 
     Raises UnavailableError when the database cannot be reached, SettingsError when it is newer than this program.
     """
-    script = ScriptDirectory.from_config(_config())
     try:
         with (
             engine.connect().execution_options(**WRITES) as connection,
@@ -115,6 +114,7 @@ def migrate(engine: Engine, target: str = "head") -> None:
             _taking_turns(connection),
         ):
             now = MigrationContext.configure(connection).get_current_revision()
+            script = ScriptDirectory.from_config(_config())  # after connecting: a database that is away is asked often
             _refuse_unknown(script, now)
             if target == "head" and now == script.get_current_head():
                 return

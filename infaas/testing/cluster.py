@@ -198,11 +198,18 @@ class Cluster:
 
     def urls(self) -> list[str]:
         """Of the controllers that have said where they listen, in order of their names."""
+        return self._announced("http_port")
+
+    def metrics_urls(self) -> list[str]:
+        """As `urls`, of their metrics ports."""
+        return self._announced("metrics_port")
+
+    def _announced(self, port: str) -> list[str]:
         found = []
         for name in self.controllers:
             file = self.folder / name / "run" / "controller.json"
             if file.exists():
-                found.append(f"http://127.0.0.1:{json.loads(file.read_text())['http_port']}")
+                found.append(f"http://127.0.0.1:{json.loads(file.read_text())[port]}")
         return found
 
     def client(self, controller: int = 0) -> Client:

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
 from infaas import machine
 from infaas.errors import InfaasError
@@ -190,7 +191,17 @@ def check_system(settings: Settings) -> Finding:
         return Finding("system", Verdict.FAIL, "; ".join(ill), f"read {logs}")
     if endpoints is None or not health.is_ready(endpoints):
         return Finding("system", Verdict.FAIL, "up, but not ready", "infaas status; read the logs it names")
+    if lost := lost_parts(health.parts(endpoints, settings.token())):
+        return Finding("system", Verdict.FAIL, f"ready at {endpoints.url}, but {'; '.join(lost)}", "infaas status")
     return Finding("system", Verdict.OK, f"ready at {endpoints.url}")
+
+
+def lost_parts(known: Mapping[str, Any] | None) -> list[str]:
+    """Which of the parts that a controller depends on are not up, by its own words; none when it says nothing."""
+    if known is None:
+        return []
+    states = {name: known[name] for name in ("store", "catalogue")}
+    return [f"{name} {part['state']}: {part['reason']}" for name, part in states.items() if part["state"] != "up"]
 
 
 def check_cores(cores: int, quota: float | None) -> Finding:

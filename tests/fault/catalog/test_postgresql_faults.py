@@ -120,3 +120,18 @@ def test_a_wrong_password_is_an_error_that_no_retry_mends_and_is_never_shown(
     assert not error.value.is_retryable
     assert USER in error.value.text
     assert "hunter2" not in error.value.text
+
+
+def test_a_server_that_is_not_there_at_first_is_taken_up_when_it_comes(own_postgres_server: PostgresServer) -> None:
+    catalog = Catalog.at(own_postgres_server.url(own_postgres_server.new_database()))
+    try:
+        own_postgres_server.kill()
+        with pytest.raises(UnavailableError, match="the catalogue cannot be opened"):
+            catalog.prepare()
+        assert_unavailable(catalog, "the catalogue cannot be opened")
+        own_postgres_server.start()
+        create(catalog, "after")
+        assert [task.name for task in catalog.tasks()] == ["after"]
+        assert (catalog.health.read_trouble, catalog.health.write_trouble) == (None, None)
+    finally:
+        catalog.close()

@@ -118,3 +118,50 @@ def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="folder"):
         Catalog.open(f"sqlite:///{tmp_path}/file/catalog.db")
+
+
+def test_a_catalogue_that_cannot_be_opened_at_first_is_taken_up_by_the_first_call_that_can(tmp_path: Path) -> None:
+    (tmp_path / "catalog.db").mkdir()  # what nobody can open, root included
+    catalog = Catalog.at(f"sqlite:///{tmp_path}/catalog.db")
+    try:
+        for call in (catalog.prepare, catalog.tasks, catalog.revision, lambda: create(catalog, "late")):
+            with pytest.raises(UnavailableError, match="unable to open database file") as error:
+                call()
+            assert error.value.is_retryable
+        assert catalog.health.read_trouble is not None
+        assert catalog.health.write_trouble is not None
+        (tmp_path / "catalog.db").rmdir()
+        create(catalog, "after")
+        assert [task.name for task in catalog.tasks()] == ["after"]
+        assert (catalog.health.read_trouble, catalog.health.write_trouble) == (None, None)
+    finally:
+        catalog.close()
+
+
+def test_while_one_call_opens_the_catalogue_the_others_are_told_to_come_again(tmp_path: Path) -> None:
+    catalog = Catalog.at(f"sqlite:///{tmp_path}/catalog.db")
+    try:
+        with catalog._preparing, pytest.raises(UnavailableError, match="is being opened") as error:
+            catalog.tasks()
+        assert error.value.is_retryable
+        assert catalog.tasks() == []
+    finally:
+        catalog.close()
+
+
+def test_tables_of_a_newer_program_end_a_start_and_are_unavailable_when_they_turn_up_later(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    Catalog.open(url).close()
+    with sqlite3.connect(tmp_path / "catalog.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    catalog = Catalog.at(url)
+    try:
+        with pytest.raises(SettingsError, match="newer"):
+            catalog.prepare()
+        with pytest.raises(UnavailableError, match="newer") as error:
+            catalog.tasks()
+        assert not error.value.is_retryable
+        assert "newer" in (catalog.health.read_trouble or "")
+    finally:
+        catalog.close()
