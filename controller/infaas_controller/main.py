@@ -216,7 +216,7 @@ def build_parts(
     dispatcher.decisions.on_traced(journal.record)
     admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)
     tracing = open_tracing(settings, "controller", clock)
-    bulk, explain = Bulk(), dispatcher.decision
+    bulk, explain = Bulk(observer=metrics), dispatcher.decision
     app = create_app(
         dispatcher, settings, [admin], metrics, explain, clock=clock, tracing=tracing, parts=system.words, bulk=bulk
     )

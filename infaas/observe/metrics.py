@@ -159,6 +159,9 @@ class Metrics:
         self.autoscaler_decisions = counter(
             "infaas_autoscaler_decisions_total", "Scaling steps taken", ["action", "reason"]
         )
+        self.bulk_losses = counter(
+            "infaas_bulk_losses_total", "Processes for large requests that ended, were stuck or failed", ["reason"]
+        )
         self.cost_usd = counter("infaas_cost_usd_total", "Measured cost of what was answered", ["variant"])
         build = Gauge("infaas_build_info", "1; what runs here", ["version", "python"], registry=self.registry)
         build.labels(__version__, platform.python_version()).set(1)
@@ -226,6 +229,9 @@ class Metrics:
     def observe_scaling(self, action: str, reason: str) -> None:
         """`reason` must be a word of a closed set, not a sentence."""
         self._child(self.autoscaler_decisions, action, reason).inc()
+
+    def observe_bulk_loss(self, reason: str) -> None:
+        self._child(self.bulk_losses, reason).inc()
 
     def _observe_answer(
         self, name: str, variant: str, queue_s: float | None, run_s: float | None, cost_usd: float

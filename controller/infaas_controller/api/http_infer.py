@@ -142,7 +142,7 @@ class InferEndpoint:
             model_version=served.version,
             id=request.id,
             parameters=served.parameters,
-            rendered=await self._inference.rendered(served.outputs),
+            rendered=await self._inference.rendered(ticket, served),
         )
         fields = answer_fields(ticket.caller, served.outcome)
         if head is None:

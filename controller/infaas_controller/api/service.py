@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from infaas.clock import Clock
 from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query
@@ -41,6 +42,8 @@ class Served:
     version: str
     outputs: list[tuple[Tensor, bool]]
     parameters: dict[str, Scalar]
+    deadline: float
+    """On the controller's monotonic clock."""
 
 
 @dataclass(slots=True)
@@ -110,29 +113,45 @@ class Inference:
         return Served(
             outcome,
             "" if outcome.version is None else str(outcome.version),
-            answered_outputs(answer, request, task, await self._classified(answer, request, task)),
+            answered_outputs(
+                answer, request, task, await self._classified(ticket, answer, request, task, query.deadline)
+            ),
             answer_parameters(outcome, decision),
+            query.deadline,
         )
 
-    async def rendered(self, outputs: Sequence[tuple[Tensor, bool]]) -> dict[str, bytes | memoryview] | None:
-        """The JSON of those that are too large to be written on the loop."""
+    async def rendered(self, ticket: Ticket, served: Served) -> dict[str, bytes | memoryview] | None:
+        """The JSON of those outputs that are too large to be written on the loop. Raises as `run`."""
         bulk = self.bulk
         if bulk is None:
             return None
-        large = [tensor for tensor, is_binary in outputs if not is_binary and is_large_json(tensor)]
-        return {tensor.name: await bulk.rendered(tensor) for tensor in large} if large else None
+        large = [tensor for tensor, is_binary in served.outputs if not is_binary and is_large_json(tensor)]
+        if not large:
+            return None
+        with _noting_lateness(ticket):
+            return {tensor.name: await bulk.rendered(tensor, self._left_s(served.deadline)) for tensor in large}
 
-    async def _classified(self, answer: Answer, request: InferRequest, task: Task) -> dict[str, Tensor] | None:
+    async def _classified(
+        self, ticket: Ticket, answer: Answer, request: InferRequest, task: Task, deadline: float
+    ) -> dict[str, Tensor] | None:
         """Those outputs asked for as classes that are too large to be sorted on the loop."""
         tops = {output.name: output.classes for output in request.outputs if output.classes}
         bulk = self.bulk
         if bulk is None or not tops:
             return None
-        return {
-            tensor.name: await bulk.classified(tensor, named_classes(tensor, tops[tensor.name]), task.classes)
+        large = {
+            tensor.name: (tensor, named_classes(tensor, tops[tensor.name]))
             for tensor in answer.outputs
             if tensor.name in tops and is_large_classification(tensor, tops[tensor.name])
         }
+        with _noting_lateness(ticket):
+            return {
+                name: await bulk.classified(tensor, top, task.classes, self._left_s(deadline))
+                for name, (tensor, top) in large.items()
+            }
+
+    def _left_s(self, deadline: float) -> float:
+        return deadline - self.clock.now()
 
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""
@@ -173,3 +192,14 @@ class Inference:
             is_cold_start=outcome is not None and outcome.cold_start,
             cost_usd=cost_usd(view, outcome, ticket.items) if outcome is not None and code is None else 0.0,
         )
+
+
+@contextmanager
+def _noting_lateness(ticket: Ticket) -> Iterator[None]:
+    """An answer that is not ready for its caller in time did not meet its objective, however early it was made."""
+    try:
+        yield
+    except InfaasError as error:
+        if error.code is Code.DEADLINE_PASSED and ticket.outcome is not None:
+            ticket.outcome = replace(ticket.outcome, slo_met=False)
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +50,11 @@ async def serving(
     routers: tuple[Any, ...] = (),
     tracing: Tracing | None = None,
     limits: Limits | None = None,
-    bulk_waiting: int | None = None,
+    bulk_options: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Serving]:
     settings = settings or Settings()
     metrics = Metrics()
-    bulk = Bulk() if bulk_waiting is None else Bulk(1, bulk_waiting)
+    bulk = Bulk(observer=metrics, **(bulk_options or {}))
     app = create_app(service, settings, routers, metrics, tracing=tracing, bulk=bulk)
     grpc_server = GrpcServer(service, settings, metrics, tracing=tracing, bulk=bulk)
     grpc_port = await grpc_server.start("127.0.0.1", 0)

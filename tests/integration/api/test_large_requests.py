@@ -7,11 +7,15 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 from computing_service import ComputingService
 from infaas_controller.api.bulk.weigh import LOOP_BYTES
@@ -28,6 +32,7 @@ SMALL = {
     ]
 }
 PATIENCE_S = 60.0
+ONE_AT_A_TIME = {"processes": 1, "waiting_at_most": 0}
 
 
 def echoed(datatype: str, values: list[Any], shape: list[int] | None = None) -> dict[str, Any]:
@@ -233,9 +238,9 @@ async def test_a_killed_bulk_process_costs_its_request_and_the_next_gets_a_new_o
     assert len(edges.service.seen) == before + 2
 
 
-async def _until_taken(edges: Serving) -> None:
+async def _until_taken(edges: Serving, busy: int = 1) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not edges.bulk.busy:
+        while edges.bulk.busy != busy:
             await asyncio.to_thread(time.sleep, 0.002)  # it says nothing by itself
 
 
@@ -258,7 +263,7 @@ async def test_small_queries_are_answered_while_large_ones_are_read(edges: Servi
 
 
 async def test_too_many_large_requests_are_refused_as_load(client: httpx.AsyncClient) -> None:
-    async with serving(ComputingService(), bulk_waiting=0) as edges:
+    async with serving(ComputingService(), bulk_options=ONE_AT_A_TIME) as edges:
         body = json.dumps(echoed("FP32", [0.5] * 100_000)).encode()
         assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
         (pid,) = edges.bulk.pids
@@ -273,3 +278,137 @@ async def test_too_many_large_requests_are_refused_as_load(client: httpx.AsyncCl
 
     assert (refused.status_code, refused.json()["code"]) == (429, Code.SATURATED)
     assert "retry-after" in refused.headers
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def binary(values: np.ndarray[Any, Any]) -> tuple[bytes, dict[str, str]]:
+    """A query for `echo-fp32` whose input is binary, so that reading it is no work, and whose answer is JSON."""
+    said = {"name": "in_fp32", "datatype": "FP32", "shape": [1, len(values)]}
+    head = json.dumps({"inputs": [{**said, "parameters": {"binary_data_size": values.nbytes}}]}).encode()
+    return head + values.tobytes(), {"inference-header-content-length": str(len(head))}
+
+
+async def test_an_answer_to_what_was_executed_waits_for_its_turn_and_is_not_refused_for_load(
+    client: httpx.AsyncClient,
+) -> None:
+    values = np.arange(100_000, dtype="<f4")
+    content, fields = binary(values)
+    async with serving(ComputingService(), bulk_options=ONE_AT_A_TIME) as edges:
+        body = json.dumps(echoed("FP32", [0.5] * 30_000)).encode()
+        assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+        with stopped(*edges.bulk.pids):
+            reading = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="reading")
+            await _until_taken(edges)
+            answering = [
+                asyncio.create_task(client.post(url(edges, "echo-fp32"), content=content, headers=fields))
+                for _ in range(3)
+            ]
+            await _until_taken(edges, 4)
+            assert not any(task.done() for task in answering)
+        answers = await asyncio.gather(*answering)
+        assert (await reading).status_code == 200
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert all(answer.json()["outputs"][0]["data"] == values.tolist() for answer in answers)
+
+
+async def test_an_answer_that_cannot_be_written_by_its_deadline_is_a_504_at_the_deadline(
+    client: httpx.AsyncClient,
+) -> None:
+    content, fields = binary(np.arange(100_000, dtype="<f4"))
+    async with serving(ComputingService(), bulk_options=ONE_AT_A_TIME) as edges:
+        assert (await client.post(url(edges, "echo-fp32"), content=content, headers=fields)).status_code == 200
+        with stopped(*edges.bulk.pids):
+            fields["x-infaas-slo-latency-ms"] = "300"
+            late = await client.post(url(edges, "echo-fp32"), content=content, headers=fields)
+        await _until_taken(edges, 0)
+
+    assert (late.status_code, late.json()["code"]) == (504, Code.DEADLINE_PASSED)
+    assert late.headers["x-infaas-slo-met"] == "false"
+
+
+@pytest.mark.parametrize("numbers", [50_000, 1_000_000])
+async def test_a_stuck_process_is_ended_and_counted_and_the_next_request_gets_a_new_one(
+    edges: Serving, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, numbers: int
+) -> None:
+    """With a request that its pipe holds, and with one that it does not."""
+    body = json.dumps(echoed("FP32", [0.5] * numbers)).encode()
+    assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+    (pid,) = edges.bulk.pids
+    os.kill(pid, signal.SIGSTOP)
+
+    with monkeypatch.context() as impatient:  # from the start, a process that is being started would count as stuck
+        impatient.setattr(edges.bulk, "_run_at_most_s", 0.3)
+        stuck = await client.post(url(edges, "echo-fp32"), content=body)
+    after = await client.post(url(edges, "echo-fp32"), content=body)
+
+    assert (stuck.status_code, stuck.json()["code"]) == (504, Code.DEADLINE_PASSED)
+    assert "was ended" in stuck.json()["error"]
+    assert after.status_code == 200
+    assert pid not in edges.bulk.pids
+    assert not psutil.pid_exists(pid)
+    assert edges.metrics.registry.get_sample_value("infaas_bulk_losses_total", {"reason": "stuck"}) == 1
+
+
+async def test_a_caller_that_leaves_takes_its_waiting_request_along(client: httpx.AsyncClient) -> None:
+    body = json.dumps(echoed("FP32", [0.5] * 30_000)).encode()
+    async with serving(ComputingService(), bulk_options={"processes": 1, "waiting_at_most": 1}) as edges:
+        assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+        with stopped(*edges.bulk.pids):
+            first = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="first")
+            await _until_taken(edges)
+            waiting = asyncio.create_task(edges.bulk.read_rest(memoryview(body), None), name="waiting")
+            await _until_taken(edges, 2)
+            waiting.cancel()
+            await _until_taken(edges, 1)
+            next_one = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="next")
+            await _until_taken(edges, 2)
+        assert [(await task).status_code for task in (first, next_one)] == [200, 200]
+
+
+async def test_what_is_read_or_waits_when_the_pool_closes_may_be_sent_again(client: httpx.AsyncClient) -> None:
+    body = json.dumps(echoed("FP32", [0.5] * 30_000)).encode()
+    async with serving(ComputingService(), bulk_options={"processes": 1}) as edges:
+        assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+        os.kill(*edges.bulk.pids, signal.SIGSTOP)
+        tasks = [asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body)) for _ in range(3)]
+        await _until_taken(edges, 3)
+        await edges.bulk.close()
+        answers = [*await asyncio.gather(*tasks), await client.post(url(edges, "echo-fp32"), content=body)]
+
+        assert [(one.status_code, one.json()["code"], one.json()["retryable"]) for one in answers] == [
+            (503, Code.UNAVAILABLE, True)
+        ] * 4
+        assert (edges.bulk.busy, edges.bulk.pids) == (0, ())
+
+
+async def test_a_number_that_no_reply_can_carry_is_refused_in_words_and_ends_no_process(
+    edges: Serving, client: httpx.AsyncClient
+) -> None:
+    body = echoed("FP32", [0.5] * 60_000)
+    assert (await client.post(url(edges, "echo-fp32"), json=body)).status_code == 200
+    before = edges.bulk.pids
+
+    answer = await client.post(url(edges, "echo-fp32"), json=body | {"parameters": {"mine": 10**30}})
+
+    assert (answer.status_code, answer.json()["code"]) == (400, Code.INVALID), answer.text
+    assert edges.bulk.pids == before
+
+
+async def test_what_a_library_prints_in_the_process_is_no_part_of_a_reply(
+    edges: Serving, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('a word from a library', flush=True)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    answer = await client.post(url(edges, "echo-fp32"), json=echoed("FP32", [0.5] * 60_000))
+
+    assert answer.status_code == 200, answer.text[:300]

@@ -9,6 +9,7 @@ from collections import Counter
 from types import TracebackType
 
 import pytest
+from infaas_controller.api.bulk.weigh import LOOP_BYTES
 from serving import Serving
 
 from infaas.errors import InfaasError
@@ -16,6 +17,7 @@ from infaas.errors import InfaasError
 ROW = {"datatype": "INT32", "shape": [1, 16], "data": list(range(16))}
 GOOD = json.dumps({"inputs": [{"name": name, **ROW} for name in ("INPUT0", "INPUT1")]}).encode()
 BAD = b'{"inputs": ['
+LARGE_BAD = BAD + b" " * LOOP_BYTES
 QUERIES = 30
 PATIENCE_S = 30.0
 
@@ -45,7 +47,7 @@ def kept() -> Counter[str]:
     return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
 
 
-@pytest.mark.parametrize(("body", "status"), [(GOOD, 200), (BAD, 400)])
+@pytest.mark.parametrize(("body", "status"), [(GOOD, 200), (BAD, 400), (LARGE_BAD, 400)])
 async def test_queries_leave_no_cycles(edges: Serving, body: bytes, status: int) -> None:
     assert await queried(edges, body) == status
     gc.collect()

@@ -7,7 +7,6 @@ settings and no sockets.
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import sys
@@ -29,18 +28,22 @@ MEMORY_BYTES = 4 * 2**30
 """Address space: several times what the largest request takes while it is read."""
 
 
-def perform(job: wire.Job, buffers: Sequence[wire.Buffer]) -> tuple[wire.Reply, Sequence[wire.Buffer]]:
-    """Never raises: an error is a reply."""
+def perform(asked: bytes, buffers: Sequence[wire.Buffer]) -> tuple[bytes, Sequence[wire.Buffer]]:
+    """From the head of a job to that of its reply. Never raises: an error is a reply."""
     try:
-        return _performed(job, buffers)
+        reply, made = _performed(wire.job_decoder.decode(asked), buffers)
+        return wire.encode(reply), made
     except InfaasError as error:
         problems = tuple(shortened(one) for one in error.problems[:MAX_PROBLEMS])
-        return wire.Failed(shortened(error.text), error.code.value, problems), ()
+        failed = wire.Failed(shortened(error.text), error.code.value, problems)
     except MemoryError:
         text = "the request takes too much memory to read; send its tensors as binary data"
-        return wire.Failed(text, Code.TOO_LARGE.value), ()
+        failed = wire.Failed(text, Code.TOO_LARGE.value)
+    except OverflowError:
+        failed = wire.Failed("a number beside the tensors is outside the range of INT64", Code.INVALID.value)
     except Exception:
-        return wire.Failed(HIDDEN_TEXT, Code.INTERNAL.value, details=traceback.format_exc(limit=-8)), ()
+        failed = wire.Failed(HIDDEN_TEXT, Code.INTERNAL.value, details=traceback.format_exc(limit=-8))
+    return wire.encode(failed), ()
 
 
 def _performed(job: wire.Job, buffers: Sequence[wire.Buffer]) -> tuple[wire.Reply, Sequence[wire.Buffer]]:
@@ -69,16 +72,17 @@ def _request(request: InferRequest) -> tuple[wire.Reply, Sequence[wire.Buffer]]:
 
 
 def main() -> None:
+    """Replies go to the descriptor that the one argument names: what libraries print is not mixed with them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the end of its input is the end of it
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    with FileIO(sys.stdin.fileno(), closefd=False) as jobs, FileIO(os.dup(sys.stdout.fileno()), "w") as replies:
+    with FileIO(sys.stdin.fileno(), closefd=False) as jobs, FileIO(int(sys.argv[1]), "w") as replies:
         while True:
             try:
-                head, buffers = wire.receive(jobs)
-                reply, made = perform(wire.job_decoder.decode(head), buffers)
+                asked, buffers = wire.receive(jobs)
+                reply, made = perform(asked, buffers)
                 del buffers
-                wire.send(replies, wire.encode(reply), made)
+                wire.send(replies, reply, made)
             except (EOFError, BrokenPipeError):
                 return
             del reply, made

@@ -7,8 +7,8 @@ never copied into the head: writing and reading them happens in system calls, wh
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from io import RawIOBase
+from collections.abc import Callable, Sequence
+from io import FileIO
 
 import msgspec
 
@@ -17,6 +17,8 @@ from infaas.rpc.requirements import Scalar
 from infaas.rpc.tensors import InferRequest, RequestedOutput
 
 Buffer = bytes | memoryview
+Wait = Callable[[FileIO], None]
+"""Returns once a pipe can be used without blocking."""
 _HEAD = struct.Struct("<II")
 
 
@@ -105,34 +107,38 @@ def request_of(found: Request, buffers: Sequence[Buffer]) -> InferRequest:
     )
 
 
-def send(pipe: RawIOBase, head: bytes, buffers: Sequence[Buffer]) -> None:
-    """Raises OSError when the other side is gone."""
+def send(pipe: FileIO, head: bytes, buffers: Sequence[Buffer], wait: Wait | None = None) -> None:
+    """A pipe that does not block needs `wait`. Raises OSError when the other side is gone, and what `wait` raises."""
     sizes = struct.pack(f"<{len(buffers)}Q", *(len(buffer) for buffer in buffers))
-    _write(pipe, _HEAD.pack(len(head), len(buffers)) + sizes + head)
+    _write(pipe, _HEAD.pack(len(head), len(buffers)) + sizes + head, wait)
     for buffer in buffers:
-        _write(pipe, buffer)
+        _write(pipe, buffer, wait)
 
 
-def receive(pipe: RawIOBase) -> tuple[bytes, list[memoryview]]:
-    """Raises EOFError when the other side is gone."""
-    length, count = _HEAD.unpack(_read(pipe, _HEAD.size))
-    sizes: tuple[int, ...] = struct.unpack(f"<{count}Q", _read(pipe, 8 * count))
-    head = bytes(_read(pipe, length))
-    return head, [_read(pipe, size) for size in sizes]
+def receive(pipe: FileIO, wait: Wait | None = None) -> tuple[bytes, list[memoryview]]:
+    """As `send`; raises EOFError when the other side is gone."""
+    length, count = _HEAD.unpack(_read(pipe, _HEAD.size, wait))
+    sizes: tuple[int, ...] = struct.unpack(f"<{count}Q", _read(pipe, 8 * count, wait))
+    head = bytes(_read(pipe, length, wait))
+    return head, [_read(pipe, size, wait) for size in sizes]
 
 
-def _write(pipe: RawIOBase, data: Buffer) -> None:
+def _write(pipe: FileIO, data: Buffer, wait: Wait | None) -> None:
     left = memoryview(data)
     while len(left):
+        if wait is not None:
+            wait(pipe)
         left = left[pipe.write(left) or 0 :]
 
 
-def _read(pipe: RawIOBase, size: int) -> memoryview:
+def _read(pipe: FileIO, size: int, wait: Wait | None) -> memoryview:
     whole = memoryview(bytearray(size))
     filled = 0
     while filled < size:
+        if wait is not None:
+            wait(pipe)
         got = pipe.readinto(whole[filled:])
-        if not got:
+        if got == 0:
             raise EOFError("the other side is gone")
-        filled += got
+        filled += got or 0
     return whole.toreadonly()
