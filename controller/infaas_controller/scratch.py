@@ -29,7 +29,8 @@ class Scratch:
 
     @classmethod
     def open(cls, state_dir: Path) -> Scratch:
-        """Removes what dead controllers left. Raises SettingsError when the folder cannot be written."""
+        """Removes what dead controllers left. Raises SettingsError when the folder cannot be written, or its file
+        system knows no locks."""
         run = state_dir / "run"
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -37,16 +38,30 @@ class Scratch:
         except OSError as error:
             raise SettingsError(f"state_dir {str(state_dir)!r} cannot be written: {error.strerror or error}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("working folders stay: another controller lives in this state folder", folder=str(run))
-        else:
-            _remove_left(run)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if _is_alone(descriptor):
+                _remove_left(run)
+            else:
+                _log.info("working folders stay: another controller lives in this state folder", folder=str(run))
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            os.close(descriptor)
+            text = (
+                f"state_dir {str(state_dir)!r} cannot be locked: {error.strerror or error}; it must be on a file system"
+            )
+            raise SettingsError(f"{text} with locks (a local disk, or NFS with its lock service)") from error
         return cls(descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _is_alone(descriptor: int) -> bool:
+    """Take the lock for ourselves; False when another holds it. Raises OSError when there can be no lock here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _remove_left(run: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +67,24 @@ def test_nothing_is_removed_while_another_controller_lives_and_all_once_it_was_k
 
     Scratch.open(tmp_path).close()
     assert not upload.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_in_words_and_nothing_is_removed_or_kept_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(_descriptor: int, _how: int) -> None:  # no file system at hand refuses
+        raise OSError(code, os.strerror(code))
+
+    left = folder(tmp_path, f"{PREFIXES[0]}abc")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    before = len(os.listdir("/proc/self/fd"))
+
+    with pytest.raises(SettingsError, match=f"cannot be locked: {os.strerror(code)}"):
+        Scratch.open(tmp_path)
+
+    assert left.exists()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_state_folder_that_cannot_be_had_is_said_in_words(tmp_path: Path) -> None:
