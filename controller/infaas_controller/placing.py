@@ -93,8 +93,8 @@ class Placing:
         self._dirty: dict[InstanceId, Lane] = {}
         self._open: dict[int, Ticket] = {}
         """Queries that have not ended. Timers know them by number, so that an ended one is not kept by them."""
-        self._homeless: dict[int, Ticket] = {}
-        """Queries that were let in and have no worker to wait for."""
+        self._homeless: dict[int, tuple[Ticket, float]] = {}
+        """Queries that were let in and have no worker to wait for, and until when each waits for one."""
         self._timers = Timers(self._open, self._sent)
 
     def load(self, variant: Variant, worker: WorkerId, now: float) -> Lane:
@@ -189,19 +189,22 @@ class Placing:
             self.queues.remove(ticket)
         ticket.lane = None
         if ticket.number not in self._homeless:
-            self._homeless[ticket.number] = ticket
-            self._timers.set(now + PARKED_S, Due.PARKED, ticket.number)
+            until = now + PARKED_S
+            self._homeless[ticket.number] = ticket, until
+            self._timers.set(until, Due.PARKED, ticket.number)
 
     def _end_parking(self, ticket: Ticket, now: float) -> None:
-        """No worker came back in time: the query is refused with the reason, unless it found a place by now."""
-        if ticket.number in self._homeless:
+        """No worker came back in time: the query is refused with the reason, unless it found a place by now. One that
+        found a place and lost that too is parked anew: the timer of the first time is not its."""
+        parked = self._homeless.get(ticket.number)
+        if parked is not None and parked[1] <= now:
             del self._homeless[ticket.number]
             self._choose(ticket, now, may_park=False)
 
     def _house(self, now: float) -> None:
         """Give parked queries a place, now that something about the workers has changed."""
         if self._homeless and any(True for _ in self.ledger.ready_decks()):
-            for ticket in list(self._homeless.values()):
+            for ticket, _ in list(self._homeless.values()):
                 self._choose(ticket, now)
 
     def _refuse(self, ticket: Ticket, refusal: Refusal, now: float) -> None:

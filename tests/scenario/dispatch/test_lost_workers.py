@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from infaas_controller.commands import BatchResult
+from infaas_controller.placing import PARKED_S
 
 from infaas.domain.query import Code
 from infaas.domain.tensor import Tensor
@@ -35,6 +36,30 @@ def inputs(number: int) -> tuple[Tensor, ...]:
     plain = a_tensor()
     data = np.full(len(plain.data) // 4, number, dtype=np.float32).tobytes()
     return (Tensor(plain.name, plain.datatype, plain.shape, data),)
+
+
+def test_a_query_that_is_parked_twice_waits_its_whole_time_again() -> None:
+    v = a_variant("v", p95_ms=10, load_ms=30_000)  # so that it is never sent, and its losses are not its doing
+    cluster = SimulatedCluster([v], [])
+    worker = cluster.worker
+    cluster.submit(id="q", handle="v", latency_ms=100_000)
+
+    def come_back() -> None:
+        cluster.view = cluster.view.with_worker(worker)
+        cluster.engine.view_changed(cluster.view, cluster.now)
+        cluster.engine.worker_reported(worker, cluster.now)
+
+    cluster.lose("w1")
+    cluster.run_for(PARKED_S - 1)
+    come_back()
+    cluster.run_for(0.5)
+    cluster.lose("w1")
+    cluster.run_for(PARKED_S - 0.5)
+    assert "q" not in cluster.ended
+    come_back()
+    cluster.run_for(40.0)
+
+    assert cluster.ended == {"q": None}
 
 
 class Loaded:
