@@ -168,6 +168,15 @@ def test_infaas_loads_the_inactive_variant_that_would_answer_first() -> None:
     assert (choice.variant, choice.instance) == ("quick", None)
 
 
+def test_infaas_forgets_the_states_of_variants_that_have_vanished() -> None:
+    policy = InfaasPolicy()
+    for generation in range(50):
+        name = f"v{generation}"
+        situation = Situation([a_variant(name)], [name])
+        assert isinstance(situation.select(a_query(at=NOW), policy), Choice)
+        assert list(policy._marks) == [name]
+
+
 def test_infaas_does_not_choose_an_overloaded_variant_while_it_lasts() -> None:
     situation = Situation([a_variant("only", p95_ms=100, accuracy=0.9)], ["only"])
     situation.busy("i-only", 50)

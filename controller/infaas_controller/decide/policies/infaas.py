@@ -83,6 +83,9 @@ class InfaasPolicy:
         if replicas == 0:
             self._marks.pop(variant.name, None)
             return VariantMode.INACTIVE
+        if variant.name not in self._marks:
+            # Nobody asks for the state of a variant that has vanished: whoever is new sees it out.
+            self._marks = {name: mark for name, mark in self._marks.items() if situation.ledger.lanes_of(name)}
         mode, stepped_at = self._marks.get(variant.name, (VariantMode.ACTIVE, float("-inf")))
         if situation.now - stepped_at >= PERIOD_S:
             mode = step_mode(variant, situation.ledger.observed(variant.name, situation.now), mode)
