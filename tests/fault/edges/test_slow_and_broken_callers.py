@@ -220,7 +220,13 @@ async def test_a_broken_body_behind_an_unanswered_request_is_refused_after_its_a
     assert len(impatient.service.seen) == 1
 
 
-AFTER_THE_LAST = [b"this is no request\r\n\r\n", a_request(id="more"), a_request(id="more")[:-40], b"\r\n"]
+AFTER_THE_LAST = [
+    b"this is no request\r\n\r\n",
+    LINE + b"transfer-encoding: chunked\r\n\r\nno size\r\n",
+    a_request(id="more"),
+    a_request(id="more")[:-40],
+    b"\r\n",
+]
 
 
 @pytest.mark.parametrize("after", AFTER_THE_LAST)
