@@ -7,6 +7,7 @@ bound: an engine that is gone, stopped, full, read-only or still loading is an U
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -150,9 +151,11 @@ class RedisStore:
         return {name.decode(): holder.decode() for name, holder in await self._run(scripts.HOLDERS)}
 
     async def close(self) -> None:
-        """Ends every watch; idempotent."""
+        """Ends every watch; idempotent. What an engine that stands still has not taken by then, it never gets."""
         self._is_closed = True
-        await self._redis.aclose(close_connection_pool=True)
+        with contextlib.suppress(TimeoutError):  # every connection is closing, whatever it still had to send
+            async with asyncio.timeout(self._command_timeout_s):
+                await self._redis.aclose(close_connection_pool=True)
 
     async def _wait_for_change(self, cursor: str) -> None:
         try:

@@ -121,6 +121,20 @@ async def test_a_stopped_server_makes_every_operation_unavailable_within_a_bound
     assert (await store.get(T, "a")) is not None
 
 
+async def test_closing_does_not_wait_for_a_stopped_server_to_take_what_was_being_sent(
+    own_redis_server: RedisServer, store: RedisStore
+) -> None:
+    await store.epoch()
+    with stopped(own_redis_server.pid):
+        sending = asyncio.create_task(store.put(T, "a", bytes(5_000_000)), name="put")  # more than the socket holds
+        for _ in range(100):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(BOUND_S):
+            await store.close()
+        with pytest.raises(UnavailableError):
+            await sending
+
+
 async def test_a_stopped_server_ends_a_watch_that_was_waiting(own_redis_server: RedisServer, store: RedisStore) -> None:
     snapshot = await store.list([T])
 
