@@ -202,7 +202,7 @@ class Dispatcher:
         lanes = [lane for lane in self.engine.ledger.lanes_of(variant) if lane.is_usable]
         for lane in lanes:
             order = pb.UnloadInstance(instance=lane.id, reason="asked for by the control plane")
-            self._links.send(lane.worker.id, pb.ControllerMessage(unload=order))
+            lane.is_leaving = self._links.send(lane.worker.id, pb.ControllerMessage(unload=order))
         return len(lanes)
 
     # -- what comes up the streams -----------------------------------------------------------------------------------

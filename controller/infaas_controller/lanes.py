@@ -45,8 +45,8 @@ class Lane:
     """What one instance has been promised. `ready_at` lies ahead while it loads."""
 
     __slots__ = (
-        "ahead", "classes", "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_watched",
-        "isolation", "ready_at", "slots", "variant", "worker",
+        "ahead", "classes", "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_leaving",
+        "is_watched", "isolation", "ready_at", "slots", "variant", "worker",
     )  # fmt: skip
 
     def __init__(self, id: InstanceId, variant: VariantName, worker: Deck, curve: Curve | None) -> None:
@@ -62,6 +62,8 @@ class Lane:
         """When it is expected to be READY, then when it became that; 0: before this controller knew of it."""
         self.is_watched = False
         """Whether a timer will look at it while it loads."""
+        self.is_leaving = False
+        """Whether this controller has told its worker to unload it, which the worker may not have said yet."""
         self.ahead = [0] * URGENCIES
         """Items promised to it that still wait here, by urgency: those of each and of all that are more urgent."""
         self.classes = [0] * RANKS

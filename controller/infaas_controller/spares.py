@@ -16,11 +16,12 @@ from infaas.aio.every import every
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import VariantName, WorkerId
+from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import Variant, VariantState
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.store.base import Lease
-from infaas_controller.lanes import Deck
+from infaas_controller.lanes import Deck, Lane
 from infaas_controller.ledger import Ledger
 
 LOOK_EVERY_S = 1.0
@@ -32,8 +33,9 @@ def missing_spares(
 ) -> list[tuple[VariantName, WorkerId]]:
     """What to load where, by name; at most one load per worker at once, for each takes cores from the queries there.
 
-    A variant without a READY instance gets none: what nobody asks for is not kept warm. Of the workers with room the
-    one that holds least is taken, then the first by name.
+    A variant without a READY instance gets none: what nobody asks for is not kept warm. Nor does one of which an
+    instance drains or was told to: it may be that all of them were, and have not said so yet. Of the workers with room
+    the one that holds least is taken, then the first by name.
     """
     found: list[tuple[VariantName, WorkerId]] = []
     held = {deck.id: _held_bytes(deck) for deck in ledger.ready_decks() if not _is_loading(deck)}
@@ -41,6 +43,8 @@ def missing_spares(
         variant = variants[name]
         lanes = [lane for lane in ledger.lanes_of(name) if lane.is_usable]
         if variant.state is not VariantState.READY or not any(lane.is_ready for lane in lanes):
+            continue
+        if any(_is_going(lane) for lane in ledger.lanes_of(name)):
             continue
         there = {lane.worker.id for lane in lanes}
         for _ in range(wanted - len(there)):
@@ -66,6 +70,10 @@ def _fits(ledger: Ledger, variant: Variant, worker: WorkerId, held_bytes: int, n
 def _held_bytes(deck: Deck) -> int:
     """Of all its instances, idle ones too."""
     return sum(lane.curve.variant.memory_bytes for lane in deck.lanes.values() if lane.curve is not None)
+
+
+def _is_going(lane: Lane) -> bool:
+    return lane.is_leaving or (lane.instance_state is InstanceState.DRAINING and lane.worker.is_ready)
 
 
 def _is_loading(deck: Deck) -> bool:

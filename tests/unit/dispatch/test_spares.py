@@ -64,6 +64,15 @@ def test_an_instance_that_loads_counts_and_its_worker_is_given_nothing_more_mean
     assert missing([worker("w1", "v", "other"), loading], 2, [V, OTHER]) == []
 
 
+def test_what_is_being_unloaded_is_not_loaded_again() -> None:
+    assert missing([worker("w1", "v"), worker("w2", "v", instance=InstanceState.DRAINING)], 2) == []
+    ledger, view = followed([worker("w1", "v"), worker("w2", "v"), worker("w3")], [V])
+    for lane in ledger.lanes_of(VariantName("v")):
+        lane.is_leaving = True
+    ledger.sync(view.with_worker(worker("w2")), NOW)  # one is gone, the other has not said anything yet
+    assert missing_spares(ledger, view.variants, 2, NOW) == []
+
+
 def test_one_load_at_a_time_per_worker() -> None:
     both = [worker("w1", "v", "other"), worker("w2")]
     assert missing(both, 2, [V, OTHER]) == [("other", "w2")]
