@@ -42,7 +42,14 @@ class Finish:
     result: BatchResult | None = None
 
 
-Command = SendBatch | CancelStaged | LoadOn | Finish
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Of the inputs of a ticket, which may have ended by now. They are large: not on the loop."""
+
+    ticket: Ticket
+
+
+Command = SendBatch | CancelStaged | LoadOn | Finish | Digest
 
 
 @dataclass(frozen=True, slots=True)

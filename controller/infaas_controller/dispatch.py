@@ -28,6 +28,7 @@ from infaas_controller.performing import Performer
 from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import PolicyBook
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
+from infaas_controller.quarantine import digest
 from infaas_controller.tally import Tally
 from infaas_controller.workers import ViewSource, WorkerLinks
 
@@ -113,6 +114,7 @@ class Dispatcher:
         if self._unsubscribe is not None:
             self._unsubscribe()
         await self._links.close()
+        await self._performer.close()
         for handle in (self._flush_handle, self._timer):
             if handle is not None:
                 handle.cancel()
@@ -133,10 +135,11 @@ class Dispatcher:
                 "this controller is shutting down", code=Code.DRAINING, is_retryable=True, retry_after_s=1.0
             )
             raise QueryFailedError(error, Outcome(self.decisions.next_id()))
+        known = await asyncio.to_thread(digest, query) if self.engine.quarantine.wants_digest(query) else None
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         began = self._clock.now()
         try:
-            ticket = self.engine.arrive(query, future, began)
+            ticket = self.engine.arrive(query, future, began, known)
         except BaseException:
             future.cancel()  # nobody will await it; its deadline clears away what is left of the query
             self._after()

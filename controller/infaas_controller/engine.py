@@ -16,7 +16,7 @@ from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Code, Query
 from infaas.errors import InfaasError
-from infaas_controller.commands import BatchResult, SendBatch
+from infaas_controller.commands import BatchResult, Digest, SendBatch
 from infaas_controller.decide.form import turn
 from infaas_controller.decide.retry import How, Verdict, how_batch_ended, retry
 from infaas_controller.filling import Filling
@@ -49,21 +49,23 @@ class Engine(Placing):
         self._batch_numbers = itertools.count(1)
         self._steps_left = STEPS_PER_FLUSH
         self._filling = Filling(self.ledger, self.queues)
-        self._quarantine = Quarantine()
+        self.quarantine = Quarantine(lambda ticket: self.commands.append(Digest(ticket)))
         self._budget = RetryBudget()
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
-    def arrive(self, query: Query, owner: object, now: float) -> Ticket:
-        """Decide on a query and reserve, or refuse it: its `Finish` is then among the commands already."""
+    def arrive(self, query: Query, owner: object, now: float, digest: bytes | None = None) -> Ticket:
+        """Decide on a query and reserve, or refuse it: its `Finish` is then among the commands already. `digest` is
+        given where the quarantine wants it."""
         ticket = Ticket(next(self._tickets), query, owner)
+        ticket.digest = digest
         self._open[ticket.number] = ticket
         self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
         self._budget.arrived()
-        if self._quarantine.holds(query, now):
+        if self.quarantine.holds(ticket, now):
             self._fail(ticket, Code.MODEL_FAILED, QUARANTINED)
             return ticket
-        if self._quarantine.suspects(query, now):
+        if self.quarantine.suspects(ticket, now):
             ticket.deaths = 1
         self._choose(ticket, now, is_arrival=True)
         return ticket
@@ -108,7 +110,7 @@ class Engine(Placing):
         outputs, failed = result.outputs or {}, result.failed or {}
         for ticket in sent.tickets:
             if ticket.deaths and (ticket.number in outputs or ticket.number in sent.left):
-                self._quarantine.clear(ticket.query)  # it ran, also when its deadline had passed by then
+                self.quarantine.clear(ticket)  # it ran, also when its deadline had passed by then
         for ticket in self._still(sent, batch):
             if ticket.deadline <= now:
                 self._pass_deadline(ticket)
@@ -308,10 +310,7 @@ class Engine(Placing):
         then: the next with the same input is as dangerous."""
         for ticket in sent.tickets:
             if ticket.state is TicketState.FINISHED and ticket.batch == batch:
-                if ticket.deaths:
-                    self._quarantine.add(ticket.query, now)
-                else:
-                    self._quarantine.suspect(ticket.query, now)
+                (self.quarantine.add if ticket.deaths else self.quarantine.suspect)(ticket, now)
 
     def _again(self, ticket: Ticket, how: How, why: str, now: float, code: Code = Code.MODEL_FAILED) -> None:
         if self._may_again(ticket, how, why, now, code):
@@ -325,7 +324,7 @@ class Engine(Placing):
             self._fail(ticket, code, why)
             return False
         if verdict is Verdict.QUARANTINED:
-            self._quarantine.add(ticket.query, now)
+            self.quarantine.add(ticket, now)
             self._fail(ticket, Code.MODEL_FAILED, f"{why} while it ran this query, for the second time")
             return False
         ticket.state = TicketState.WAITING
@@ -335,7 +334,7 @@ class Engine(Placing):
                 ticket.raised = True
             else:
                 ticket.deaths += 1
-                self._quarantine.suspect(ticket.query, now)
+                self.quarantine.suspect(ticket, now)
             if not self._budget.spend():
                 text = f"{why} while it ran this query; no retries are left in the budget"
                 self._end(ticket, InfaasError(text, code=Code.UNAVAILABLE, is_retryable=True, retry_after_s=1.0))

@@ -18,6 +18,7 @@ from infaas_controller.decisions import Decisions, Trace
 from infaas_controller.engine import Engine
 from infaas_controller.loading import LoadOrders
 from infaas_controller.ports import Answer, Outcome, QueryFailedError
+from infaas_controller.quarantine import digest
 from infaas_controller.queues import Ticket
 from infaas_controller.tally import Tally
 from infaas_controller.wire import WireQuery, encode_batch
@@ -46,6 +47,12 @@ class Performer:
         self._tally = tally
         self._orders = orders
         self._on_ended = on_ended
+        self._digests: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Wait for what goes on in threads."""
+        if self._digests:
+            await asyncio.wait(self._digests)
 
     def perform(self) -> None:
         """One command after the other, those too that come of performing them; one that fails costs what it was about
@@ -66,8 +73,12 @@ class Performer:
         elif isinstance(command, CancelStaged):
             cancel = pb.CancelQueries(batch=command.batch, queries=command.tickets)
             self._links.send(command.worker, pb.ControllerMessage(cancel=cancel))
-        else:
+        elif isinstance(command, LoadOn):
             self._load(command)
+        else:
+            task = asyncio.get_running_loop().create_task(self._digest(command.ticket), name="digest")
+            self._digests.add(task)
+            task.add_done_callback(self._digests.discard)
 
     def _make_up_for(self, command: Command, error: Exception) -> None:
         """Nobody waits for what was not performed."""
@@ -97,6 +108,14 @@ class Performer:
             self._orders.sent(command.instance, command.variant.name, now)
         else:
             self._engine.load_unsent(command.instance, now)
+
+    async def _digest(self, ticket: Ticket) -> None:
+        try:
+            found = await asyncio.to_thread(digest, ticket.query)
+        except Exception as error:
+            _log.error("an input was not digested, and will not be known again", ticket=ticket.number, exc_info=error)
+        else:
+            self._engine.quarantine.digested(ticket, found, self._clock.now())
 
     def _finish(self, command: Finish) -> None:
         ticket, error = command.ticket, command.error

@@ -34,8 +34,9 @@ class Ticket:
 
     __slots__ = (
         "admission", "attempts", "batch", "batch_items", "bytes", "choice", "deadline", "deaths", "decide_s",
-        "decided_at", "eligibility", "entry", "excluded", "is_cold", "items", "lane", "late_at", "losses", "number",
-        "owner", "policy", "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state", "task", "urgency",
+        "decided_at", "digest", "eligibility", "entry", "excluded", "is_cold", "items", "lane", "late_at", "losses",
+        "number", "owner", "policy", "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state",
+        "task", "urgency",
     )  # fmt: skip
 
     def __init__(self, number: int, query: Query, owner: object) -> None:
@@ -69,6 +70,8 @@ class Ticket:
         instance that has a process of its own."""
         self.raised = False
         """Whether the model raised on a whole batch that it was in: it is then tried alone, once."""
+        self.digest: bytes | None = None
+        """Of its inputs, once somebody had to know."""
         self.losses = 0
         """How often its instance was lost before it was known to run there."""
         self.excluded: frozenset[InstanceId] = frozenset()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from infaas_controller.ports import Answer, QueryFailedError
+from infaas_controller.queues import Ticket
 
 from infaas.domain.cluster import InstanceRecord
 from infaas.domain.lifecycle import InstanceState, WorkerState
@@ -131,7 +132,11 @@ async def test_when_a_worker_dies_its_staged_queries_and_its_running_one_are_ans
         assert c.dispatcher.engine.ledger.is_settled()
 
 
-async def test_an_input_that_kills_its_instance_twice_is_a_model_failure_and_is_quarantined(cluster: Opener) -> None:
+@pytest.mark.parametrize("digested_at_once_bytes", [1 << 20, 0])
+async def test_an_input_that_kills_its_instance_twice_is_a_model_failure_and_is_quarantined(
+    cluster: Opener, monkeypatch: pytest.MonkeyPatch, digested_at_once_bytes: int
+) -> None:
+    monkeypatch.setattr("infaas_controller.quarantine.DIGESTED_AT_ONCE_BYTES", digested_at_once_bytes)
     worker = FakeWorker("w1", [an_instance("i1"), an_instance("i2")])
     async with cluster([a_variant("v1")], [worker]) as c:
         worker.gate.clear()
@@ -143,6 +148,8 @@ async def test_an_input_that_kills_its_instance_twice_is_a_model_failure_and_is_
         error = await failure(waiting)
         assert error.code is Code.MODEL_FAILED
         assert error.outcome.attempts == 2
+        probe = Ticket(0, c.query(inputs=image(13)), None)
+        await c.until(lambda: c.dispatcher.engine.quarantine.holds(probe, c.clock.now()))
         worker.add_instance(an_instance("i9"))
         await c.until(lambda: "i9" in c.dispatcher.engine.ledger.lanes)
         assert (await failure(c.dispatcher.submit(c.query(inputs=image(13))))).code is Code.MODEL_FAILED

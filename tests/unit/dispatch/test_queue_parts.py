@@ -13,7 +13,8 @@ from infaas_controller.lanes import urgency_of
 from infaas_controller.ledger import Ledger
 from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
 from infaas_controller.observed import PRIOR_WEIGHT, WINDOW, Recent
-from infaas_controller.quarantine import Quarantine, RetryBudget
+from infaas_controller.quarantine import DIGESTED_AT_ONCE_BYTES, Quarantine, RetryBudget, digest
+from infaas_controller.queues import Ticket
 from infaas_controller.wire import encode_batch
 
 from infaas.domain.lifecycle import InstanceState
@@ -292,13 +293,51 @@ def test_batches_of_other_controllers_are_counted_from_the_workers_report_for_a_
 
 
 def test_the_quarantine_knows_an_input_by_its_bytes_and_forgets_it_in_time() -> None:
-    quarantine = Quarantine()
-    bad = a_query(inputs=(Tensor("image", Datatype.FP32, (1, 64), bytes(256)),))
-    other = a_query(inputs=(Tensor("image", Datatype.FP32, (1, 64), b"\1" * 256),))
-    quarantine.add(bad, NOW)
-    assert quarantine.holds(bad, NOW + 1)
-    assert not quarantine.holds(other, NOW + 1)
-    assert not quarantine.holds(bad, NOW + 3_600)
+    quarantine = Quarantine(never_ordered)
+    quarantine.add(sent(1, bytes(256)), NOW)
+    assert quarantine.holds(sent(2, bytes(256)), NOW + 1)
+    assert not quarantine.holds(sent(3, b"\1" * 256), NOW + 1)
+    assert not quarantine.holds(sent(4, bytes(256)), NOW + 3_600)
+
+
+LARGE = bytes(DIGESTED_AT_ONCE_BYTES + 4)
+
+
+@pytest.mark.parametrize("is_guilty", [True, False])
+def test_a_large_input_is_remembered_once_its_digest_has_come(is_guilty: bool) -> None:
+    ordered: list[Ticket] = []
+    quarantine = Quarantine(ordered.append)
+    first, second = sent(1, LARGE), sent(2, LARGE)
+    quarantine.suspect(first, NOW)
+    if is_guilty:
+        quarantine.add(first, NOW)
+    assert ordered == [first]
+    assert not quarantine.wants_digest(second.query)
+
+    quarantine.digested(first, digest(first.query), NOW + 1)
+
+    assert quarantine.wants_digest(second.query)
+    second.digest = digest(second.query)
+    assert (quarantine.holds(second, NOW + 2), quarantine.suspects(second, NOW + 2)) == (is_guilty, not is_guilty)
+    assert not quarantine.wants_digest(sent(3, LARGE[1:] + b"\1").query)
+
+
+def test_a_large_input_that_is_cleared_before_its_digest_comes_is_not_suspected() -> None:
+    quarantine = Quarantine(lambda _: None)
+    first = sent(1, LARGE)
+    quarantine.suspect(first, NOW)
+    quarantine.clear(first)
+    quarantine.digested(first, digest(first.query), NOW + 1)
+    assert not quarantine.suspects(first, NOW + 2)
+
+
+def sent(number: int, data: bytes) -> Ticket:
+    shape = (1, len(data) // 4)
+    return Ticket(number, a_query(inputs=(Tensor("image", Datatype.FP32, shape, data),)), None)
+
+
+def never_ordered(ticket: Ticket) -> None:
+    raise AssertionError(f"{ticket.number} is small")
 
 
 def test_retries_of_running_work_are_a_tenth_of_the_queries_beyond_a_small_burst() -> None:
