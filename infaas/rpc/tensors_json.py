@@ -157,8 +157,24 @@ def encode_answer(
     parameters: Mapping[str, Scalar] | None = None,
     rendered: Mapping[str, bytes | memoryview] | None = None,
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part when binary data follows. `tensors` says for each whether as binary;
-    `rendered` holds the data of those whose JSON was made elsewhere (`encode_data`).
+    """`answer_parts` in one piece."""
+    parts, length = answer_parts(
+        tensors, model_name=model_name, model_version=model_version, id=id, parameters=parameters, rendered=rendered
+    )
+    return b"".join(parts), length
+
+
+def answer_parts(
+    tensors: Sequence[tuple[Tensor, bool]],
+    *,
+    model_name: str,
+    model_version: str,
+    id: str = "",
+    parameters: Mapping[str, Scalar] | None = None,
+    rendered: Mapping[str, bytes | memoryview] | None = None,
+) -> tuple[list[bytes | memoryview], int | None]:
+    """The body in the pieces that it consists of, and the length of its JSON part when binary data follows. `tensors`
+    says for each whether as binary; `rendered` holds the data of those whose JSON was made elsewhere (`encode_data`).
 
     Raises InvalidError for BYTES that are not UTF-8, or FP16, asked for as JSON.
     """
@@ -174,9 +190,7 @@ def encode_answer(
             data = msgspec.Raw(encode_data(tensor) if ready is None else ready)
             outputs.append(_AnswerOutput(tensor.name, tensor.datatype.value, tensor.shape, data=data))
     head = _encoder.encode(_Answer(model_name, model_version, outputs, id, parameters or {}))
-    if not buffers:
-        return head, None
-    return b"".join([head, *buffers]), len(head)
+    return [head, *buffers], len(head) if buffers else None
 
 
 def framed_elements(head: bytes | memoryview) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from infaas.domain.query import Code, Query
@@ -16,7 +16,7 @@ from infaas.errors import InfaasError, InvalidError, TooLargeError
 from infaas.rpc.edges import as_error, edge_of, error_body
 from infaas.rpc.requirements import PREFIX
 from infaas.rpc.tensors import InferRequest
-from infaas.rpc.tensors_json import decode_raw_request, decode_request, encode_answer
+from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.weigh import is_large_body
 from infaas_controller.api.compression import coding_of, compressed
@@ -29,6 +29,7 @@ from infaas_controller.api.headers import (
     error_fields,
     read_caller,
 )
+from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
 from infaas_controller.ports import Answer
@@ -120,7 +121,7 @@ class InferEndpoint:
 
     async def _answer(
         self, ticket: Ticket, version: str, headers: dict[str, str], watch: _Watch
-    ) -> tuple[int, Fields, bytes]:
+    ) -> tuple[int, Fields, Sequence[bytes | memoryview]]:
         ticket.caller = read_caller(headers)
         self._authenticator.check(headers.get("authorization"))
         task = find_task(self._inference.service.view, ticket.handle)
@@ -136,7 +137,7 @@ class InferEndpoint:
             return await watch.until_left(self._inference.service.submit(query))
 
         served = await self._inference.run(ticket, number, task, request, headers, submit=submit)
-        encoded, head = encode_answer(
+        parts, head = answer_parts(
             served.outputs,
             model_name=ticket.handle,
             model_version=served.version,
@@ -151,9 +152,9 @@ class InferEndpoint:
             fields += [("content-type", BINARY_TYPE), (HEADER_LENGTH, str(head))]
         coding = coding_of(headers.get("accept-encoding"))
         if coding is not None:
-            encoded = await compressed(encoded, coding)
+            parts = [await compressed(b"".join(parts), coding)]
             fields += [("content-encoding", coding), ("vary", "accept-encoding")]
-        return 200, fields, encoded
+        return 200, fields, parts
 
     async def _decoded(self, body: memoryview, header_length: int | None) -> InferRequest:
         json_bytes = len(body) if header_length is None else header_length
@@ -271,18 +272,24 @@ def _too_large(size: int, limit: int) -> TooLargeError:
     return TooLargeError(f"the body has {size} bytes or more; at most {limit} are taken (controller.max_body_bytes)")
 
 
-def _failed(error: InfaasError, ticket: Ticket) -> tuple[int, Fields, bytes]:
+def _failed(error: InfaasError, ticket: Ticket) -> tuple[int, Fields, Sequence[bytes | memoryview]]:
     outcome = ticket.outcome
     decision_id = None if outcome is None else outcome.decision_id
     fields = answer_fields(ticket.caller, outcome) + error_fields(error, is_query=True)
     fields.append(("content-type", JSON_TYPE))
     if error.code is Code.UNAUTHENTICATED:
         fields.append(("www-authenticate", "Bearer"))
-    return edge_of(error.code).http, fields, error_body(error, ticket.caller.request_id, decision_id)
+    return edge_of(error.code).http, fields, [error_body(error, ticket.caller.request_id, decision_id)]
 
 
-async def _respond(send: Send, status: int, fields: Fields, body: bytes) -> None:
+async def _respond(send: Send, status: int, fields: Fields, parts: Sequence[bytes | memoryview]) -> None:
+    """A large answer is sent in the pieces that it consists of: joining them would copy it, on the loop."""
+    size = sum(map(len, parts))
+    if size <= JOIN_BYTES:
+        parts = [b"".join(parts)]
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
-    headers.append((b"content-length", b"%d" % len(body)))
+    headers.append((b"content-length", b"%d" % size))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    for part in parts[:-1]:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": parts[-1]})

@@ -25,20 +25,20 @@ class JoiningTransport:
         self._transport = transport
         self._loop = loop
         self._takes_close = takes_close
-        self._held: bytes | None = None
+        self._held: bytes | memoryview | None = None
 
-    def write(self, data: bytes) -> None:
-        if self._held is None:
+    def write(self, data: bytes | memoryview) -> None:
+        held, self._held = self._held, None
+        if len(data) > JOIN_BYTES:  # many segments anyway: not worth a copy
+            if held is not None:
+                self._transport.write(held)
+            self._transport.write(data)
+        elif held is not None:
+            self._transport.write(b"".join((held, data)))
+        else:
             self._held = data
             # A header whose body comes later (a stream of events) must not wait for it.
             self._loop.call_soon(self._flush)
-            return
-        held, self._held = self._held, None
-        if len(data) <= JOIN_BYTES:
-            self._transport.write(held + data)
-        else:  # many segments anyway: not worth a copy
-            self._transport.write(held)
-            self._transport.write(data)
 
     def close(self) -> None:
         self._flush()

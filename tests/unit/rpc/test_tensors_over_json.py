@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from infaas.domain.tensor import Datatype, Tensor, TensorSpec
 from infaas.errors import InvalidError, UnsupportedError
 from infaas.rpc.tensors import NUMPY, RequestedOutput, as_array, check_inputs, classify, pack_bytes, unpack_bytes
-from infaas.rpc.tensors_json import decode_raw_request, decode_request, encode_answer
+from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request, encode_answer
 
 NUMBERS = [d for d in Datatype if d not in (Datatype.BYTES, Datatype.FP16)]
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
@@ -308,3 +308,13 @@ def test_no_body_whatever_breaks_the_reader(body: bytes, length: int) -> None:
         decode_request(body, length)
     except (InvalidError, UnsupportedError):
         return
+
+
+def test_binary_data_of_an_answer_are_not_copied() -> None:
+    tensor = Tensor("scores", Datatype.FP32, (2, 2), memoryview(bytes(16)))
+    (head, data), length = answer_parts([(tensor, True)], model_name="m", model_version="1")
+    assert data is tensor.data
+    assert (len(head), encode_answer([(tensor, True)], model_name="m", model_version="1")) == (
+        length,
+        (bytes(head) + bytes(16), length),
+    )
