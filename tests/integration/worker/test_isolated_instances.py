@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from worker_values import in_store
 
 from infaas.domain.lifecycle import Death, InstanceState, WorkerState
 from infaas.domain.tensor import Datatype, Tensor
@@ -141,6 +142,31 @@ async def test_a_worker_that_died_of_a_crash_says_in_its_next_life_who_ran(start
         assert record.instances["i1"].death is Death.CRASHED
         assert "Floating point exception" in record.instances["i1"].reason
         assert "instance i1 of v1" in record.reason
+
+
+async def test_who_is_to_blame_is_told_by_a_later_life_when_nobody_came_to_hear_it_and_then_no_more(
+    start, own_redis_server
+):
+    worker = start(worker={"cores": 2})
+    async with ControllerEnd(worker.address) as end:
+        await end.ready("i1", deadly(worker))
+        await end.submit("i1", x(graphs.CRASHES))
+        await end.over()
+    assert await worker.ended() == -signal.SIGFPE
+    worker.start()
+    await in_store(own_redis_server.url, lambda record: record is not None and record.pid == worker.pid)
+    worker.crash()
+    worker.start()
+    async with ControllerEnd(worker.address) as end:
+        await end.until(lambda: bool(end.reports))
+        assert end.worker.instances["i1"].death is Death.CRASHED
+        told_after = len(end.reports) + 2
+        await end.until(lambda: len(end.reports) > told_after)
+    worker.crash()
+    worker.start()
+    async with ControllerEnd(worker.address) as end:
+        await end.until(lambda: bool(end.reports))
+        assert (dict(end.worker.instances), end.worker.reason) == ({}, "")
 
 
 async def test_a_worker_that_is_killed_from_outside_blames_nobody_and_leaves_no_child(start):
