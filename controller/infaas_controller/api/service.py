@@ -17,7 +17,12 @@ from infaas.observe.trace import Span
 from infaas.rpc.requirements import Scalar
 from infaas.rpc.tensors import InferRequest
 from infaas_controller.api.bulk.pool import Bulk
-from infaas_controller.api.bulk.weigh import is_large_classification, is_large_json, named_classes
+from infaas_controller.api.bulk.weigh import (
+    is_large_classification,
+    is_large_json,
+    may_be_large_answer,
+    named_classes,
+)
 from infaas_controller.api.headers import Caller, fresh_caller
 from infaas_controller.api.intake import (
     Arrival,
@@ -103,6 +108,9 @@ class Inference:
         trace = caller.trace if ticket.span is None else ticket.span.context
         query = build_query(view, ticket.handle, version, request, headers, caller, arrival, self._confidence, trace)
         ticket.priority, ticket.items = query.requirements.priority, query.items
+        behind = None if self.bulk is None else self.bulk.behind()
+        if behind is not None and may_be_large_answer(request, task, query.items):
+            raise behind
         try:
             answer = await (submit or self.service.submit)(query)
         except QueryFailedError as error:

@@ -289,10 +289,11 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def binary(values: np.ndarray[Any, Any]) -> tuple[bytes, dict[str, str]]:
+def binary(values: np.ndarray[Any, Any], *, is_answer_binary: bool = False) -> tuple[bytes, dict[str, str]]:
     """A query for `echo-fp32` whose input is binary, so that reading it is no work, and whose answer is JSON."""
     said = {"name": "in_fp32", "datatype": "FP32", "shape": [1, len(values)]}
-    head = json.dumps({"inputs": [{**said, "parameters": {"binary_data_size": values.nbytes}}]}).encode()
+    inputs = [{**said, "parameters": {"binary_data_size": values.nbytes}}]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": is_answer_binary}}).encode()
     return head + values.tobytes(), {"inference-header-content-length": str(len(head))}
 
 
@@ -318,6 +319,43 @@ async def test_an_answer_to_what_was_executed_waits_for_its_turn_and_is_not_refu
 
     assert [answer.status_code for answer in answers] == [200] * 3
     assert all(answer.json()["outputs"][0]["data"] == values.tolist() for answer in answers)
+
+
+def many_scores() -> dict[str, Any]:
+    body = echoed("FP32", [0.25] * 8_192, [2_048, 4])
+    body["inputs"][0]["name"] = "scores"
+    body["outputs"] = [{"name": "scores", "parameters": {"classification": 1}}]
+    return body
+
+
+@pytest.mark.parametrize("bound", [{"answers_at_most": 2}, {"answer_bytes_at_most": 500_000}])
+async def test_while_answers_pile_up_nothing_is_executed_whose_answer_may_be_large(
+    client: httpx.AsyncClient, bound: dict[str, int]
+) -> None:
+    content, fields = binary(np.arange(100_000, dtype="<f4"))
+    async with serving(ComputingService(), bulk_options=ONE_AT_A_TIME | bound) as edges:
+        assert (await client.post(url(edges, "echo-fp32"), content=content, headers=fields)).status_code == 200
+        with stopped(*edges.bulk.pids):
+            answering = [
+                asyncio.create_task(client.post(url(edges, "echo-fp32"), content=content, headers=fields))
+                for _ in range(2)
+            ]
+            await _until_taken(edges, 2)
+            before = len(edges.service.seen)
+            refused = await client.post(url(edges, "echo-fp32"), content=content, headers=fields)
+            ranked = await client.post(url(edges, "rank"), json=many_scores())
+            assert len(edges.service.seen) == before
+            small = await client.post(url(edges, "simple"), json=SMALL)
+            content_of_binary, fields_of_binary = binary(np.arange(100_000, dtype="<f4"), is_answer_binary=True)
+            as_binary = await client.post(url(edges, "echo-fp32"), content=content_of_binary, headers=fields_of_binary)
+        answers = await asyncio.gather(*answering)
+        again = await client.post(url(edges, "echo-fp32"), content=content, headers=fields)
+
+    for one in (refused, ranked):
+        assert (one.status_code, one.json()["code"], one.json()["retryable"]) == (429, Code.SATURATED, True)
+        assert "retry-after" in one.headers
+    assert (small.status_code, as_binary.status_code, again.status_code) == (200, 200, 200)
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 async def test_an_answer_that_cannot_be_written_by_its_deadline_is_a_504_at_the_deadline(
@@ -378,7 +416,8 @@ async def test_what_is_read_or_waits_when_the_pool_closes_may_be_sent_again(clie
     body = json.dumps(echoed("FP32", [0.5] * 30_000)).encode()
     async with serving(ComputingService(), bulk_options={"processes": 1}) as edges:
         assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
-        os.kill(*edges.bulk.pids, signal.SIGSTOP)
+        (pid,) = edges.bulk.pids
+        os.kill(pid, signal.SIGSTOP)
         tasks = [asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body)) for _ in range(3)]
         await _until_taken(edges, 3)
         await edges.bulk.close()

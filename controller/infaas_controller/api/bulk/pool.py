@@ -21,8 +21,11 @@ from infaas_controller.api.bulk.child import Child, Patience
 
 PROCESSES = 2
 WAITING_AT_MOST = 32
-"""Requests that are read or wait to be; every one is kept in memory. Answers are not counted: what was executed is not
-refused."""
+"""Requests that are read or wait to be; every one is kept in memory."""
+ANSWERS_AT_MOST = 64
+ANSWER_BYTES_AT_MOST = 256 << 20
+"""Answers that are written or wait to be, and their tensors. What was executed is not refused, so these are no bounds
+for an answer: while they are passed, nothing more is executed whose answer may be large (`Bulk.behind`)."""
 RUN_AT_MOST_S = HARD_LIMIT_S
 """A process that takes longer over one job is stuck: nobody waits longer for anything."""
 _log = get_logger(__name__)
@@ -60,10 +63,14 @@ class Bulk:
         processes: int = PROCESSES,
         waiting_at_most: int = WAITING_AT_MOST,
         *,
+        answers_at_most: int = ANSWERS_AT_MOST,
+        answer_bytes_at_most: int = ANSWER_BYTES_AT_MOST,
         run_at_most_s: float = RUN_AT_MOST_S,
         observer: Observer | None = None,
     ) -> None:
         self._read_at_most = processes + waiting_at_most
+        self._answers_at_most = answers_at_most
+        self._answer_bytes_at_most = answer_bytes_at_most
         self._run_at_most_s = run_at_most_s
         self._observer = observer
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="bulk")
@@ -73,7 +80,7 @@ class Bulk:
         self._is_closed = False
         self._answers: deque[_Work] = deque()
         self._requests: deque[_Work] = deque()
-        self._reading = self._answering = 0
+        self._reading = self._answering = self._answering_bytes = 0
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -86,6 +93,14 @@ class Bulk:
         """Jobs that run or wait."""
         with self._lock:
             return self._reading + self._answering
+
+    def behind(self) -> InfaasError | None:
+        """One of code SATURATED while too many answers, or too large ones, are under way: for a query that is about to
+        be executed and whose answer may join them. The lock is not waited for: the numbers change meanwhile anyway."""
+        count, size = self._answering, self._answering_bytes
+        if count < self._answers_at_most and size < self._answer_bytes_at_most:
+            return None
+        return _behind(count, size)
 
     async def read_rest(self, body: memoryview, header_length: int | None) -> InferRequest:
         return _as_request(await self._read(wire.ReadRest(header_length), body))
@@ -142,6 +157,7 @@ class Bulk:
             self._threads.submit(self._perform_next)
             if work.is_answer:
                 self._answering += 1
+                self._answering_bytes += len(work.data)
                 self._answers.append(work)
             else:
                 self._reading += 1
@@ -152,6 +168,7 @@ class Bulk:
         with self._lock:
             if work.is_answer:
                 self._answering -= 1
+                self._answering_bytes -= len(work.data)
             else:
                 self._reading -= 1
             waiting = self._answers if work.is_answer else self._requests
@@ -268,4 +285,12 @@ def _stopping() -> UnavailableError:
 
 def _saturated(count: int) -> InfaasError:
     text = f"{count} large requests are being read already; try again, or send tensors as binary data"
+    return InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=1.0)
+
+
+def _behind(count: int, size: int) -> InfaasError:
+    text = (
+        f"{count} large answers of {size} bytes wait to be written, and this query's may be large too; "
+        "try again, or ask for binary data"
+    )
     return InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=1.0)

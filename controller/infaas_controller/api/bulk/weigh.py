@@ -12,10 +12,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from infaas.domain.tensor import Datatype, Tensor
+from infaas.domain.task import Task
+from infaas.domain.tensor import Datatype, Tensor, TensorSpec
 from infaas.oip.v2 import grpc_service_pb2 as pb
-from infaas.rpc.tensors import MAX_BYTES_ELEMENTS, MAX_RANK, element_count
-from infaas.rpc.tensors_json import framed_elements
+from infaas.rpc.tensors import MAX_BYTES_ELEMENTS, MAX_RANK, InferRequest, element_count
+from infaas.rpc.tensors_json import framed_elements, is_binary
 from infaas_controller.api.grpc_messages import Malformed
 
 LOOP_BYTES = 128 * 1024
@@ -53,6 +54,33 @@ def is_large_classification(tensor: Tensor, top: int) -> bool:
     """Whether sorting the tensor and naming the first `top` of each item is."""
     count = element_count(tensor.shape)
     return count > LOOP_NUMBERS or tensor.items * named_classes(tensor, top) > LOOP_ELEMENTS
+
+
+def may_be_large_answer(request: InferRequest, task: Task, items: int) -> bool:
+    """Whether its answer, which nobody has seen yet, may have to be written or sorted elsewhere: by the task's shapes,
+    and yes where these leave it open."""
+    asked = {output.name: output for output in request.outputs}
+    for spec in task.outputs:
+        output = asked.get(spec.name)
+        if output is None and asked:
+            continue
+        if output is not None and output.classes:
+            numbers = LOOP_ELEMENTS  # each may be named, which takes more than writing it
+        elif is_binary(output, request):
+            continue
+        else:
+            numbers = LOOP_NUMBERS
+        if _may_be_large(spec, items, numbers):
+            return True
+    return False
+
+
+def _may_be_large(spec: TensorSpec, items: int, numbers: int) -> bool:
+    each = spec.shape[1:]
+    if spec.datatype is Datatype.BYTES or any(dim < 0 for dim in each):
+        return True
+    count = items * element_count(each)
+    return count > numbers or count * spec.datatype.itemsize > LOOP_BYTES
 
 
 @dataclass(frozen=True, slots=True)
