@@ -214,6 +214,7 @@ def _samples(log: Sequence[tuple[int, bool, list[float]]]) -> Samples:
         round=np.repeat(np.arange(len(log), dtype=np.int64), counts),
         seconds=seconds,
         is_spoiled=np.repeat(np.array([is_spoiled for _, is_spoiled, _ in log], dtype=np.bool_), counts),
+        is_slow=np.zeros(seconds.shape, dtype=np.bool_),
         own_seconds=np.full(seconds.shape, np.inf),
     )
 

@@ -2,10 +2,10 @@
 
 Outliers. Spoiled rounds (see `rounds`) count only where there are no others, and then by the processor time of the
 measuring thread where that is known: on a machine that never leaves it alone, this is what it would have taken. The
-typical figures, median and mean, come from the half of the rounds with the lowest medians: noise of a shared host only
-ever adds time, so this half is what repeated profiling agrees on. The tail, 95 and 99 %, comes from all rounds that
-count, because a promise must hold for them too. Rounds of few runs are joined with their neighbours first, and where
-too few are left to choose from, all count.
+typical figures, median and mean, come from the rounds in which the host was not slow (see `pace`), and of these from
+the half with the lowest medians: noise of a shared host only ever adds time, so this half is what repeated profiling
+agrees on. The tail, 95 and 99 %, comes from slow rounds too, because a promise must hold for them. Rounds of few runs
+are joined with their neighbours first, and where too few are left to choose from, all count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GROUP_S = 0.02
 """A group is full with so many samples or so much time: a long run is hit by noise about once, whoever its
 neighbours are."""
 MIN_GROUPS = 4
-MIN_CLEAN_SAMPLES = 3
+MIN_CLEAN_SAMPLES = 5
 HUBER = 1.345
 FIT_STEPS = 25
 
@@ -38,6 +38,9 @@ class Samples:
     round: NDArray[np.int64]
     seconds: Floats
     is_spoiled: NDArray[np.bool_]
+    """In a round with a stall."""
+    is_slow: NDArray[np.bool_]
+    """In a round during which the host was slow."""
     own_seconds: Floats
     """Processor time of the measuring thread; infinite where it waits for other threads, so that it says nothing."""
 
@@ -101,7 +104,12 @@ def latency_points(samples: Samples, threads: int = 1) -> tuple[LatencyPoint, ..
     points = []
     for batch in np.unique(samples.batch):
         mask = samples.batch == batch
-        points.append(_point(int(batch), _groups(samples, mask), threads))
+        all_that_count = _groups(samples, mask)
+        quick = mask & ~samples.is_slow
+        has_quick = bool((quick & ~samples.is_spoiled).sum() >= MIN_CLEAN_SAMPLES)
+        points.append(
+            _point(int(batch), _groups(samples, quick) if has_quick else all_that_count, all_that_count, threads)
+        )
     return tuple(points)
 
 
@@ -163,9 +171,9 @@ def _is_full(group: Sequence[float]) -> bool:
     return len(group) >= GROUP_SAMPLES or sum(group) >= GROUP_S
 
 
-def _point(batch: int, groups: list[Floats], threads: int) -> LatencyPoint:
-    everything = np.concatenate(groups)
-    typical = everything
+def _point(batch: int, groups: list[Floats], all_that_count: list[Floats], threads: int) -> LatencyPoint:
+    everything = np.concatenate(all_that_count)
+    typical = np.concatenate(groups)
     if len(groups) >= MIN_GROUPS:
         ranked = sorted(groups, key=lambda group: float(np.median(group)))
         half = (len(ranked) + 1) // 2

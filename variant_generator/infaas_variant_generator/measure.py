@@ -26,7 +26,7 @@ from infaas_variant_generator.arrays import load_rows
 from infaas_variant_generator.child import Channel, serve
 from infaas_variant_generator.fit import Measurement, Samples, fit_profile
 from infaas_variant_generator.memory import Memory
-from infaas_variant_generator.pace import reference_s, slowest_s
+from infaas_variant_generator.pace import Reference
 from infaas_variant_generator.plan import LONG_BATCH_RUN_S, MIN_SPLIT_RUN_S, batch_limit_reason, why_not_split
 from infaas_variant_generator.requests import Measured, MeasureRequest
 from infaas_variant_generator.round_log import Round, RoundLog
@@ -48,10 +48,14 @@ class Profiler:
         self._request = request
         self._channel = channel
         self._notes: list[str] = []
-        self._best_reference_s = request.best_reference_s
+        self._reference = Reference(request.threads)
+        self._seen_reference_s: float | None = None
         self._lent: tuple[int, ...] = ()
         self._places: dict[int, int] = {}
         """Of the threads of ONNX Runtime's pools: which of the lent cores each has."""
+
+    def close(self) -> None:
+        self._reference.close()
 
     def run(self) -> Measured:
         request = self._request
@@ -88,7 +92,7 @@ class Profiler:
             measured_at=iso(time.time()),
             host=request.host,
         )
-        return Measured(None, profile, batches[-1], tuple(self._notes), self._best_reference_s)
+        return Measured(None, profile, batches[-1], tuple(self._notes), self._seen_reference_s)
 
     # cores
 
@@ -210,7 +214,7 @@ class Profiler:
                 expected_s = 1.5 * usual[rounds.next_batch(log.tallies)]
                 with self._slice(expected_s):
                     until = time.perf_counter() + SLICE_S
-                    reference = self._reference_s()
+                    reference = self._paced()
                     while time.perf_counter() < until and not rounds.is_enough(
                         log.tallies, budget_s, is_steady=is_steady
                     ):
@@ -221,25 +225,23 @@ class Profiler:
                         absent_s = sum(runs_s) - sum(own_s) if self._request.threads == 1 else None
                         is_spoiled = rounds.why_spoiled(runs_s, usual[batch], absent_s) is not None
                         usual[batch] = min(median(runs_s), usual[batch] or median(runs_s))
-                        before, reference = reference, self._reference_s()
+                        before, reference = reference, self._paced()
                         log.add(Round(batch, is_spoiled, time.perf_counter(), max(before, reference), runs_s, own_s))
                 is_steady = is_steady or rounds.are_steady(log.medians(batches[0]))
                 fraction = rounds.progress(log.tallies, budget_s, is_steady=is_steady)
                 self._channel.send("progress", fraction=fraction)
-        self._best_reference_s = log.best_reference_s
+        self._seen_reference_s = log.seen_reference_s()
         if slow := log.slow_rounds():
             self._note(f"the host ran slower than it can in {slow} of {len(log.rounds)} rounds")
         return log.samples(), log.tallies
 
-    def _reference_s(self) -> float:
-        """The longest among the cores at hand; the measuring thread goes back to its own."""
-        if not self._places:
-            return reference_s()
+    def _paced(self) -> float:
+        """How long the reference takes on the cores at hand."""
         try:
-            return slowest_s(self._lent)
-        except OSError as error:
-            self._note(f"could not be moved between cores {list(self._lent)}: {error.strerror}")
-            return reference_s()
+            return self._reference(self._lent)
+        except OSError as error:  # as `_pin` found
+            self._note(f"could not use all of the cores {list(self._lent)}: {error.strerror}")
+            return self._reference(self._lent[:1])
 
     def _round(self, runner: Runner, batch: int, usual_s: float) -> tuple[list[float], list[float]]:
         """One burst: each run's time, and for how much of it the measuring thread was running (infinite where it
@@ -260,6 +262,7 @@ class Profiler:
                 round=samples.round,
                 seconds=samples.seconds,
                 is_spoiled=samples.is_spoiled,
+                is_slow=samples.is_slow,
                 own_seconds=samples.own_seconds,
             )
 
@@ -292,7 +295,8 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def _work(request: MeasureRequest, channel: Channel) -> Any:
-    return Profiler(request, channel).run()
+    with contextlib.closing(Profiler(request, channel)) as profiler:
+        return profiler.run()
 
 
 if __name__ == "__main__":

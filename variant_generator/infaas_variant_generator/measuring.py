@@ -112,14 +112,14 @@ async def measure(
         hardware_memory_bytes=settings.hardware.memory_bytes,
         host=settings.host,
         is_wanted=subject.is_wanted,
-        best_reference_s=settings.pace.best_s(),
+        best_reference_s=settings.pace.best_s(subject.threads),
     )
     cpu_s = 600 + int(order.profile_budget_s * MEASURE_CPU_FACTOR * subject.threads)
     limits = replace(settings.limits(), cpu_s=cpu_s)
     try:
         measured = await run_child("infaas_variant_generator.measure", request, Measured, on_event, limits)
-        if measured.best_reference_s is not None:
-            settings.pace.note(measured.best_reference_s)
+        if measured.seen_reference_s is not None:
+            settings.pace.note(subject.threads, measured.seen_reference_s)
         return measured
     finally:
         await broker.give()

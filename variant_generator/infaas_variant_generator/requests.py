@@ -98,7 +98,7 @@ class MeasureRequest:
     is_wanted: bool = False
     """Measured even where its threads gain nothing."""
     best_reference_s: float | None = None
-    """What `pace.reference_s` takes on this host when nobody disturbs it, as far as that is known."""
+    """What `pace.Reference` takes on so many cores of this host when nobody disturbs it, as far as that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +109,5 @@ class Measured:
     profile: Profile | None
     max_batch_size: int
     notes: tuple[str, ...] = ()
-    best_reference_s: float | None = None
-    """The least that was seen or known of `pace.reference_s`."""
+    seen_reference_s: float | None = None
+    """The least that `pace.Reference` took meanwhile."""

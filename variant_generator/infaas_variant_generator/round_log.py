@@ -48,6 +48,10 @@ class RoundLog:
         """When, and the median, of the rounds of one size that count."""
         return [(r.ended_at, median(r.runs_s)) for r in self.rounds if r.batch == batch and not self._is_spoiled(r)]
 
+    def seen_reference_s(self) -> float | None:
+        """The best of these rounds, whatever was known before."""
+        return min((made.reference_s for made in self.rounds), default=None)
+
     def slow_rounds(self) -> int:
         return sum(map(self._is_slow, self.rounds))
 
@@ -60,7 +64,8 @@ class RoundLog:
             batch=np.repeat(np.array([made.batch for made in self.rounds], dtype=np.int64), counts),
             round=np.repeat(np.arange(len(self.rounds), dtype=np.int64), counts),
             seconds=np.array([value for made in self.rounds for value in made.runs_s], dtype=np.float64),
-            is_spoiled=np.repeat(np.array(list(map(self._is_spoiled, self.rounds)), dtype=np.bool_), counts),
+            is_spoiled=np.repeat(np.array([made.is_spoiled for made in self.rounds], dtype=np.bool_), counts),
+            is_slow=np.repeat(np.array(list(map(self._is_slow, self.rounds)), dtype=np.bool_), counts),
             own_seconds=np.array([value for made in self.rounds for value in made.own_s], dtype=np.float64),
         )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
-from infaas_variant_generator.pace import KNOWN_FOR_S, HostPace, is_slow, reference_s, slowest_s
+from infaas_variant_generator.pace import KNOWN_FOR_S, HostPace, Reference, is_slow
 from infaas_variant_generator.round_log import Round, RoundLog
 
 from infaas.testing.clock import ManualClock
@@ -27,7 +28,8 @@ def test_rounds_of_a_slow_spell_do_not_count_and_are_kept() -> None:
     assert log.slow_rounds() == 1
     samples = log.samples()
     assert samples.seconds.tolist() == [0.001] * 10 + [0.0017] * 10 + [0.001] * 10
-    assert samples.is_spoiled.tolist() == [False] * 10 + [True] * 20
+    assert samples.is_spoiled.tolist() == [False] * 20 + [True] * 10
+    assert samples.is_slow.tolist() == [False] * 10 + [True] * 10 + [False] * 10
     assert samples.round.tolist() == [0] * 10 + [1] * 10 + [2] * 10
 
 
@@ -45,19 +47,28 @@ def test_that_the_first_rounds_were_slow_is_seen_when_the_host_gets_faster() -> 
 def test_the_best_of_a_host_is_kept_between_measurements_while_it_is_reached() -> None:
     clock = ManualClock()
     pace = HostPace(clock)
-    assert pace.best_s() is None
-    pace.note(SLOW_S)
-    pace.note(QUIET_S)
-    assert pace.best_s() == QUIET_S
+    assert pace.best_s(1) is None
+    pace.note(1, SLOW_S)
+    pace.note(1, QUIET_S)
+    assert pace.best_s(1) == QUIET_S
+    assert pace.best_s(2) is None, "two cores at once are another matter"
     clock.advance(0.6 * KNOWN_FOR_S)
-    pace.note(1.05 * QUIET_S)
-    clock.advance(0.6 * KNOWN_FOR_S)
-    pace.note(SLOW_S)
-    assert pace.best_s() == QUIET_S
-    clock.advance(0.6 * KNOWN_FOR_S)
-    assert pace.best_s() is None, "nothing reached it for more than an hour"
-    pace.note(SLOW_S)
-    assert pace.best_s() == SLOW_S
+    pace.note(1, 1.05 * QUIET_S)
+    assert pace.best_s(1) == QUIET_S
+
+
+def test_a_best_that_no_measurement_reaches_any_more_is_forgotten() -> None:
+    clock = ManualClock()
+    pace = HostPace(clock)
+    pace.note(1, QUIET_S)
+    for _ in range(5):
+        clock.advance(0.3 * KNOWN_FOR_S)
+        log = RoundLog((1,), pace.best_s(1))
+        log.add(a_round(1, 0.0017, SLOW_S))
+        seen_s = log.seen_reference_s()
+        assert seen_s is not None
+        pace.note(1, seen_s)
+    assert pace.best_s(1) == SLOW_S
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(1.0, False), (1.19, False), (1.21, True), (1.8, True)])
@@ -65,21 +76,17 @@ def test_what_is_slow(ratio: float, expected: bool) -> None:
     assert is_slow(ratio * QUIET_S, QUIET_S) is expected
 
 
-def test_the_slowest_of_several_cores_tells_and_the_thread_is_back_on_the_first() -> None:
+def test_several_cores_do_the_work_at_once_and_one_that_may_not_be_used_is_an_error() -> None:
     before = os.sched_getaffinity(0)
     cores = sorted(before)
-    seen: list[set[int]] = []
-    answers = iter([1.0, 3.0, 2.0])
-
-    def reference() -> float:
-        seen.append(os.sched_getaffinity(0))
-        return next(answers)
-
+    reference = Reference(2)
     try:
-        assert slowest_s([cores[0], cores[-1], cores[0]], reference) == 3.0
-        assert seen == [{cores[-1]}, {cores[0]}, {cores[0]}]
-        assert os.sched_getaffinity(0) == {cores[0]}
+        assert 0 < reference([cores[0], cores[-1]]) < 1
+        assert 0 < reference(cores[:1]) < 1
+        with pytest.raises(OSError, match="Invalid argument"):
+            reference([cores[0], 4095])
+        assert 0 < reference([cores[0], cores[-1]]) < 1, "an error is told once"
+        assert os.sched_getaffinity(0) == before, "the caller's own thread stays where it was"
     finally:
-        os.sched_setaffinity(0, before)
-    assert 0 < slowest_s([]) < 1
-    assert 0 < reference_s() < 1
+        reference.close()
+    assert "reference" not in {thread.name for thread in threading.enumerate()}

@@ -17,13 +17,17 @@ def point(batch: int, seconds: float) -> LatencyPoint:
     return LatencyPoint(batch, seconds, seconds, seconds, seconds, 1)
 
 
-def samples_of(rounds: list[tuple[int, list[float], bool]], own_seconds: float = math.inf) -> Samples:
+def samples_of(
+    rounds: list[tuple[int, list[float], bool]], own_seconds: float = math.inf, slow: frozenset[int] = frozenset()
+) -> Samples:
+    """`slow`: the numbers of the rounds during which the host was slow."""
     counts = [len(runs) for _, runs, _ in rounds]
     return Samples(
         batch=np.repeat(np.array([batch for batch, _, _ in rounds]), counts),
         round=np.repeat(np.arange(len(rounds)), counts),
         seconds=np.array([value for _, runs, _ in rounds for value in runs]),
         is_spoiled=np.repeat(np.array([spoiled for _, _, spoiled in rounds]), counts),
+        is_slow=np.repeat(np.array([number in slow for number in range(len(rounds))], dtype=np.bool_), counts),
         own_seconds=np.full(sum(counts), own_seconds),
     )
 
@@ -79,6 +83,15 @@ def test_spoiled_rounds_do_not_count_unless_there_are_no_others() -> None:
     assert (found.p99_s, found.samples) == (pytest.approx(0.010), 40)
     (found,) = latency_points(samples_of([(1, spoiled, True)] * 9))
     assert found.p99_s > 0.2
+
+
+def test_a_slow_host_counts_for_the_tail_and_not_for_the_typical_latency() -> None:
+    rounds = [(1, [0.016] * 10, False)] * 9 + [(1, [0.010] * 10, False)]
+    (found,) = latency_points(samples_of(rounds, slow=frozenset(range(9))))
+    assert (found.p50_s, found.mean_s, found.p95_s) == (0.010, pytest.approx(0.010), pytest.approx(0.016))
+    assert found.samples == 100
+    (found,) = latency_points(samples_of(rounds[:9], slow=frozenset(range(9))))
+    assert (found.p50_s, found.samples) == (0.016, 90), "there was no better"
 
 
 def test_where_every_round_is_spoiled_the_threads_own_time_stands_in() -> None:
