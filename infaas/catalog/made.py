@@ -17,7 +17,7 @@ from infaas.domain.ids import Digest, InstanceId, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Level
 from infaas.domain.variant import Isolation, Profile, Variant, VariantState
-from infaas.errors import ConflictError, NotFoundError, PreconditionError
+from infaas.errors import ConflictError, InvalidError, NotFoundError, PreconditionError
 from infaas.rpc.codec import decode, encode
 
 
@@ -80,7 +80,7 @@ class MadeRecords(CatalogBase):
         pardoned: tuple[InstanceId, ...] | None = None,
     ) -> bool:
         """Say where its instances run from now on, and whose deaths do not count any more (None: as before); False
-        when all of it is so already. Raises NotFoundError."""
+        when all of it is so already. Raises NotFoundError, and InvalidError for a process of what runs on a server."""
 
         def work(connection: Connection) -> bool:
             where = variants.c.name == name
@@ -88,6 +88,11 @@ class MadeRecords(CatalogBase):
             if body is None:
                 raise NotFoundError(f"there is no variant {name!r}")
             known = decode(body, Variant)
+            if isolation is Isolation.PROCESS and known.runtime.is_elsewhere:
+                raise InvalidError(
+                    f"variant {name!r} runs on a {known.runtime.value} server, not in a worker: it can crash no "
+                    "process of ours and needs none of its own"
+                )
             dead = known.pardoned if pardoned is None else pardoned
             if known.isolation is isolation and set(dead) <= set(known.pardoned):
                 return False

@@ -19,6 +19,11 @@ class Runtime(StrEnum):
     OPENVINO = "openvino"
     TRITON = "triton"
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a server loads and runs its models: nothing that they do ends a process of ours."""
+        return self is Runtime.TRITON
+
 
 class Hardware(StrEnum):
     CPU = "cpu"

@@ -7,11 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from infaas.domain.variant import PROCESS_MEMORY_BYTES, Isolation, Runtime, Variant
+from infaas.domain.variant import PROCESS_MEMORY_BYTES, Isolation, Variant
 from infaas.errors import InfaasError, InvalidError, ModelError
 from infaas.repository.base import Repository
 from infaas_worker.executors.base import BatchOut, Executor, Executors, LoadedModel
@@ -22,7 +22,6 @@ LOADS_AT_ONCE = 2
 """Loading is bound by memory and disk; more at a time only slows each."""
 LOADS_ELSEWHERE_AT_ONCE = 8
 """Those that wait for a server, which may be slow, take no turn from those that use this machine."""
-_ELSEWHERE = frozenset({Runtime.TRITON})
 _LOADING_NICE = 5
 """Of a single-threaded load beside serving threads: a quarter of a contended core."""
 _UNMEASURED_FACTOR = 3
@@ -55,7 +54,8 @@ class Loader:
         if variant.memory_bytes:
             return variant.memory_bytes
         size = await on_thread(f"size-{variant.name}", lambda: self._repository.size(variant.artifact))
-        process_bytes = PROCESS_MEMORY_BYTES if variant.isolation is Isolation.PROCESS else 0
+        has_process = variant.isolation is Isolation.PROCESS and not is_elsewhere(variant)
+        process_bytes = PROCESS_MEMORY_BYTES if has_process else 0
         return size * _UNMEASURED_FACTOR + _UNMEASURED_BYTES + process_bytes
 
     async def open(self, variant: Variant, on_begin: Callable[[], None]) -> Opened:
@@ -63,6 +63,8 @@ class Loader:
 
         Raises InfaasError with the reason when the variant cannot be loaded here.
         """
+        if is_elsewhere(variant):  # also a suspect's (SURFACE rule 15): its server is a process of its own already
+            variant = replace(variant, isolation=Isolation.THREAD)
         async with self._elsewhere if is_elsewhere(variant) else self._here:
             started = time.monotonic()
             name = f"load-{variant.name}"
@@ -84,7 +86,7 @@ class Loader:
 
 def is_elsewhere(variant: Variant) -> bool:
     """Whether a server loads it, and this process only waits."""
-    return variant.runtime in _ELSEWHERE
+    return variant.runtime.is_elsewhere
 
 
 async def warm_up(model: LoadedModel, variant: Variant) -> int:

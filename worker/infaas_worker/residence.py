@@ -188,7 +188,7 @@ class Residence:
         in_flight = model.max_in_flight
         if isinstance(model, Killable):
             self._watch(instance, model)
-        elif self._diary is not None:
+        elif self._diary is not None and not is_elsewhere(variant):
             self._diary.loaded(instance, variant.name)
         _log.info("loaded", instance=instance, variant=variant.name, load_s=round(opened.load_s, 4))
         is_killable = isinstance(model, Killable)

@@ -16,8 +16,13 @@ from infaas.domain.variant import Isolation, Variant
 
 def to_isolate(view: ClusterView, registered: Iterable[Variant]) -> dict[VariantName, str]:
     """Variants that still share their worker's process though an instance of theirs has crashed or hung, and why they
-    no longer should. Deaths that were known when somebody had them share it do not count."""
-    variants = {variant.name: variant for variant in registered if variant.isolation is not Isolation.PROCESS}
+    no longer should. Deaths that were known when somebody had them share it do not count, and what runs on a server
+    shares nothing."""
+    variants = {
+        variant.name: variant
+        for variant in registered
+        if variant.isolation is not Isolation.PROCESS and not variant.runtime.is_elsewhere
+    }
     found: dict[VariantName, str] = {}
     for worker in sorted(view.workers.values(), key=lambda each: each.id):
         for instance in sorted(worker.instances.values(), key=lambda each: each.id):

@@ -14,8 +14,8 @@ from infaas.domain.build import BuildResult
 from infaas.domain.ids import ModelName, TaskName, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Decision, Level
-from infaas.domain.variant import VariantState
-from infaas.errors import ConflictError, NotFoundError, PreconditionError
+from infaas.domain.variant import Isolation, Runtime, VariantState
+from infaas.errors import ConflictError, InvalidError, NotFoundError, PreconditionError
 
 MakeRegistration = Callable[..., Registration]
 MakeResult = Callable[..., BuildResult]
@@ -161,6 +161,18 @@ def test_a_variant_comes_back_as_it_was_made(
     assert catalog.variant("m.v1.fp32") == result.variant
     assert list(catalog.variants()) == [result.variant]
     assert list(catalog.variants_of(V1)) == [result.variant]
+
+
+def test_what_runs_on_a_server_is_given_no_process_of_its_own_with_the_reason(
+    catalog: Catalog, registration: MakeRegistration, made: MakeResult
+) -> None:
+    _register(catalog, registration())
+    catalog.record_result(V1, made(runtime=Runtime.TRITON), at=2.0)
+    with pytest.raises(InvalidError, match="runs on a triton server, not in a worker"):
+        catalog.isolate_variant("m.v1.fp32", Isolation.PROCESS, "asked for", at=3.0, actor="t")
+    variant = catalog.variant("m.v1.fp32")
+    assert variant is not None
+    assert variant.isolation is Isolation.THREAD
 
 
 def test_a_variant_whose_name_is_taken_is_a_recorded_failure(

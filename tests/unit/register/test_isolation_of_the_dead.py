@@ -8,7 +8,7 @@ from infaas_controller.register.isolation import known_deaths, to_isolate
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.lifecycle import Death, InstanceState
-from infaas.domain.variant import Isolation
+from infaas.domain.variant import Isolation, Runtime
 from infaas.testing.builders import a_variant, a_view, a_worker, an_instance
 
 
@@ -23,6 +23,13 @@ def test_only_a_variant_whose_instance_died_and_that_shares_a_process_is_isolate
     ]
     view = a_view(variants=variants, workers=[a_worker("w1", instances=instances)])
     assert to_isolate(view, variants) == {"crashes": "instance i1 on w1 crashed: SIGFPE"}
+
+
+def test_what_runs_on_a_server_shares_no_process_that_it_could_be_taken_out_of() -> None:
+    attached = a_variant("attached", runtime=Runtime.TRITON)
+    hung = an_instance("i1", variant="attached", state=InstanceState.FAILED, death=Death.HUNG, reason="hung for 60 s")
+    view = a_view(variants=[attached], workers=[a_worker("w1", instances=[hung])])
+    assert to_isolate(view, [attached]) == {}
 
 
 def test_deaths_that_were_known_when_somebody_had_it_share_a_process_do_not_count_and_later_ones_do() -> None:
