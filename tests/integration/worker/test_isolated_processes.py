@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,6 +36,13 @@ frames.send(stream, frames.Loaded(1))
 frames.receive(stream)
 {answer}
 stream.recv(1)
+"""
+HALF = """
+import socket, sys
+stream = socket.socket(fileno=int(sys.argv[1]))
+stream.sendall(bytes(2))
+while stream.recv(4096):
+    pass
 """
 
 
@@ -69,6 +77,19 @@ def test_a_load_that_hangs_is_ended_when_its_time_is_over(tmp_path: Path):
     with pytest.raises(ModelError, match="it hung: loading is given 1 s"):
         executor.load(graphs.double().variant(**PROCESS), artifact)
     assert set(psutil.Process().children()) <= children
+
+
+def test_a_load_that_hangs_in_the_middle_of_its_answer_is_ended_as_well(starter):
+    variant = graphs.double().variant(**PROCESS)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-I", "-S", "-c", HALF, str(theirs.fileno())]
+        process = starter.submit(
+            subprocess.Popen, command, stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),)
+        ).result()
+    with pytest.raises(ModelError, match="it hung: the rest of its answer is given 4 s"):
+        IsolatedModel(variant, Path("unused"), process, ours, starter, 4.0)
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.fixture

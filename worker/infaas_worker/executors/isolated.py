@@ -172,7 +172,12 @@ class IsolatedModel:
             frames.send(self._stream, frames.Load(variant, str(artifact)))
             if not self._is_answered(within_s):
                 self.kill(f"it hung: loading is given {within_s:.0f} s")
+            self._stream.settimeout(within_s)  # what has begun to answer may hang as well
             answer = frames.receive(self._stream)
+            self._stream.settimeout(None)
+        except TimeoutError:
+            self.kill(f"it hung: the rest of its answer is given {within_s:.0f} s")
+            answer = None
         except (OSError, EOFError):
             answer = None
         except Exception as unread:  # what it said is no frame
