@@ -17,7 +17,8 @@ from infaas.testing.worker_driver import ControllerEnd, WorkerProcess
 from infaas.triton.reference import FORMAT, Reference, TensorMap, write_reference
 from infaas.up.restart import HUNG_EXIT
 
-IMPATIENT = {"load_hang_after_s": 2.0, "hang_factor": 1.0, "cores": 2}
+IMPATIENT = {"load_hang_after_s": 5.0, "hang_factor": 1.0, "cores": 2}
+"""But patient enough for loads that do end, on a busy machine."""
 
 
 async def test_a_load_that_hangs_in_a_process_of_its_own_is_ended_with_the_reason(start):
@@ -27,7 +28,7 @@ async def test_a_load_that_hangs_in_a_process_of_its_own_is_ended_with_the_reaso
         for name in ("i1", "i2"):
             await end.load(name, endless)
         await end.until(lambda: (end.state("i1") or "").startswith("FAILED"))
-        assert "it hung: loading is given 2 s" in (end.state("i1") or "")
+        assert "it hung: loading is given 5 s" in (end.state("i1") or "")
         await end.ready("i3", published(worker, graphs.double(), "v2"))
         assert end.worker.state is WorkerState.READY
 
