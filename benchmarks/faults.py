@@ -11,7 +11,7 @@ Callers never retry, but where a controller is killed: there once, on the other 
 
 An answer or error later than a second after its deadline counts as hung. Below the table stands every promise that was
 broken (`Result.broken`): a query that failed where none may, a caller who hung, a part whose loss no controller told.
-Exit status 1 when there is one.
+Exit status 1 when there is one, 2 when nothing could be run.
 """
 
 from __future__ import annotations
@@ -174,6 +174,14 @@ def table(
         yield result
 
 
+def verdict(results: Sequence[faults.Result]) -> tuple[str, int]:
+    """What stands below the table, and the exit status."""
+    if not results:
+        return "nothing was run", 2
+    broken = [f"broken: {result.fault.name}: {what}" for result in results for what in result.broken()]
+    return ("\n".join(broken), 1) if broken else (f"{len(results)} faults borne as promised", 0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0)
@@ -195,9 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results.append(result)
                 if options.json:  # each time: one that the cluster does not survive leaves those before it
                     options.json.write_text(json.dumps([as_json(one) for one in results], indent=2) + "\n")
-    broken = [f"broken: {result.fault.name}: {what}" for result in results for what in result.broken()]
-    print("\n".join(broken) if broken else f"{len(results)} faults borne as promised")
-    return 1 if broken or not results else 0
+    said, status = verdict(results)
+    print(said)
+    return status
 
 
 if __name__ == "__main__":

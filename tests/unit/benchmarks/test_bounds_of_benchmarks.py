@@ -71,6 +71,14 @@ def test_a_fault_that_cannot_be_done_here_says_why(load: Load) -> None:
     assert faults.not_run(CATALOGUE_LOCKED, None, False) is None
 
 
+def test_a_table_in_which_nothing_was_run_promises_nothing(load: Load) -> None:
+    verdict = load("faults").verdict
+    assert verdict([]) == ("nothing was run", 2)
+    assert verdict([a_result(WORKER_KILLED, FINE)]) == ("1 faults borne as promised", 0)
+    said, status = verdict([a_result(WORKER_KILLED, FINE), a_result(CATALOGUE_LOCKED, FINE, was_shown=False)])
+    assert (status, said) == (1, f"broken: {CATALOGUE_LOCKED.name}: no controller said that the catalogue was away")
+
+
 def test_what_was_measured_once_is_not_counted_as_agreement(load: Load) -> None:
     repeat = load("profile_repeat")
     found = {
