@@ -1,4 +1,10 @@
-"""Sees to it that somebody learns whom the worker's last life died of, however late the first controller comes."""
+"""Sees to it that somebody learns whom the worker's last life died of, however late the first controller comes.
+
+Somebody has learnt it when a report with the dead was handed to the stream of one controller. That is as much as this
+side can know: whether it acted, whether it leads, and whether it lives long enough to do either, is not answered. The
+dead therefore stay in every report of this life for `decide.instances.DEATH_KEPT_S` more, for every controller that
+comes by then; only a worker that ends within that time, after its one listener was lost as well, takes the blame along.
+"""
 
 from __future__ import annotations
 
