@@ -20,9 +20,11 @@ from typing import BinaryIO
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import Death
 from infaas.errors import SettingsError
+from infaas.observe.log import get_logger
 from infaas_worker.decide.events import DeathRemembered
 from infaas_worker.decide.last_life import Doing, Slot, deaths, fault_name, where_it_died
 
+_log = get_logger(__name__)
 SLOTS = 1024
 SLOT_BYTES = 512
 UNTOLD_AT_MOST = 64
@@ -34,7 +36,8 @@ class BlackBox:
     """Made once per process, by the composition root, and written from its event loop. One set of files per worker."""
 
     def __init__(self, folder: Path, worker: str) -> None:
-        """Reads what the lives before left, then begins anew. Raises SettingsError when the files cannot be had."""
+        """Reads what the lives before left, then begins anew. Raises SettingsError when the files cannot be had; a
+        disk without room is no reason not to serve: what cannot be kept then is said in the log."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._hung_path = folder / f"worker-{worker}.hung"
@@ -43,11 +46,14 @@ class BlackBox:
             self._untold_path = folder / f"worker-{worker}.deaths"
             fault = _read(self._fault_path)
             found = deaths(_read_slots(self._box_path), fault, _read(self._hung_path))
+            self.found = found
+            """Whom this start blames for the end of the life before."""
             self.deaths = _merged(_read_untold(self._untold_path), found)
+            """Those, and older ones that nobody has been told of."""
             self.own_fault = "" if found or not fault_name(fault) else f"{fault_name(fault)}: {where_it_died(fault)}"
             """How the last life ended when no instance is to blame; empty when no signal ended it."""
             if found:  # before what it was found in is made new
-                _write_untold(self._untold_path, self.deaths)
+                _keep_untold(self._untold_path, self.deaths)
             self._hung_path.unlink(missing_ok=True)
             self._map = _fresh_map(self._box_path)
             self._fault: BinaryIO = self._fault_path.open("wb")
@@ -140,7 +146,7 @@ def _read_slots(path: Path) -> list[Slot]:
         try:
             instance, variant = json.loads(data[at + 3 : at + 3 + size])
             doing = Doing(data[at])
-        except ValueError:
+        except (ValueError, TypeError):
             continue
         found.append(Slot(str(instance), str(variant), doing))
     return found
@@ -152,10 +158,18 @@ def _read_untold(path: Path) -> list[DeathRemembered]:
     for line in _read(path).splitlines():
         try:
             instance, variant, reason, death = json.loads(line)
-            found.append(DeathRemembered(InstanceId(instance), VariantName(variant), str(reason), Death(death)))
-        except ValueError:
+            one = DeathRemembered(InstanceId(str(instance)), VariantName(str(variant)), str(reason), Death(death))
+        except (ValueError, TypeError):
             continue
+        found.append(one)
     return found
+
+
+def _keep_untold(path: Path, found: Sequence[DeathRemembered]) -> None:
+    try:
+        _write_untold(path, found)
+    except OSError as error:
+        _log.error("deaths cannot be kept: they are told in this life or never", path=str(path), reason=str(error))
 
 
 def _write_untold(path: Path, found: Sequence[DeathRemembered]) -> None:
@@ -176,12 +190,24 @@ def _merged(before: Sequence[DeathRemembered], found: Sequence[DeathRemembered])
 
 
 def _fresh_map(path: Path) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    """All zeros, in the file as far as the disk has room: to write where it has none would end the process. What an
+    earlier life was given is kept, however full the disk is by now."""
+    size = SLOTS * SLOT_BYTES
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.ftruncate(descriptor, SLOTS * SLOT_BYTES)
-        return mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
+        is_used = os.fstat(descriptor).st_size > 0
+        os.ftruncate(descriptor, size)
+        os.posix_fallocate(descriptor, 0, size)
+        fresh = mmap.mmap(descriptor, size)
+        if is_used:
+            fresh[:] = bytes(size)
+    except OSError as error:
+        _log.error("what runs cannot be kept: a crash will not be explained", path=str(path), reason=str(error))
+        path.unlink()
+        return mmap.mmap(-1, size)
     finally:
         os.close(descriptor)
+    return fresh
 
 
 def _read(path: Path) -> str:

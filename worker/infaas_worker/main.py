@@ -41,8 +41,8 @@ from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
 from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.blackbox import BlackBox
-from infaas_worker.decide.events import DeathRemembered
 from infaas_worker.decide.hang import Patience
+from infaas_worker.decide.last_life import reason_after
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import Executor, Executors
 from infaas_worker.executors.isolated import IsolatedExecutor
@@ -135,7 +135,7 @@ class Worker:
         stop = _stop_signal()
         box = BlackBox(settings.state_dir / "run", place.record.id)
         monitor = Monitor()
-        reporter = Reporter(_after(place.record, box.deaths), self._clock, monitor)
+        reporter = Reporter(replace(place.record, reason=reason_after(box.found, box.own_fault)), self._clock, monitor)
         publisher = Publisher()
         store = RedisStore(settings.redis_url)
         loader = Loader(open_repository(settings.repository_url), _executors(settings))
@@ -262,14 +262,6 @@ def _stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
-
-
-def _after(record: WorkerRecord, deaths: tuple[DeathRemembered, ...]) -> WorkerRecord:
-    """The record with what ended the life before."""
-    if not deaths:
-        return record
-    first = deaths[0]
-    return replace(record, reason=f"started again: instance {first.instance} of {first.variant} {first.reason}")
 
 
 async def _heartbeat(

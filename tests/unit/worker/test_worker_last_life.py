@@ -11,7 +11,15 @@ import infaas_worker
 import pytest
 from infaas_worker.blackbox import UNTOLD_AT_MOST, BlackBox
 from infaas_worker.decide.events import DeathRemembered
-from infaas_worker.decide.last_life import Doing, Slot, deaths, fault_name, what_died, where_it_died
+from infaas_worker.decide.last_life import (
+    Doing,
+    Slot,
+    deaths,
+    fault_name,
+    reason_after,
+    what_died,
+    where_it_died,
+)
 from infaas_worker.obituary import Obituary
 
 import infaas
@@ -31,7 +39,11 @@ POOL = (concurrent.futures.thread.__file__, *THREAD)
 EXECUTOR = f"{WORKER}/executors/onnxruntime.py"
 SERVING = stack("/venv/site-packages/onnxruntime/session.py", EXECUTOR, *THREAD)
 FOREIGN = stack("/venv/site-packages/their_executor/run.py", *POOL)
-LOADING = stack(EXECUTOR, f"{WORKER}/loading.py", *THREAD)
+ON_THREAD = f"{WORKER}/loading.py"
+OPENS = f'{ON_THREAD}", line 88 in _open'
+LOADING = stack(EXECUTOR, ON_THREAD, ON_THREAD, *THREAD).replace(f'{ON_THREAD}", line 7 in work', OPENS, 1)
+UNLOADING = stack(EXECUTOR, ON_THREAD, *THREAD)
+FETCHING = stack("/venv/site-packages/s3fs/core.py", f"{SHARED}/repository/remote.py", ON_THREAD, *THREAD)
 LOOP = stack(EXECUTOR, f"{WORKER}/main.py", f"{SHARED}/programs.py")
 WATCH = stack(f"{WORKER}/monitor.py", *THREAD)
 HELPER = stack(f"{SHARED}/observe/otlp.py", *POOL)
@@ -47,6 +59,8 @@ SLOTS = [Slot("i1", "v1", Doing.RUNNING), Slot("i2", "v2", Doing.NOTHING), Slot(
         (HEAD, Doing.RUNNING),
         (SERVING + "  ...\n", Doing.RUNNING),
         (LOADING, Doing.LOADING),
+        (UNLOADING, Doing.NOTHING),
+        (FETCHING, Doing.NOTHING),
         (LOOP, Doing.NOTHING),
         (WATCH, Doing.NOTHING),
         (HELPER, Doing.NOTHING),
@@ -58,7 +72,8 @@ def test_the_thread_that_died_tells_what_it_was_for(fault, doing):
 
 
 @pytest.mark.parametrize(
-    ("fault", "blamed"), [(SERVING, ["i1"]), (LOADING, ["i3"]), (LOOP, []), (WATCH, []), (HEAD, ["i1"]), ("", [])]
+    ("fault", "blamed"),
+    [(SERVING, ["i1"]), (LOADING, ["i3"]), (UNLOADING, []), (LOOP, []), (WATCH, []), (HEAD, ["i1"]), ("", [])],
 )
 def test_a_fatal_signal_is_blamed_on_what_its_thread_was_for_and_a_kill_from_outside_on_nobody(fault, blamed):
     found = deaths(SLOTS, fault, "")
@@ -143,8 +158,36 @@ def test_of_too_many_untold_deaths_the_newest_are_kept_and_damage_is_left_out(tm
     for number in range(UNTOLD_AT_MOST + 2):
         life(tmp_path, f"i{number}")
     with (tmp_path / "worker-w1.deaths").open("a") as file:
-        file.write('["cut')
+        file.write('7\nnull\n{"i": 1}\n["i9", "v9", "no", ["crashed"]]\n["cut')
     assert names(next_life(tmp_path)) == [f"i{number}" for number in range(2, UNTOLD_AT_MOST + 2)]
+
+
+def test_a_slot_that_holds_something_else_is_nobodys(tmp_path: Path):
+    life(tmp_path, "i1")
+    with (tmp_path / "worker-w1.running").open("r+b") as file:
+        file.write(bytes([Doing.RUNNING]) + (1).to_bytes(2, "little") + b"7")
+    assert names(next_life(tmp_path)) == []
+
+
+def test_a_worker_says_what_ended_its_last_life_and_not_what_ended_one_before(tmp_path: Path):
+    life(tmp_path, "i1")
+    life(tmp_path, "i2")
+    box = next_life(tmp_path)
+    assert reason_after(box.found, box.own_fault).startswith("started again: instance i2 of v-i2 ended its worker's")
+    life(tmp_path, "i3", fault=LOOP)
+    box = next_life(tmp_path)
+    assert names(box) == ["i1", "i2"]
+    assert reason_after(box.found, box.own_fault).startswith("started again: its own code ended it: Segmentation fault")
+    box = next_life(tmp_path)
+    assert names(box) == ["i1", "i2"]
+    assert reason_after(box.found, box.own_fault) == ""
+
+
+def test_deaths_that_cannot_be_kept_are_told_in_this_life_and_keep_nobody_from_starting(tmp_path: Path):
+    (tmp_path / "worker-w1.deaths-new").mkdir()
+    life(tmp_path, "i1")
+    assert names(next_life(tmp_path)) == ["i1"]
+    assert names(next_life(tmp_path)) == []
 
 
 def test_a_crash_of_the_workers_own_code_is_said_and_blamed_on_nobody(tmp_path: Path):

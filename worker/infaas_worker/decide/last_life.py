@@ -26,6 +26,8 @@ _THREADING = str(_STANDARD / "threading.py")
 _WORKER = Path(__file__).parents[1]
 _EXECUTORS = _WORKER / "executors"
 _LOADING = str(_WORKER / "loading.py")
+_OPENS = "_open"
+"""The function there under which executors load; fetching before it and unloading have the same threads."""
 _OWN = (_WORKER, Path(infaas.__file__).parent)
 _GRPC = "/site-packages/grpc/"
 
@@ -64,6 +66,15 @@ def deaths(slots: Sequence[Slot], fault: str, hung: str) -> tuple[DeathRemembere
     return tuple(_remembered(slot, reason, Death.CRASHED) for slot in suspects)
 
 
+def reason_after(found: Sequence[DeathRemembered], own_fault: str) -> str:
+    """What a worker says of its last life: whom this start `found` to blame for its end, else what its own code died
+    of; empty when no crash ended it. Older deaths that nobody was told of are no part of it."""
+    if found:
+        first = found[0]
+        return f"started again: instance {first.instance} of {first.variant} {first.reason}"
+    return f"started again: its own code ended it: {own_fault}" if own_fault else ""
+
+
 def fault_name(text: str) -> str:
     """The signal's name in the interpreter's words, such as `Segmentation fault`; empty when there was none."""
     for line in text.splitlines():
@@ -79,14 +90,16 @@ def what_died(fault: str) -> Doing:
     interpreter does not know belongs to a runtime's pool and served. So did one of which the beginning is cut off,
     because only a model's own code goes so deep.
     """
-    files = [match["file"] for line in fault.splitlines() if (match := _FRAME.match(line))]
+    frames = [match for line in fault.splitlines() if (match := _FRAME.match(line))]
+    files = [frame["file"] for frame in frames]
     if not files or any(line == _CUT for line in fault.splitlines()):
         return Doing.RUNNING
     if files[-1] != _THREADING:
         return Doing.NOTHING  # the main thread
     first = next((file for file in reversed(files) if not _is_standard(file)), "")
     if first == _LOADING:
-        return Doing.LOADING
+        is_load = any(frame["file"] == _LOADING and frame["function"] == _OPENS for frame in frames)
+        return Doing.LOADING if is_load else Doing.NOTHING
     if Path(first).is_relative_to(_EXECUTORS):
         return Doing.RUNNING
     is_own = not first or _GRPC in first or any(Path(first).is_relative_to(home) for home in _OWN)
