@@ -123,6 +123,7 @@ class Performer:
             found = await self._digesting.of(ticket.query)
         except Exception as error:
             _log.error("an input was not digested, and will not be known again", ticket=ticket.number, exc_info=error)
+            self._engine.quarantine.not_digested(ticket)
         else:
             self._engine.quarantine.digested(ticket, found, self._clock.now())
 

@@ -116,3 +116,17 @@ async def test_a_caller_that_leaves_while_its_input_is_digested_leaves_nothing_b
             await waiting
         assert c.dispatcher.in_flight() == 0
         slow.set()
+
+
+async def test_an_input_whose_digest_fails_is_not_kept(cluster: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(query: Query) -> bytes:
+        raise MemoryError
+
+    async with cluster([a_variant("v1")], [FakeWorker("w1", [an_instance("i1")])]) as c:
+        monkeypatch.setattr(digesting, "digest", fail)
+        quarantine = c.dispatcher.engine.quarantine
+        suspect = Ticket(7, c.query(inputs=IMAGE), None)
+        quarantine.suspect(suspect, c.clock.now())
+        assert quarantine.ordered == 1
+        await c.dispatcher.submit(c.query(inputs=IMAGE))  # commands are performed
+        await c.until(lambda: quarantine.ordered == 0)
