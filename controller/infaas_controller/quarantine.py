@@ -28,8 +28,8 @@ class Quarantine:
     """Digests of inputs that ended their instance twice, and of those that were running when one died. A query is
     digested only when what is kept holds one of its outline, so that ordinary queries pay next to nothing.
 
-    A large input is not digested here, on the loop: `order` asks for it, and it is remembered from `digested` on, or
-    forgotten at `not_digested`: one of them follows each order. Until then it is known by its ticket alone, which is what is tried again.
+    A large input is not digested here, on the loop: `order` asks for it, and one of `digested`, from which on it is
+    remembered, and `not_digested` follows. Until then it is known by its ticket alone, which is what is tried again.
     """
 
     def __init__(self, order: Callable[[Ticket], None]) -> None:
