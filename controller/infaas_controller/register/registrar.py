@@ -329,9 +329,9 @@ class Registrar:
     async def _isolate_the_dead(self, variants: Sequence[Variant]) -> None:
         """Those whose instances died where they harm others get processes of their own from now on."""
         change = self._catalog.isolate_variant
-        for name, reason in to_isolate(self._service.view, variants).items():
+        for name, (death, reason) in to_isolate(self._service.view, variants).items():
             at = self._clock.wall()
-            if await asyncio.to_thread(change, name, Isolation.PROCESS, reason, at=at, actor="registrar"):
+            if await asyncio.to_thread(change, name, Isolation.PROCESS, reason, at=at, actor="registrar", death=death):
                 _log.warning("variant isolated", variant=name, reason=reason)
                 self._wake_refill.set()
 
