@@ -238,6 +238,25 @@ async def test_a_killed_bulk_process_costs_its_request_and_the_next_gets_a_new_o
     assert len(edges.service.seen) == before + 2
 
 
+async def test_a_process_that_ends_while_idle_costs_no_request_and_is_counted(
+    edges: Serving, client: httpx.AsyncClient
+) -> None:
+    body = json.dumps(echoed("FP32", [0.5] * 60_000)).encode()
+    assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+    (idle,) = edges.bulk.pids
+    process = psutil.Process(idle)
+    process.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.to_thread(time.sleep, 0.002)
+
+    answer = await client.post(url(edges, "echo-fp32"), content=body)
+
+    assert answer.status_code == 200
+    assert idle not in edges.bulk.pids
+    assert edges.metrics.registry.get_sample_value("infaas_bulk_losses_total", {"reason": "ended"}) == 1
+
+
 async def _until_taken(edges: Serving, busy: int = 1) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while edges.bulk.busy != busy:

@@ -213,31 +213,32 @@ class Bulk:
 
     def _given_up(self, child: Child, error: BaseException) -> InfaasError:
         """Ends a process that cannot go on; returns what its caller is told."""
-        with self._lock:
-            self._all.discard(child)
-            is_closed = self._is_closed
-        status = child.end()
-        if is_closed:
-            return _stopping()
         if isinstance(error, TimeoutError):
             reason, told = "stuck", _stuck(self._run_at_most_s)
         elif isinstance(error, OSError | EOFError | ValueError):  # ValueError: its pipes were closed under us
             reason, told = "ended", _ended(error)
         else:
             reason, told = "failed", InfaasError(HIDDEN_TEXT)
-        _log.warning("a bulk process was lost", pid=child.pid, reason=reason, status=status, error=repr(error))
+        return told if self._count_lost(child, reason, repr(error)) else _stopping()
+
+    def _count_lost(self, child: Child, reason: str, error: str) -> bool:
+        """Ends what is left of a process. False: all of them end now, and this is no loss."""
+        with self._lock:
+            self._all.discard(child)
+            is_closed = self._is_closed
+        status = child.end()
+        if is_closed:
+            return False
+        _log.warning("a bulk process was lost", pid=child.pid, reason=reason, status=status, error=error)
         if self._observer is not None:
             self._observer.observe_bulk_loss(reason)
-        return told
+        return True
 
     def _taken(self) -> Child:
-        with self._lock:
-            if self._idle:
-                child = self._idle.pop()
-                if child.is_alive():
-                    return child
-                self._all.discard(child)
-                child.end()
+        while (idle := self._idle_one()) is not None:
+            if idle.is_alive():
+                return idle
+            self._count_lost(idle, "ended", "it ended while it had nothing to do")
         child = Child()
         with self._lock:
             if not self._is_closed:
@@ -245,6 +246,10 @@ class Bulk:
                 return child
         child.end()
         raise _stopping()
+
+    def _idle_one(self) -> Child | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
 
     def _close(self) -> None:
         with self._lock:
