@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from infaas.clock import Clock
@@ -28,7 +29,8 @@ from infaas_controller.loading import LoadOrders, loaded_on, place_to_load
 from infaas_controller.performing import Performer
 from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import PolicyBook
-from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
+from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats, Waiter
+from infaas_controller.queues import Ticket
 from infaas_controller.tally import Tally
 from infaas_controller.workers import ViewSource, WorkerLinks
 
@@ -137,26 +139,50 @@ class Dispatcher:
         self._refuse_when_draining()
         known = await self._digest(query) if self.engine.quarantine.wants_digest(query) else None
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        began = self._clock.now()
+        ticket = self._arrive(query, future, known)
         try:
-            ticket = self.engine.arrive(query, future, began, known)
-        except BaseException:
-            future.cancel()  # nobody will await it; its deadline clears away what is left of the query
-            self._after()
-            raise
-        ticket.decided_at = began
-        ticket.decide_s = self._clock.now() - began
-        if self._observer is not None:
-            self._observer.observe_selection(ticket.decide_s)
-        try:
-            self._after()
             return await future
         except QueryFailedError:
             raise
         except BaseException:
-            self.engine.cancel(ticket)
+            self._drop(ticket)
+            raise
+
+    def can_begin(self, query: Query) -> bool:
+        """Whether its input need not be digested first, which takes a thread."""
+        return not self.engine.quarantine.wants_digest(query)
+
+    def begin(self, query: Query, waiter: Waiter) -> Callable[[], None]:
+        """As `submit`, for who has no task; what is returned drops the query.
+
+        Raises QueryFailedError while draining. What else is raised has cancelled the waiter.
+        """
+        self._refuse_when_draining()
+        return partial(self._drop, self._arrive(query, waiter, None))
+
+    def _arrive(self, query: Query, owner: asyncio.Future[Answer] | Waiter, known: bytes | None) -> Ticket:
+        began = self._clock.now()
+        try:
+            ticket = self.engine.arrive(query, owner, began, known)
+            ticket.decided_at = began
+            ticket.decide_s = self._clock.now() - began
+            if self._observer is not None:
+                self._observer.observe_selection(ticket.decide_s)
+        except BaseException:
+            owner.cancel()  # nobody waits any more; its deadline clears away what is left of the query
             self._after()
             raise
+        try:
+            self._after()
+        except BaseException:
+            owner.cancel()
+            self._drop(ticket)
+            raise
+        return ticket
+
+    def _drop(self, ticket: Ticket) -> None:
+        self.engine.cancel(ticket)
+        self._after()
 
     async def _digest(self, query: Query) -> bytes:
         """Raises QueryFailedError when its deadline passes meanwhile, or the controller begins to drain."""

@@ -16,6 +16,7 @@ import uvicorn
 
 from infaas.errors import SettingsError
 from infaas.observe.log import get_logger
+from infaas_controller.api.http_fast import FastInfer
 from infaas_controller.api.http_protocol import Limits
 from infaas_controller.api.http_server import server_config
 
@@ -78,10 +79,17 @@ class HttpListener:
     """`run` serves until `stop`; the caller owns the task that runs it."""
 
     def __init__(
-        self, app: Any, listener: socket.socket, *, drain_timeout_s: float, limits: Limits | None = None
+        self,
+        app: Any,
+        listener: socket.socket,
+        *,
+        drain_timeout_s: float,
+        limits: Limits | None = None,
+        fast: FastInfer | None = None,
     ) -> None:
         self._listener = listener
-        config = server_config(app, limits, loop="none", timeout_graceful_shutdown=max(1, int(drain_timeout_s)))
+        patience_s = max(1, int(drain_timeout_s))
+        config = server_config(app, limits, fast, loop="none", timeout_graceful_shutdown=patience_s)
         self._server = _Quiet(config)
 
     @property

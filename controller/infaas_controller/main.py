@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
-from fastapi import FastAPI
 
 from infaas.aio import garbage
 from infaas.aio.supervise import Supervisor
@@ -40,7 +39,7 @@ from infaas_controller.api.admin import admin_router
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc import GrpcServer
-from infaas_controller.api.http import create_app
+from infaas_controller.api.http import EdgeApp, create_app
 from infaas_controller.api.http_protocol import Limits
 from infaas_controller.dispatch import Dispatcher
 from infaas_controller.journal import Journal
@@ -89,7 +88,9 @@ class Controller:
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
         parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog)
         limits = Limits(patience_s=own.read_timeout_s, connections=connections)
-        rest = HttpListener(parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s, limits=limits)
+        rest = HttpListener(
+            parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s, limits=limits, fast=parts.rest_app.fast
+        )
         exposition = exposition_app(parts.metrics.registry, Authenticator(settings.token()).check)
         scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0, limits=limits)
         grpc_port = await parts.grpc_server.start()  # before any lease is taken: a port that is taken ends it here
@@ -176,7 +177,7 @@ class Parts:
     peers: Peers
     system: SystemWatch
     metrics: Metrics
-    rest_app: FastAPI
+    rest_app: EdgeApp
     grpc_server: GrpcServer
     tracing: Tracing | None
     bulk: Bulk

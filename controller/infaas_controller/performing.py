@@ -18,7 +18,7 @@ from infaas_controller.decisions import Decisions, Trace
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
 from infaas_controller.loading import LoadOrders
-from infaas_controller.ports import Answer, Outcome, QueryFailedError
+from infaas_controller.ports import Answer, Outcome, QueryFailedError, Waiter
 from infaas_controller.queues import Ticket
 from infaas_controller.tally import Tally
 from infaas_controller.wire import WireQuery, encode_batch
@@ -94,7 +94,7 @@ class Performer:
         text = f"the controller failed: {type(error).__name__}: {error}"
         if isinstance(command, Finish):
             future = command.ticket.owner
-            if isinstance(future, asyncio.Future) and not future.done():
+            if isinstance(future, (asyncio.Future, Waiter)) and not future.done():
                 outcome = Outcome(self._decisions.next_id(), attempts=command.ticket.attempts)
                 future.set_exception(QueryFailedError(InfaasError(text, code=Code.INTERNAL), outcome))
             self._on_ended()
@@ -135,8 +135,8 @@ class Performer:
                 "a query failed inside the system", request_id=ticket.query.id, reason=error.text, exc_info=cause
             )
         future = ticket.owner
-        if not isinstance(future, asyncio.Future):
-            raise TypeError(f"a ticket of the dispatcher is owned by a future, not {type(future).__name__}")
+        if not isinstance(future, (asyncio.Future, Waiter)):
+            raise TypeError(f"a ticket of the dispatcher is owned by who waits, not by {type(future).__name__}")
         outputs: tuple[Tensor, ...] = ()
         if error is None:
             found = (command.result.outputs or {})[ticket.number] if command.result else None

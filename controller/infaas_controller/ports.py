@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,6 +57,27 @@ class QueryFailedError(InfaasError):
         self.outcome = outcome
 
 
+class Waiter(ABC):
+    """Who waits for the end of a query without a task of its own: what a future is to one that has. All calls come on
+    the loop; none may raise."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    @abstractmethod
+    def cancel(self) -> bool:
+        """It is not to wait any more; it will hear so otherwise. Whether it waited until now."""
+
+    @abstractmethod
+    def set_result(self, answer: Answer) -> None: ...
+
+    @abstractmethod
+    def set_exception(self, error: Exception) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class VariantStats:
     """Counters since the controller started; what `GET .../stats` shows. Durations in seconds, summed."""
@@ -86,6 +108,16 @@ class QueryService(Protocol):
         """Serve a query. Cancelling the call drops the query wherever it is.
 
         Raises QueryFailedError for every query that gets no answer.
+        """
+
+    def can_begin(self, query: Query) -> bool:
+        """Whether `begin` takes it; else something must be awaited first, and it needs `submit`."""
+
+    def begin(self, query: Query, waiter: Waiter) -> Callable[[], None]:
+        """As `submit`, for a waiter, which may be told before this returns. What is returned drops the query wherever
+        it is; call it only while the waiter waits.
+
+        Raises QueryFailedError when nothing is taken any more. What else is raised has cancelled the waiter.
         """
 
     def decision(self, key: str) -> Decision | None:

@@ -27,6 +27,7 @@ from infaas.settings import Settings
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.headers import Caller, caller_fields, error_fields, fresh_caller, read_caller
+from infaas_controller.api.http_fast import FastInfer
 from infaas_controller.api.http_infer import (
     JSON_TYPE,
     InferEndpoint,
@@ -35,9 +36,9 @@ from infaas_controller.api.http_infer import (
     Scope,
     Send,
     match_infer,
-    read_headers,
 )
 from infaas_controller.api.http_models import HEALTH_PATHS, ModelEndpoints
+from infaas_controller.api.http_way import read_fields
 from infaas_controller.api.openapi import complete
 from infaas_controller.api.repository import Repository
 from infaas_controller.api.service import ExplainLookup, Inference
@@ -52,9 +53,13 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 class EdgeApp(FastAPI):
     """FastAPI behind a short cut for queries and a guard for everything else."""
 
-    def __init__(self, infer: InferEndpoint, authenticator: Authenticator, **options: Any) -> None:
+    def __init__(
+        self, infer: InferEndpoint, fast: FastInfer | None, authenticator: Authenticator, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._infer = infer
+        self.fast = fast
+        """The short way past this application, for the server that runs it; None where queries are traced."""
         self._authenticator = authenticator
 
     def openapi(self) -> dict[str, Any]:
@@ -76,7 +81,7 @@ class EdgeApp(FastAPI):
         caller = fresh_caller()
         scope[CALLER_KEY] = caller
         try:
-            headers = read_headers(scope)
+            headers = read_fields(scope["headers"])
             caller = scope[CALLER_KEY] = read_caller(headers)
             if scope["path"] not in HEALTH_PATHS:
                 self._authenticator.check(headers.get("authorization"))
@@ -105,7 +110,7 @@ def create_app(
     tracing: Tracing | None = None,
     parts: Callable[[], Mapping[str, str]] | None = None,
     bulk: Bulk | None = None,
-) -> FastAPI:
+) -> EdgeApp:
     """The whole REST surface. `admin_routers` are served as they are, behind the same credential and error bodies.
 
     `clock` must be the one that the query path measures deadlines with; `bulk` is the caller's to close, and without it
@@ -117,8 +122,10 @@ def create_app(
     spans = None if tracing is None else QuerySpans(tracing, "rest")
     inference = Inference(service, clock, confidence, metrics, explain_lookup, spans, bulk)
     authenticator = Authenticator(settings.token())
+    bounds = settings.controller.max_body_bytes, settings.controller.max_json_bytes
     app = EdgeApp(
-        InferEndpoint(inference, authenticator, settings.controller.max_body_bytes, settings.controller.max_json_bytes),
+        InferEndpoint(inference, authenticator, *bounds),
+        FastInfer(inference, authenticator, *bounds) if spans is None else None,
         authenticator,
         title="INFaaS",
         version=__version__,

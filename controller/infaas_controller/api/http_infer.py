@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 from infaas.domain.query import Code
 from infaas.domain.task import Task
 from infaas.errors import InfaasError, InvalidError, TooLargeError
 from infaas.rpc.edges import as_error, edge_of, error_body
-from infaas.rpc.requirements import PREFIX
 from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request
 from infaas_controller.api.auth import Authenticator
@@ -24,14 +23,13 @@ from infaas_controller.api.bulk.weigh import is_large_body
 from infaas_controller.api.compression import coding_of, compressed
 from infaas_controller.api.headers import (
     REQUEST_ID,
-    TRACEPARENT,
-    TRACESTATE,
     Fields,
     answer_fields,
     error_fields,
     read_caller,
 )
 from infaas_controller.api.http_transport import JOIN_BYTES
+from infaas_controller.api.http_way import HEADER_LENGTH, read_fields
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
 
@@ -43,25 +41,10 @@ _Encoded = tuple[int, Fields, Sequence[bytes | memoryview]]
 """Status, header fields and body of an answer."""
 T = TypeVar("T")
 
-HEADER_LENGTH = "inference-header-content-length"
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 INFLATE_IN_THREAD = 64 * 1024
 
-_WANTED = frozenset(
-    name.encode()
-    for name in (
-        "accept-encoding",
-        "authorization",
-        "content-length",
-        "content-encoding",
-        HEADER_LENGTH,
-        REQUEST_ID,
-        TRACEPARENT,
-        TRACESTATE,
-    )
-)
-_PREFIX = PREFIX.encode()
 _MODELS = "/v2/models/"
 _INFER = "/infer"
 
@@ -84,16 +67,6 @@ def match_infer(path: str) -> tuple[str, str] | None:
     return None
 
 
-def read_headers(scope: Scope) -> dict[str, str]:
-    """Those that mean something to a query; a name sent twice is joined, as HTTP says."""
-    found: dict[str, str] = {}
-    for raw, value in scope["headers"]:
-        if raw in _WANTED or raw.startswith(_PREFIX):
-            name, text = raw.decode("latin-1"), value.decode("latin-1")
-            found[name] = f"{found[name]}, {text}" if name in found else text
-    return found
-
-
 class InferEndpoint:
     def __init__(
         self, inference: Inference, authenticator: Authenticator, max_body_bytes: int, max_json_bytes: int
@@ -109,13 +82,13 @@ class InferEndpoint:
         watch = _Watch(receive)
         error: InfaasError | None = None
         try:
-            status, fields, body = await self._answer(ticket, version, read_headers(scope), watch)
+            status, fields, body = await self._answer(ticket, version, read_fields(scope["headers"]), watch)
         except asyncio.CancelledError:
             self._inference.count(ticket, CallerLeftError("cancelled"))
             raise
         except Exception as exception:
             error = as_error(exception, ticket.caller.request_id)
-            status, fields, body = _failed(error, ticket)
+            status, fields, body = failed(error, ticket)
         self._inference.count(ticket, error)
         has_left = isinstance(error, CallerLeftError)
         error = None  # its traceback holds this frame: a cycle per refusal would wait for a full collection
@@ -134,7 +107,7 @@ class InferEndpoint:
     async def _answer_to(
         self, body: memoryview, ticket: Ticket, number: int | None, task: Task, headers: dict[str, str]
     ) -> _Encoded:
-        length = _header_length(headers)
+        length = header_length(headers)
         if length == 0:
             request = decode_raw_request(body, task.inputs)
         else:
@@ -253,7 +226,8 @@ class _Watch:
         return message
 
 
-def _header_length(headers: dict[str, str]) -> int | None:
+def header_length(headers: Mapping[str, str]) -> int | None:
+    """Bytes of JSON before the tensors' bytes; None: all of it is JSON. Raises InvalidError."""
     text = headers.get(HEADER_LENGTH)
     if text is None:
         return None
@@ -280,7 +254,8 @@ def _too_large(size: int, limit: int) -> TooLargeError:
     return TooLargeError(f"the body has {size} bytes or more; at most {limit} are taken (controller.max_body_bytes)")
 
 
-def _failed(error: InfaasError, ticket: Ticket) -> _Encoded:
+def failed(error: InfaasError, ticket: Ticket) -> _Encoded:
+    """The answer of a query that has none."""
     outcome = ticket.outcome
     decision_id = None if outcome is None else outcome.decision_id
     fields = answer_fields(ticket.caller, outcome) + error_fields(error, is_query=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.rpc.edges import error_body, retry_after_header
 from infaas_controller.api.headers import REQUEST_ID, fresh_caller
+from infaas_controller.api.http_fast import Exchange, FastInfer
 from infaas_controller.api.http_transport import JoiningTransport
 
 _log = get_logger(__name__)
@@ -67,9 +69,15 @@ def allowed_s(limits: Limits, received_bytes: int, *, is_header: bool) -> float:
 class BoundedProtocol(HttpToolsProtocol):
     """Parser callbacks and transport events of one connection; all on the loop that serves it."""
 
-    def __init__(self, limits: Limits, *args: Any, **options: Any) -> None:
+    def __init__(self, limits: Limits, fast: FastInfer | None, *args: Any, **options: Any) -> None:
+        """`fast` None: every request goes the ordinary way."""
         super().__init__(*args, **options)
         self._limits = limits
+        self._fast = None if self.root_path or self.limit_concurrency is not None else fast
+        self._prepared: Exchange | None = None
+        """To be started when all that came with it has been parsed."""
+        self._idle_since: float | None = None
+        """None while a request is here."""
         self._is_receiving = False
         """Between a request's first byte and its last."""
         self._is_header = False
@@ -82,7 +90,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """What comes is thrown away: the connection is about to end."""
         self._is_over = False
         self._is_shutting_down = False
-        self._unanswered: deque[RequestResponseCycle] = deque()
+        self._unanswered: deque[RequestResponseCycle | Exchange] = deque()
         """Requests whose header was read, oldest first: the first runs, the others wait for its answer."""
         self._refusal: tuple[int, InfaasError] | None = None
         """To be sent once the requests before the refused one are answered."""
@@ -93,7 +101,8 @@ class BoundedProtocol(HttpToolsProtocol):
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(JoiningTransport(transport, self.loop, self._takes_close))  # type: ignore[arg-type]
+        self._joining = JoiningTransport(transport, self.loop, self._takes_close)
+        super().connection_made(self._joining)  # type: ignore[arg-type]
         if len(self.connections) > self._limits.connections:  # this one is among them
             self._refuse_connection()
         else:
@@ -109,11 +118,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_over = True
-        for timer in (self._watch, self._linger, self._stall):
+        for timer in (self._watch, self._linger, self._stall, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
-        self._unset_keepalive_if_required()
-        for cycle in self._unanswered:  # uvicorn tells the newest alone
+        self.timeout_keep_alive_task = None
+        for cycle in list(self._unanswered):  # uvicorn tells the newest alone
             cycle.disconnected = True
             cycle.message_event.set()
         self._unanswered.clear()
@@ -124,8 +133,19 @@ class BoundedProtocol(HttpToolsProtocol):
         super().shutdown()
 
     def _await_first_byte(self) -> None:
-        """A connection that says nothing ends like one that has nothing more to say."""
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        """A connection that says nothing ends like one that has nothing more to say.
+
+        One timer serves many pauses: when it rings too early for the last, it is set anew.
+        """
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._set_keep_alive_timer(self.timeout_keep_alive)
+
+    def _set_keep_alive_timer(self, delay_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(delay_s, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
 
     # What comes in
 
@@ -133,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_deaf:
             self._is_receiving = True  # a close must still wait for the caller to hear his answer
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._received += len(data)
         self._piece = len(data)
         try:
@@ -143,12 +163,22 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._is_receiving = True
             else:
                 self._refuse(*_explained(error, self._limits))
-            return
+        else:
+            self._look_after_feeding()
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            self.flow.resume_reading()  # whatever came behind it: word that the caller leaves must reach us
+            prepared.start()
+
+    def _look_after_feeding(self) -> None:
         if self._is_receiving:
             if self._is_header and self._received > self._limits.header_bytes:
                 self._refuse(*_header_too_large(self._limits))
-            elif self._watch is None:
+                return
+            if self._watch is None:
                 self._watch = self.loop.call_later(self._limits.patience_s, self._check_progress)
+            if isinstance(self.cycle, Exchange) and self.cycle.more_body and not self.cycle.is_worth_reading():
+                self._go_ordinary(self.cycle)
         elif self.cycle is None or self.cycle.response_complete:
             self._await_first_byte()  # blank lines are no request
 
@@ -183,7 +213,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._is_deaf:
             raise AfterLastError
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
         self._is_receiving = self._is_header = True
         self._received = 0  # of later pieces: this one may hold the end of the request before, of any size
         self._first_piece = self._piece
@@ -199,20 +230,70 @@ class BoundedProtocol(HttpToolsProtocol):
                 raise NoPathError
             self._is_upgrade = True  # it comes again without that wish
             return
-        super().on_headers_complete()
+        self.cycle = self._exchange() or self._ordinary()
         self._unanswered.append(self.cycle)
         self._is_header = False
         # An answer that starts before the body is here ends the connection, and says so.
         self._keeps_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
+    def _exchange(self) -> Exchange | None:
+        """None: the request goes the ordinary way. One that comes before the last was answered always does."""
+        if self._fast is None or self._unanswered or self.flow.write_paused or self._is_shutting_down:
+            return None
+        parser = self.parser
+        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+            return None
+        exchange = self._fast.exchange(self, self.url, self.headers)
+        if exchange is not None:
+            exchange.keep_alive = parser.should_keep_alive()
+        return exchange
+
+    def _ordinary(self) -> RequestResponseCycle:
+        """An ASGI cycle, begun now or in its turn."""
+        url, headers = self.url, self.headers
+        super().on_message_begin()  # it makes the scope
+        self.url, self.headers, self.scope["headers"] = url, headers, headers
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+        )  # fmt: skip
+        super().on_headers_complete()
+        return self.cycle
+
+    def _go_ordinary(self, exchange: Exchange) -> None:
+        """The request that is coming in leaves the fast way; nothing has been done for it."""
+        is_whole, body = not exchange.more_body, exchange.body
+        self.cycle = None  # type: ignore[assignment]
+        cycle = self._ordinary()
+        self._unanswered[-1] = cycle
+        cycle.keep_alive = exchange.keep_alive
+        cycle.body += body
+        cycle.more_body = not is_whole
+        cycle.message_event.set()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, body: bytes) -> None:
+        if isinstance(self.cycle, Exchange):
+            if not self.cycle.response_complete:
+                self.cycle.add(body)
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         if self._is_upgrade:
             return
         self._is_receiving = False
+        cycle = self.cycle
         if not self._is_shutting_down:
-            self.cycle.keep_alive = self._keeps_alive
+            cycle.keep_alive = self._keeps_alive
         self._is_deaf = self._is_deaf or not self._keeps_alive
-        super().on_message_complete()
+        if not isinstance(cycle, Exchange):
+            super().on_message_complete()
+        elif cycle.prepare():
+            self._prepared = cycle
+        else:
+            self._go_ordinary(cycle)
 
     def _check_progress(self) -> None:
         """Only while a request is incomplete; the next incomplete one starts it anew."""
@@ -274,12 +355,33 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_receiving = True  # whatever of it is still on its way
         self.transport.close()
 
+    @property
+    def standing_fields(self) -> list[tuple[bytes, bytes]]:
+        return self.server_state.default_headers
+
+    def answer(self, exchange: Exchange, pieces: Sequence[bytes | memoryview]) -> None:
+        """As an ASGI cycle does it, but at once."""
+        exchange.response_started = True
+        for piece in pieces:
+            self._joining.write_whole(piece)
+        exchange.response_complete = True
+        if not exchange.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
     def on_response_complete(self) -> None:
+        """In the place of uvicorn's, which sets a timer for every pause."""
         if self._unanswered:  # else the connection was lost
             self._unanswered.popleft()
-        super().on_response_complete()
-        is_ending = self._linger is not None or self.transport.is_closing()
-        if self._refusal is not None and self.cycle.response_complete and not is_ending:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._await_first_byte()
+        if self._refusal is not None and self.cycle.response_complete and self._linger is None:
             refusal, self._refusal = self._refusal, None
             self._send_refusal(*refusal)
 
@@ -317,7 +419,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._watch_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        if self.transport.get_write_buffer_size():
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return  # the next pause sets it
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._set_keep_alive_timer(left_s)
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()  # a close would wait for a caller who takes nothing
         else:
             super().timeout_keep_alive_handler()

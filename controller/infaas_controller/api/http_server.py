@@ -7,13 +7,17 @@ from typing import Any
 
 import uvicorn
 
+from infaas_controller.api.http_fast import FastInfer
 from infaas_controller.api.http_protocol import BoundedProtocol, Limits
 
 
-def server_config(app: Any, limits: Limits | None = None, **options: Any) -> uvicorn.Config:
-    """What the REST and metrics ports are served with; `options` go over it."""
+def server_config(
+    app: Any, limits: Limits | None = None, fast: FastInfer | None = None, **options: Any
+) -> uvicorn.Config:
+    """What the REST and metrics ports are served with; `fast` is the application's short way for usual queries, and
+    `options` go over the rest."""
     chosen: dict[str, Any] = {
-        "http": functools.partial(BoundedProtocol, limits or Limits()),
+        "http": functools.partial(BoundedProtocol, limits or Limits(), fast),
         "ws": "none",
         "log_config": None,
         "access_log": False,

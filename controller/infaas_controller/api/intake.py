@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import ModelName, TaskName, VariantName
-from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Decision, Query, Requirements, TraceContext
+from infaas.domain.query import HARD_LIMIT_S, Decision, Query, Requirements, TraceContext
 from infaas.domain.task import Task, TaskDefaults
 from infaas.domain.tensor import Datatype, Tensor, signature
 from infaas.errors import InfaasError, InvalidError, NotFoundError
@@ -84,25 +84,16 @@ def reading_deadline(
 
 
 def build_query(
-    view: ClusterView,
     handle: str,
     version: int | None,
+    task: Task,
     request: InferRequest,
-    headers: Mapping[str, str],
+    requirements: Requirements,
     caller: Caller,
     arrival: Arrival,
-    confidence: AccuracyConfidence,
     trace: TraceContext | None = None,
 ) -> Query:
-    """Raises NotFoundError, InvalidError or UnsupportedError; whatever it returns is well-formed."""
-    task = find_task(view, handle)
-    requirements = read_requirements(
-        headers,
-        request.parameters,
-        task.defaults,
-        time_remaining_s=arrival.time_remaining_s,
-        accuracy_confidence=confidence,
-    )
+    """Raises InvalidError or UnsupportedError; whatever it returns is well-formed."""
     items = check_inputs(request.inputs, task.inputs)
     _check_outputs(request.outputs, task)
     return Query(

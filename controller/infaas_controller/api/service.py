@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from infaas.clock import Clock
-from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority
+from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Span
-from infaas.rpc.requirements import Scalar
+from infaas.rpc.requirements import Scalar, read_requirements
 from infaas.rpc.tensors import InferRequest
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.bulk.weigh import (
@@ -30,6 +30,7 @@ from infaas_controller.api.intake import (
     answered_outputs,
     build_query,
     cost_usd,
+    find_task,
     reading_deadline,
 )
 from infaas_controller.api.spans import QuerySpans
@@ -100,13 +101,8 @@ class Inference:
         time_remaining_s: float | None = None,
     ) -> Served:
         """Raises InfaasError; the ticket then holds the outcome, if there was one."""
-        arrival = Arrival(ticket.arrived_at, time_remaining_s)
-        view, caller = self.service.view, ticket.caller
-        if self._spans is not None:
-            ticket.span = self._spans.begin(caller, ticket.arrived_at)
-        trace = caller.trace if ticket.span is None else ticket.span.context
-        query = build_query(view, ticket.handle, version, request, headers, caller, arrival, self._confidence, trace)
-        ticket.priority, ticket.items = query.requirements.priority, query.items
+        current = find_task(self.service.view, ticket.handle)  # it took time to read the request
+        query = self.query(ticket, version, current, request, headers, time_remaining_s=time_remaining_s)
         behind = None if self.bulk is None else self.bulk.behind()
         if behind is not None and may_be_large_answer(request, task, query.items):
             raise behind
@@ -115,14 +111,66 @@ class Inference:
         except QueryFailedError as error:
             ticket.outcome = error.outcome
             raise
-        ticket.outcome = outcome = answer.outcome
+        ticket.outcome = answer.outcome
+        classified = await self._classified(ticket, answer, request, task, query.deadline)
+        return self.served(answer, query, request, task, classified)
+
+    def query(
+        self,
+        ticket: Ticket,
+        version: int | None,
+        task: Task,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        *,
+        time_remaining_s: float | None = None,
+        requirements: Requirements | None = None,
+    ) -> Query:
+        """What a request asks of the service, noted in the ticket. `requirements` are given where they were read
+        before. Raises as `build_query`."""
+        arrival = Arrival(ticket.arrived_at, time_remaining_s)
+        caller = ticket.caller
+        if self._spans is not None:
+            ticket.span = self._spans.begin(caller, ticket.arrived_at)
+        trace = caller.trace if ticket.span is None else ticket.span.context
+        if requirements is None:
+            requirements = self.requirements(task, request, headers, time_remaining_s=time_remaining_s)
+        query = build_query(ticket.handle, version, task, request, requirements, caller, arrival, trace)
+        ticket.priority, ticket.items = requirements.priority, query.items
+        return query
+
+    def requirements(
+        self,
+        task: Task,
+        request: InferRequest,
+        headers: Mapping[str, str],
+        *,
+        time_remaining_s: float | None = None,
+    ) -> Requirements:
+        """Raises as `read_requirements`."""
+        return read_requirements(
+            headers,
+            request.parameters,
+            task.defaults,
+            time_remaining_s=time_remaining_s,
+            accuracy_confidence=self._confidence,
+        )
+
+    def served(
+        self,
+        answer: Answer,
+        query: Query,
+        request: InferRequest,
+        task: Task,
+        classified: Mapping[str, Tensor] | None = None,
+    ) -> Served:
+        """`classified` are the classes that were sorted out already. Raises InfaasError."""
+        outcome = answer.outcome
         decision = self._explain(outcome.decision_id) if query.requirements.explain else None
         return Served(
             outcome,
             "" if outcome.version is None else str(outcome.version),
-            answered_outputs(
-                answer, request, task, await self._classified(ticket, answer, request, task, query.deadline)
-            ),
+            answered_outputs(answer, request, task, classified),
             answer_parameters(outcome, decision),
             query.deadline,
         )

@@ -7,11 +7,12 @@ and refuses by the same errors, so that everything the edges say about a query h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
-from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
+from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats, Waiter
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import DecisionId, InstanceId, TaskName, VariantName, WorkerId
@@ -70,6 +71,7 @@ class ComputingService:
         self._decisions: dict[str, Decision] = {}
         self._stats: dict[VariantName, VariantStats] = {}
         self._running = 0
+        self._tasks: set[asyncio.Task[Answer]] = set()
 
     async def submit(self, query: Query) -> Answer:
         self.seen.append(query)
@@ -85,6 +87,28 @@ class ComputingService:
             raise
         finally:
             self._running -= 1
+
+    def can_begin(self, query: Query) -> bool:
+        return True
+
+    def begin(self, query: Query, waiter: Waiter) -> Callable[[], None]:
+        task = asyncio.create_task(self.submit(query), name="query")
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._tell, waiter))
+        return lambda: None if task.done() else self._cancel(task)
+
+    def _cancel(self, task: asyncio.Task[Answer]) -> None:
+        task.cancel()
+
+    def _tell(self, waiter: Waiter, task: asyncio.Task[Answer]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or waiter.done():
+            return
+        error = task.exception()
+        if error is None:
+            waiter.set_result(task.result())
+        elif isinstance(error, Exception):
+            waiter.set_exception(error)
 
     def _answer(self, query: Query) -> Answer:
         decision_id = DecisionId(f"d-{len(self._decisions)}")

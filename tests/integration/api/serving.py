@@ -13,6 +13,7 @@ import uvicorn
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
+from infaas_controller.api.http_fast import FastInfer
 from infaas_controller.api.http_protocol import Limits
 from infaas_controller.api.http_server import server_config
 
@@ -51,6 +52,8 @@ async def serving(
     tracing: Tracing | None = None,
     limits: Limits | None = None,
     bulk_options: Mapping[str, Any] | None = None,
+    *,
+    has_fast_way: bool = True,
 ) -> AsyncIterator[Serving]:
     settings = settings or Settings()
     metrics = Metrics()
@@ -58,7 +61,7 @@ async def serving(
     app = create_app(service, settings, routers, metrics, tracing=tracing, bulk=bulk)
     grpc_server = GrpcServer(service, settings, metrics, tracing=tracing, bulk=bulk)
     grpc_port = await grpc_server.start("127.0.0.1", 0)
-    async with _http(app, limits) as http:
+    async with _http(app, limits, app.fast if has_fast_way else None) as http:
         try:
             yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server, bulk)
         finally:
@@ -67,10 +70,10 @@ async def serving(
 
 
 @asynccontextmanager
-async def _http(app: Any, limits: Limits | None) -> AsyncIterator[str]:
+async def _http(app: Any, limits: Limits | None, fast: FastInfer | None) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = server_config(app, limits, loop="none")
+    config = server_config(app, limits, fast, loop="none")
     server = _Server(config)
     task = asyncio.create_task(server.serve([listener]), name="uvicorn")
     await server.listening.wait()

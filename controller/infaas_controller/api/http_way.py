@@ -1,0 +1,125 @@
+"""Which way an HTTP request goes: the fast one, from the parser to the service without an ASGI cycle, or the ordinary.
+
+The fast way is for queries in their usual form. Whatever is out of the ordinary in how a request is framed or encoded
+keeps to the way that knows every form. What a header says is read once and remembered: clients send the same one again
+and again, but for its ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from infaas.domain.query import Requirements
+from infaas.domain.task import TaskDefaults
+from infaas.rpc.requirements import PREFIX
+from infaas_controller.api.compression import coding_of
+from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
+
+RawFields = Sequence[tuple[bytes, bytes]]
+"""Header fields as they came, names in lower case."""
+
+HEADER_LENGTH = "inference-header-content-length"
+FAST_BODY_BYTES = 1 << 20
+"""More is read by the ordinary way, which has its bounds looked at while it comes."""
+HEADS_KEPT = 1_024
+KEPT_HEAD_BYTES = 2_048
+
+_TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._~-]{1,128})(?:/versions/([A-Za-z0-9]{1,9}))?/infer")
+_LENGTH = re.compile(rb"[0-9]{1,9}")
+_UNUSUAL = frozenset((b"expect", b"transfer-encoding", b"content-encoding", b"upgrade", b"http2-settings"))
+_WANTED = frozenset(
+    name.encode()
+    for name in (
+        "accept-encoding",
+        "authorization",
+        "content-length",
+        "content-encoding",
+        HEADER_LENGTH,
+        REQUEST_ID,
+        TRACEPARENT,
+        TRACESTATE,
+    )
+)
+_OF_ONE_QUERY = frozenset(name.encode() for name in (REQUEST_ID, TRACEPARENT, TRACESTATE))
+_PREFIX = PREFIX.encode()
+
+
+class Head:
+    """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
+
+    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "version")
+
+    def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
+        self.handle = handle
+        self.version = version
+        """`""` when it names none."""
+        self.fields = fields
+        """As `read_fields` found them; not to be changed."""
+        self.body_bytes = body_bytes
+        self._defaults: TaskDefaults | None = None
+        self._requirements: Requirements | None = None
+
+    def known_requirements(self, defaults: TaskDefaults) -> Requirements | None:
+        """Of a query whose body states none, once they were read; while the task's defaults are the same object."""
+        return self._requirements if self._defaults is defaults else None
+
+    def remember(self, defaults: TaskDefaults, requirements: Requirements) -> None:
+        self._defaults, self._requirements = defaults, requirements
+
+
+def read_fields(raw: RawFields) -> dict[str, str]:
+    """Those that mean something to a query; a name sent twice is joined, as HTTP says."""
+    found: dict[str, str] = {}
+    for name, value in raw:
+        if name in _WANTED or name.startswith(_PREFIX):
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+def fast_head(target: bytes, raw: RawFields) -> Head | None:
+    """Of a `POST` in HTTP/1.1; None: it goes the ordinary way."""
+    match = _TARGET.fullmatch(target)
+    if match is None:
+        return None
+    length: bytes | None = None
+    for name, value in raw:
+        if name in _UNUSUAL or (name == b"content-length" and length is not None):
+            return None
+        if name == b"content-length":
+            length = value
+    if length is None or not _LENGTH.fullmatch(length) or int(length) > FAST_BODY_BYTES:
+        return None
+    fields = read_fields(raw)
+    if coding_of(fields.get("accept-encoding")) is not None:
+        return None
+    handle, version = match.groups()
+    return Head(handle.decode("ascii"), "" if version is None else version.decode("ascii"), fields, int(length))
+
+
+class Heads:
+    """`fast_head` with memory, bounded in number and size."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Head] = {}
+
+    def of(self, target: bytes, raw: RawFields) -> tuple[Head, dict[str, str]] | None:
+        """The head, and the fields of this request: the head's own unless it sends what is of one query."""
+        found = self._known.get((target, *raw))
+        if found is not None:
+            return found, found.fields
+        common = [field for field in raw if field[0] not in _OF_ONE_QUERY]
+        if len(common) == len(raw):
+            head = self._new(target, raw)
+            return None if head is None else (head, head.fields)
+        head = self._known.get((target, *common)) or self._new(target, common)
+        return None if head is None else (head, read_fields(raw))
+
+    def _new(self, target: bytes, raw: RawFields) -> Head | None:
+        head = fast_head(target, raw)
+        if head is not None and len(target) + sum(len(name) + len(value) for name, value in raw) <= KEPT_HEAD_BYTES:
+            if len(self._known) >= HEADS_KEPT:
+                self._known.clear()
+            self._known[(target, *raw)] = head
+        return head
