@@ -109,6 +109,35 @@ def answer_fields(caller: Caller, outcome: Outcome | None) -> Fields:
     return fields
 
 
+def answer_lines(caller: Caller, outcome: Outcome) -> str:
+    """`answer_fields` as HTTP/1.1 writes them; those of a usual answer in one step."""
+    if (
+        caller.traceparent is not None
+        or outcome.variant is None
+        or outcome.worker is None
+        or outcome.slo_met is None
+        or outcome.cold_start
+        or outcome.fallback is not None
+    ):
+        return lines_of(answer_fields(caller, outcome))
+    queue_ms = f"{outcome.queue_s * 1e3:.3f}"
+    return (
+        f"{REQUEST_ID}: {caller.request_id}\r\n"
+        f"{DECISION_ID}: {outcome.decision_id}\r\n"
+        f"x-infaas-variant: {outcome.variant}\r\n"
+        f"x-infaas-worker: {outcome.worker}\r\n"
+        f"x-infaas-slo-met: {'true' if outcome.slo_met else 'false'}\r\n"
+        f"x-infaas-attempts: {outcome.attempts}\r\n"
+        f"x-infaas-queue-ms: {queue_ms}\r\n"
+        f"server-timing: queue;dur={queue_ms}, run;dur={outcome.run_s * 1e3:.3f}, "
+        f"total;dur={outcome.total_s * 1e3:.3f}\r\n"
+    )
+
+
+def lines_of(fields: Fields) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in fields])
+
+
 def error_fields(error: InfaasError, *, is_query: bool) -> Fields:
     """What only an error carries. `is_query`: only queries are dropped."""
     fields: Fields = []

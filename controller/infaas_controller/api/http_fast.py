@@ -7,10 +7,11 @@ connection that is lost drops its query; the service calls back when the query h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from infaas.domain.query import Query
 from infaas.domain.task import Task
 from infaas.errors import InfaasError
 from infaas.rpc.edges import as_error
@@ -18,7 +19,7 @@ from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.weigh import is_large_body, may_be_large_answer
-from infaas_controller.api.headers import REQUEST_ID, Fields, answer_fields, read_caller
+from infaas_controller.api.headers import REQUEST_ID, answer_lines, lines_of, read_caller
 from infaas_controller.api.http_infer import (
     BINARY_TYPE,
     JSON_TYPE,
@@ -27,6 +28,7 @@ from infaas_controller.api.http_infer import (
     header_length,
 )
 from infaas_controller.api.http_transport import JOIN_BYTES
+from infaas_controller.api.http_known import Known, known
 from infaas_controller.api.http_way import HEADER_LENGTH, Head, Heads, RawFields
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
@@ -82,8 +84,8 @@ class FastInfer:
             return None
         return decode_request(body, length)
 
-    def head_of(self, connection: Connection, status: int, fields: Fields, size: int, *, keeps_alive: bool) -> bytes:
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    def head_of(self, connection: Connection, status: int, lines: str, size: int, *, keeps_alive: bool) -> bytes:
+        """`lines` are header fields as HTTP/1.1 writes them."""
         end = "" if keeps_alive else "connection: close\r\n"
         own = f"{lines}content-length: {size}\r\n{end}\r\n".encode("latin-1")
         return b"".join((STATUS_LINE[status], self._standing_lines(connection.standing_fields), own))
@@ -99,8 +101,8 @@ class Exchange(Waiter):
     names that uvicorn's protocol knows one by."""
 
     __slots__ = (
-        "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked", "_query", "_request",
-        "_task", "_ticket", "disconnected", "keep_alive", "more_body", "response_complete", "response_started",
+        "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked", "_ticket", "_work",
+        "disconnected", "keep_alive", "more_body", "response_complete", "response_started",
     )  # fmt: skip
 
     def __init__(self, fast: FastInfer, connection: Connection, head: Head, fields: dict[str, str]) -> None:
@@ -118,6 +120,7 @@ class Exchange(Waiter):
         self._is_checked = False
         self._drop: Callable[[], None] | None = None
         self._failure: Exception | None = None
+        self._work: _Work | None = None
 
     # The request
 
@@ -158,9 +161,13 @@ class Exchange(Waiter):
             return True
 
     def _prepared(self) -> bool:
-        fast, ticket, fields = self._fast, self._ticket, self._fields
-        task, version = fast.opened(ticket, self._head, fields)
-        request = fast.decoded(self.body, header_length(fields), task)
+        fast, ticket, fields, head = self._fast, self._ticket, self._fields, self._head
+        task, version = fast.opened(ticket, head, fields)
+        body, length = self.body, header_length(fields)
+        before = head.known
+        if before is not None and length and before.is_like(task, body, length):
+            return self._like(before, version, body)
+        request = fast.decoded(body, length, task)
         if request is None:
             return False
         if request.id and REQUEST_ID not in fields:
@@ -169,13 +176,26 @@ class Exchange(Waiter):
         requirements = None
         states_none = not request.parameters or request.parameters.keys() <= _UNSTATED
         if states_none:
-            requirements = self._head.known_requirements(task.defaults)
+            requirements = head.known_requirements(task.defaults)
         query = fast.inference.query(ticket, version, task, request, fields, requirements=requirements)
         if may_be_large_answer(request, task, query.items) or not fast.inference.service.can_begin(query):
             return False
         if states_none:
-            self._head.remember(task.defaults, query.requirements)
-        self._task, self._request, self._query = task, request, query
+            head.remember(task.defaults, query.requirements)
+        head.known = known(task, body, length, request, query)
+        self._work = _Work(task, request, query)
+        return True
+
+    def _like(self, before: Known, version: int | None, body: bytes) -> bool:
+        """The rest of `_prepared`, for what is known but for its values."""
+        inference, ticket, request = self._fast.inference, self._ticket, before.request
+        inputs = before.inputs(body)
+        if request.id and REQUEST_ID not in self._fields:
+            ticket.caller = read_caller(self._fields, request.id)
+        query = inference.query_like(ticket, version, inputs, before.outline, before.requirements)
+        if not inference.service.can_begin(query):
+            return False
+        self._work = _Work(before.task, request, query)
         return True
 
     def start(self) -> None:
@@ -183,10 +203,10 @@ class Exchange(Waiter):
         if self._failure is not None:
             self._fail(self._failure)
             return
-        if self.done():
+        if self._work is None or self.done():
             return
         try:
-            drop = self._fast.inference.service.begin(self._query, self)
+            drop = self._fast.inference.service.begin(self._work.query, self)
         except Exception as exception:
             self._fail(exception)
             return
@@ -196,42 +216,41 @@ class Exchange(Waiter):
     # The answer
 
     def done(self) -> bool:
-        return self.response_complete or self.disconnected
+        return self.response_started or self.disconnected
 
     def cancel(self) -> bool:
         """The error that is being raised is its answer."""
         return not self.done()
 
     def set_result(self, answer: Answer) -> None:
-        self._drop = None
+        work, self._drop = self._work, None
+        if work is None:
+            raise AssertionError("an exchange was answered that asked for nothing")
         try:
             self._ticket.outcome = answer.outcome
-            fields, parts = self._encoded(answer)
+            lines, parts = self._encoded(answer, work)
         except Exception as exception:
             self._fail(exception)
             return
         self._fast.inference.count(self._ticket, None)
-        self._write(200, fields, parts)
+        self._write(200, lines, parts)
 
     def set_exception(self, error: Exception) -> None:
         self._fail(error)
 
-    def _encoded(self, answer: Answer) -> tuple[Fields, Sequence[Buffer]]:
-        request = self._request
-        served = self._fast.inference.served(answer, self._query, request, self._task)
+    def _encoded(self, answer: Answer, work: _Work) -> tuple[str, Sequence[Buffer]]:
+        served = self._fast.inference.served(answer, work.query, work.request, work.task)
         parts, head = answer_parts(
             served.outputs,
             model_name=self._ticket.handle,
             model_version=served.version,
-            id=request.id,
+            id=work.request.id,
             parameters=served.parameters,
         )
-        fields = answer_fields(self._ticket.caller, served.outcome)
+        lines = answer_lines(self._ticket.caller, served.outcome)
         if head is None:
-            fields.append(("content-type", JSON_TYPE))
-        else:
-            fields += [("content-type", BINARY_TYPE), (HEADER_LENGTH, str(head))]
-        return fields, parts
+            return f"{lines}content-type: {JSON_TYPE}\r\n", parts
+        return f"{lines}content-type: {BINARY_TYPE}\r\n{HEADER_LENGTH}: {head}\r\n", parts
 
     def _fail(self, exception: Exception) -> None:
         self._drop = self._failure = None
@@ -240,12 +259,13 @@ class Exchange(Waiter):
         error = as_error(exception, self._ticket.caller.request_id)
         status, fields, parts = failed(error, self._ticket)
         self._fast.inference.count(self._ticket, error)
-        self._write(status, fields, parts)
+        self._write(status, lines_of(fields), parts)
 
-    def _write(self, status: int, fields: Fields, parts: Sequence[Buffer]) -> None:
+    def _write(self, status: int, lines: str, parts: Sequence[Buffer]) -> None:
         """A large answer is sent in the pieces that it consists of: joining them would copy it, on the loop."""
         size = sum(map(len, parts))
-        head = self._fast.head_of(self._connection, status, fields, size, keeps_alive=self.keep_alive)
+        head = self._fast.head_of(self._connection, status, lines, size, keeps_alive=self.keep_alive)
+        self._forget()
         pieces: Sequence[Buffer] = (head, *parts)
         self._connection.answer(self, pieces if size > JOIN_BYTES else (b"".join(pieces),))
 
@@ -254,4 +274,18 @@ class Exchange(Waiter):
         self.response_complete = True
         if drop is not None:
             drop()
+        self._forget()
         self._fast.inference.count(self._ticket, CallerLeftError("the caller closed the connection"))
+
+    def _forget(self) -> None:
+        """An idle connection keeps its last exchange; it is not to keep what was sent."""
+        self._work = self._failure = None
+        self._body = []
+
+
+class _Work(NamedTuple):
+    """What is wanted, and what the answer is made with."""
+
+    task: Task
+    request: InferRequest
+    query: Query

@@ -69,6 +69,8 @@ def allowed_s(limits: Limits, received_bytes: int, *, is_header: bool) -> float:
 class BoundedProtocol(HttpToolsProtocol):
     """Parser callbacks and transport events of one connection; all on the loop that serves it."""
 
+    cycle: RequestResponseCycle | Exchange  # type: ignore[assignment]
+
     def __init__(self, limits: Limits, fast: FastInfer | None, *args: Any, **options: Any) -> None:
         """`fast` None: every request goes the ordinary way."""
         super().__init__(*args, **options)
@@ -257,6 +259,8 @@ class BoundedProtocol(HttpToolsProtocol):
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )  # fmt: skip
         super().on_headers_complete()
+        if isinstance(self.cycle, Exchange):
+            raise AssertionError("uvicorn made no cycle")
         return self.cycle
 
     def _go_ordinary(self, exchange: Exchange) -> None:

@@ -15,6 +15,7 @@ from infaas.domain.task import TaskDefaults
 from infaas.rpc.requirements import PREFIX
 from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
+from infaas_controller.api.http_known import Known
 
 RawFields = Sequence[tuple[bytes, bytes]]
 """Header fields as they came, names in lower case."""
@@ -48,7 +49,7 @@ _PREFIX = PREFIX.encode()
 class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
-    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "version")
+    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "known", "version")
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
         self.handle = handle
@@ -57,6 +58,8 @@ class Head:
         self.fields = fields
         """As `read_fields` found them; not to be changed."""
         self.body_bytes = body_bytes
+        self.known: Known | None = None
+        """What the last binary query under this head taught."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 
@@ -103,6 +106,10 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Head] = {}
+
+    @property
+    def kept(self) -> int:
+        return len(self._known)
 
     def of(self, target: bytes, raw: RawFields) -> tuple[Head, dict[str, str]] | None:
         """The head, and the fields of this request: the head's own unless it sends what is of one query."""

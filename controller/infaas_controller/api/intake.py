@@ -9,12 +9,13 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import ModelName, TaskName, VariantName
 from infaas.domain.query import HARD_LIMIT_S, Decision, Query, Requirements, TraceContext
 from infaas.domain.task import Task, TaskDefaults
-from infaas.domain.tensor import Datatype, Tensor, signature
+from infaas.domain.tensor import Datatype, Signature, Tensor, signature
 from infaas.errors import InfaasError, InvalidError, NotFoundError
 from infaas.rpc.codec import encode
 from infaas.rpc.requirements import Scalar, read_requirements
@@ -34,6 +35,15 @@ class Arrival:
     at: float
     time_remaining_s: float | None = None
     """A gRPC deadline; None when there is none."""
+
+
+class Outline(NamedTuple):
+    """What was found of a request when it was checked."""
+
+    items: int
+    signature: Signature
+    outputs: tuple[str, ...]
+    """Requested, in order; empty means all."""
 
 
 def find_task(view: ClusterView, handle: str) -> Task:
@@ -94,17 +104,39 @@ def build_query(
     trace: TraceContext | None = None,
 ) -> Query:
     """Raises InvalidError or UnsupportedError; whatever it returns is well-formed."""
+    return made_query(
+        handle, version, request.inputs, checked(request, task), requirements, caller, arrival, trace
+    )  # fmt: skip
+
+
+def checked(request: InferRequest, task: Task) -> Outline:
+    """Hold a request against its task. What comes out depends on the inputs' names, datatypes and shapes, and on the
+    outputs asked for, but on no value. Raises InvalidError."""
     items = check_inputs(request.inputs, task.inputs)
     _check_outputs(request.outputs, task)
+    return Outline(items, signature(request.inputs), tuple(output.name for output in request.outputs))
+
+
+def made_query(
+    handle: str,
+    version: int | None,
+    inputs: tuple[Tensor, ...],
+    outline: Outline,
+    requirements: Requirements,
+    caller: Caller,
+    arrival: Arrival,
+    trace: TraceContext | None,
+) -> Query:
+    """Of inputs that have the outline."""
     return Query(
         id=caller.request_id,
         handle=handle,
         version=version,
         requirements=requirements,
-        items=items,
-        signature=signature(request.inputs),
-        inputs=request.inputs,
-        outputs=tuple(output.name for output in request.outputs),
+        items=outline.items,
+        signature=outline.signature,
+        inputs=inputs,
+        outputs=outline.outputs,
         arrived_at=arrival.at,
         deadline=_deadline(arrival, requirements),
         trace=trace,

@@ -26,11 +26,13 @@ from infaas_controller.api.bulk.weigh import (
 from infaas_controller.api.headers import Caller, fresh_caller
 from infaas_controller.api.intake import (
     Arrival,
+    Outline,
     answer_parameters,
     answered_outputs,
     build_query,
     cost_usd,
     find_task,
+    made_query,
     reading_deadline,
 )
 from infaas_controller.api.spans import QuerySpans
@@ -138,6 +140,16 @@ class Inference:
         query = build_query(ticket.handle, version, task, request, requirements, caller, arrival, trace)
         ticket.priority, ticket.items = requirements.priority, query.items
         return query
+
+    def query_like(
+        self, ticket: Ticket, version: int | None, inputs: tuple[Tensor, ...], outline: Outline, wanted: Requirements
+    ) -> Query:
+        """As `query`, of a request that differs in nothing but values from one that was a query. Not where queries are
+        traced."""
+        ticket.priority, ticket.items = wanted.priority, outline.items
+        caller = ticket.caller
+        arrival = Arrival(ticket.arrived_at)
+        return made_query(ticket.handle, version, inputs, outline, wanted, caller, arrival, caller.trace)
 
     def requirements(
         self,

@@ -20,8 +20,8 @@ from infaas.settings import ControllerSettings, Settings
 LIMITS = Limits(patience_s=0.5, least_bytes_per_s=2_000.0, linger_s=2.0)
 
 
-@pytest.fixture
-async def impatient() -> AsyncIterator[Serving]:
+@pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
+async def impatient(request: pytest.FixtureRequest) -> AsyncIterator[Serving]:
     settings = Settings(controller=ControllerSettings(max_body_bytes=32 * 2**20))
-    async with serving(ComputingService(), settings, limits=LIMITS) as running:
+    async with serving(ComputingService(), settings, limits=LIMITS, has_fast_way=request.param) as running:
         yield running

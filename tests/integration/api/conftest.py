@@ -14,7 +14,8 @@ from computing_service import ComputingService
 from serving import Serving, serving
 
 
-@pytest.fixture
-async def edges() -> AsyncIterator[Serving]:
-    async with serving(ComputingService()) as running:
+@pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
+async def edges(request: pytest.FixtureRequest) -> AsyncIterator[Serving]:
+    """Usual queries over REST go the fast way, or the ordinary one like all the others: nobody can tell."""
+    async with serving(ComputingService(), has_fast_way=request.param) as running:
         yield running

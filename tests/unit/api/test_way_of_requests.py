@@ -1,0 +1,161 @@
+"""Which requests go the fast way: queries in their usual form, and nothing else. What is remembered is bounded."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from infaas_controller.api.http_way import FAST_BODY_BYTES, HEADS_KEPT, KEPT_HEAD_BYTES, Heads, fast_head, read_fields
+
+from infaas.domain.query import Requirements
+from infaas.domain.task import TaskDefaults
+
+TARGET = b"/v2/models/digits/infer"
+USUAL = [(b"host", b"a"), (b"content-length", b"12"), (b"x-infaas-slo-latency-ms", b"50")]
+
+
+def with_field(name: bytes, value: bytes) -> list[tuple[bytes, bytes]]:
+    return [*USUAL, (name, value)]
+
+
+@pytest.mark.parametrize(
+    ("target", "handle", "version"),
+    [
+        (TARGET, "digits", ""),
+        (b"/v2/models/digits/versions/3/infer", "digits", "3"),
+        (b"/v2/models/digits/versions/new/infer", "digits", "new"),
+        (b"/v2/models/a.b_c-d~1/infer", "a.b_c-d~1", ""),
+    ],
+)
+def test_a_usual_query_goes_the_fast_way(target: bytes, handle: str, version: str) -> None:
+    head = fast_head(target, USUAL)
+    assert head is not None
+    assert (head.handle, head.version, head.body_bytes) == (handle, version, 12)
+    assert head.fields == {"content-length": "12", "x-infaas-slo-latency-ms": "50"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/v2/models/digits",
+        b"/v2/models/digits/ready",
+        b"/v2/models/digits/infer?a=b",
+        b"/v2/models/digits/infer#a",
+        b"/v2/models/dig%69ts/infer",
+        b"/v2/models//infer",
+        b"/v2/models/a/b/infer",
+        b"/v2/models/digits/versions//infer",
+        b"/v2/models/../infer",
+        b"http://host/v2/models/digits/infer",
+        b"/v2/models/" + b"x" * 129 + b"/infer",
+        b"/v2/models/digits/infer\n",
+        b"*",
+        b"",
+    ],
+)
+def test_any_other_target_goes_the_ordinary_way(target: bytes) -> None:
+    is_dots = target == b"/v2/models/../infer"  # a name like any other here: nothing is registered under it
+    assert (fast_head(target, USUAL) is not None) == is_dots
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        [(b"host", b"a")],
+        with_field(b"content-length", b"12"),
+        [(b"content-length", b"")],
+        [(b"content-length", b"-1")],
+        [(b"content-length", b"1e3")],
+        [(b"content-length", b"%d" % (FAST_BODY_BYTES + 1))],
+        with_field(b"transfer-encoding", b"chunked"),
+        with_field(b"content-encoding", b"gzip"),
+        with_field(b"content-encoding", b"identity"),
+        with_field(b"accept-encoding", b"gzip"),
+        with_field(b"accept-encoding", b" Deflate;q=1"),
+        with_field(b"expect", b"100-continue"),
+        with_field(b"upgrade", b"h2c"),
+        with_field(b"http2-settings", b"AAM"),
+    ],
+)
+def test_an_unusual_form_goes_the_ordinary_way(raw: list[tuple[bytes, bytes]]) -> None:
+    assert fast_head(TARGET, raw) is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        with_field(b"accept-encoding", b"gzip, deflate"),
+        with_field(b"accept-encoding", b"identity"),
+        with_field(b"accept-encoding", b"gzip;q=0"),
+        with_field(b"authorization", b"Bearer x"),
+        with_field(b"x-infaas-slo-latency-ms", b"70"),
+        [(b"content-length", b"%d" % FAST_BODY_BYTES)],
+    ],
+)
+def test_what_changes_neither_framing_nor_answer_stays_on_the_fast_way(raw: list[tuple[bytes, bytes]]) -> None:
+    assert fast_head(TARGET, raw) is not None
+
+
+def test_a_field_sent_twice_is_joined() -> None:
+    raw = [(b"x-infaas-objective", b"cost"), (b"x-other", b"1"), (b"x-infaas-objective", b"latency")]
+    assert read_fields(raw) == {"x-infaas-objective": "cost, latency"}
+
+
+def test_the_same_header_is_read_once_and_what_is_of_one_query_is_its_own() -> None:
+    heads = Heads()
+    first = heads.of(TARGET, USUAL)
+    again = heads.of(TARGET, list(USUAL))
+    assert first is not None and again is not None
+    assert again[0] is first[0]
+    named = heads.of(TARGET, with_field(b"x-request-id", b"a"))
+    other = heads.of(TARGET, with_field(b"x-request-id", b"b"))
+    assert named is not None and other is not None
+    assert named[0] is other[0] is first[0]
+    assert (named[1]["x-request-id"], other[1]["x-request-id"]) == ("a", "b")
+    assert "x-request-id" not in first[1]
+    different = heads.of(TARGET, [*USUAL[:2], (b"x-infaas-slo-latency-ms", b"51")])
+    assert different is not None
+    assert different[0] is not first[0]
+
+
+def test_requirements_are_remembered_for_the_same_defaults_only() -> None:
+    found = Heads().of(TARGET, USUAL)
+    assert found is not None
+    head, defaults = found[0], TaskDefaults()
+    assert head.known_requirements(defaults) is None
+    wanted = Requirements(latency_s=0.05)
+    head.remember(defaults, wanted)
+    assert head.known_requirements(defaults) is wanted
+    assert head.known_requirements(TaskDefaults()) is None
+
+
+def test_memory_for_headers_is_bounded_in_number_and_size() -> None:
+    heads = Heads()
+    for number in range(3 * HEADS_KEPT):
+        assert heads.of(TARGET, with_field(b"x-other", b"%d" % number)) is not None
+    assert heads.kept <= HEADS_KEPT
+    before = heads.kept
+    assert heads.of(TARGET, with_field(b"x-other", b"y" * KEPT_HEAD_BYTES)) is not None
+    assert heads.kept == before
+
+
+FIELDS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [b"host", b"content-length", b"x-request-id", b"traceparent", b"x-infaas-objective", b"accept-encoding"]
+        ),
+        st.sampled_from([b"1", b"12", b"gzip", b"", b"a b"]),
+    ),
+    max_size=6,
+)
+
+
+@given(st.lists(FIELDS, min_size=1, max_size=8))
+def test_memory_changes_nothing(requests: list[list[tuple[bytes, bytes]]]) -> None:
+    heads = Heads()
+    for raw in requests * 2:
+        found, alone = heads.of(TARGET, raw), fast_head(TARGET, raw)
+        assert (found is None) == (alone is None)
+        if found is not None and alone is not None:
+            assert (found[0].handle, found[0].version, found[0].body_bytes) == ("digits", "", alone.body_bytes)
+            assert found[1] == alone.fields
