@@ -53,7 +53,9 @@ class Connection(Protocol):
 class FastInfer:
     """One per application: what its exchanges share."""
 
-    def __init__(self, inference: Inference, authenticator: Authenticator, max_body_bytes: int, max_json_bytes: int):
+    def __init__(
+        self, inference: Inference, authenticator: Authenticator, max_body_bytes: int, max_json_bytes: int
+    ) -> None:
         self.inference = inference
         self._authenticator = authenticator
         self._max_body_bytes = max_body_bytes
@@ -101,8 +103,8 @@ class Exchange(Waiter):
     names that uvicorn's protocol knows one by."""
 
     __slots__ = (
-        "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked", "_ticket", "_work",
-        "disconnected", "keep_alive", "more_body", "response_complete", "response_started",
+        "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_cancelled", "_is_checked",
+        "_ticket", "_work", "disconnected", "keep_alive", "more_body", "response_complete", "response_started",
     )  # fmt: skip
 
     def __init__(self, fast: FastInfer, connection: Connection, head: Head, fields: dict[str, str]) -> None:
@@ -118,6 +120,7 @@ class Exchange(Waiter):
         self._body: list[bytes] = []
         self._ticket = fast.inference.ticket(head.handle)
         self._is_checked = False
+        self._is_cancelled = False
         self._drop: Callable[[], None] | None = None
         self._failure: Exception | None = None
         self._work: _Work | None = None
@@ -216,11 +219,12 @@ class Exchange(Waiter):
     # The answer
 
     def done(self) -> bool:
-        return self.response_started or self.disconnected
+        return self.response_started or self.disconnected or self._is_cancelled
 
     def cancel(self) -> bool:
         """The error that is being raised is its answer."""
-        return not self.done()
+        waited, self._is_cancelled = not self.done(), True
+        return waited
 
     def set_result(self, answer: Answer) -> None:
         work, self._drop = self._work, None
