@@ -179,16 +179,12 @@ def a_binary_query(
     return a_query(head + array.tobytes() + (array * 2).tobytes(), fields)
 
 
-def a_raw_query(datatype: str, array: np.ndarray[Any, Any], **more: Any) -> bytes:
-    """Of an echo task."""
+def an_echo(datatype: str, shape: Sequence[int], data: bytes, **more: Any) -> bytes:
     name = datatype.lower()
-    inputs = [
-        {"name": f"in_{name}", "shape": array.shape, "datatype": datatype,
-         "parameters": {"binary_data_size": array.nbytes}}
-    ]  # fmt: skip
-    head = json.dumps({"inputs": inputs, **more}).encode()
+    said = {"name": f"in_{name}", "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [said], **more}).encode()
     fields = {"inference-header-content-length": str(len(head))}
-    return a_query(head + array.tobytes(), fields, f"/v2/models/echo-{name}/infer")
+    return a_query(head + data, fields, f"/v2/models/echo-{name}/infer")
 
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -218,17 +214,13 @@ GOOD: Mapping[str, Sequence[bytes]] = {
     ],
     "binary with ids": [a_binary_query(1, id="one"), a_binary_query(2, id="one"), a_binary_query(3, id="two")],
     "binary with request ids": [a_binary_query(n, {"x-request-id": f"n{n}"}) for n in range(3)],
-    "binary that becomes bad": [
-        a_raw_query("BOOL", np.array([[0, 1]], np.uint8)),
-        a_raw_query("BOOL", np.array([[0, 2]], np.uint8)),
-        a_raw_query("BOOL", np.array([[1, 1]], np.uint8)),
-    ],
+    "binary that becomes bad": [an_echo("BOOL", [1, 2], data) for data in (b"\0\1", b"\0\2", b"\1\1")],
+    "binary that becomes bad, with an id": [an_echo("BOOL", [1, 1], data, id="mine") for data in (b"\1", b"\7")],
     "BYTES that become bad": [
-        a_raw_query("BYTES", np.frombuffer(data, np.uint8).reshape(1, 5))
-        for data in (b"\1\0\0\0a", b"\2\0\0\0a", b"\1\0\0\0b")
+        an_echo("BYTES", [1, 1], data, **BINARY_OUT) for data in (b"\1\0\0\0a", b"\2\0\0\0a", b"\1\0\0\0b")
     ],
-    "FP16": [a_raw_query("FP16", np.ones((1, 2), np.float16), **BINARY_OUT) for _ in range(2)],
-    "FP16 without a form": [a_raw_query("FP16", np.ones((1, 2), np.float16)) for _ in range(2)],
+    "FP16": [an_echo("FP16", [1, 2], np.full(2, n, np.float16).tobytes(), **BINARY_OUT) for n in range(2)],
+    "FP16 without a form": [an_echo("FP16", [1, 2], bytes(4)) for _ in range(2)],
     "a raw body": [
         a_query(np.full(4, n, np.float32).tobytes(), {"inference-header-content-length": "0"},
                 "/v2/models/rank/infer")
@@ -258,8 +250,8 @@ GOOD: Mapping[str, Sequence[bytes]] = {
         ]}).encode(),
         path="/v2/models/echo-int32/infer",
     )],
-    "a large binary answer": [a_raw_query("FP32", np.ones((1, 40_000), np.float32), **BINARY_OUT)],
-    "a body past a megabyte": [a_raw_query("FP32", np.ones((1, 300_000), np.float32), **BINARY_OUT)],
+    "a large binary answer": [an_echo("FP32", [1, 40_000], bytes(160_000), **BINARY_OUT)],
+    "a body past a megabyte": [an_echo("FP32", [1, 300_000], bytes(1_200_000), **BINARY_OUT)],
     "blank lines between": [b"\r\n" + a_query(), b"\r\n\r\n" + a_query()],
 }  # fmt: skip
 
