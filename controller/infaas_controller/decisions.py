@@ -18,12 +18,19 @@ from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import Candidate, Decision, Requirements
 from infaas_controller.decide.account import candidates
+from infaas_controller.decide.candidates import Admission
 from infaas_controller.decide.select import Selected
 from infaas_controller.ports import Outcome
 from infaas_controller.queues import Ticket
 
+ANSWERED = "answered"
+
 DecisionHook = Callable[[Decision], None]
 TracedHook = Callable[[Decision, "Trace | None"], None]
+PredictionHook = Callable[[float, float], None]
+Wants = Callable[[str, int, bool], bool]
+"""Whether a hook wants a decision, by its outcome's slug, its attempts and whether it is a fallback: making one costs
+more than asking."""
 
 
 class Trace(NamedTuple):
@@ -43,8 +50,31 @@ class Trace(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    decision: Decision
+    """What a decision is made of when somebody asks. Nothing of it changes any more, and it does not hold the query."""
+
+    outcome: Outcome
+    request_id: str
+    wall: float
+    handle: str
+    admission: Admission | None
+    policy: str
+    requirements: Requirements
+    code: str
+    reason: str
+    predicted_ms: float | None
+    was_sent: bool
+    batch_items: int
+    trace_id: str | None
     trace: Trace | None
+
+    @property
+    def number(self) -> int:
+        """Its place among all decisions."""
+        return int(self.outcome.decision_id.rsplit("-", 1)[1])
+
+    @property
+    def observed_ms(self) -> float | None:
+        return self.outcome.total_s * 1e3 if self.code == ANSWERED else None
 
 
 class Decisions:
@@ -58,64 +88,68 @@ class Decisions:
         self._answered: OrderedDict[str, _Kept] = OrderedDict()
         self._refused: OrderedDict[str, _Kept] = OrderedDict()
         self._by_request: dict[str, str] = {}
-        self._hooks: list[DecisionHook] = []
-        self._traced_hooks: list[TracedHook] = []
+        self._hooks: list[tuple[DecisionHook, Wants | None]] = []
+        self._traced_hooks: list[tuple[TracedHook, Wants | None]] = []
+        self._prediction_hooks: list[PredictionHook] = []
         self._shown: OrderedDict[Requirements, Mapping[str, object]] = OrderedDict()
 
-    def on_decision(self, hook: DecisionHook) -> None:
-        """`hook` sees every decision as it is made, without candidates. It must be quick and must not raise."""
-        self._hooks.append(hook)
+    def on_decision(self, hook: DecisionHook, wants: Wants | None = None) -> None:
+        """`hook` sees every decision that it wants as it is made, without candidates. Both must be quick and must not
+        raise."""
+        self._hooks.append((hook, wants))
 
-    def on_traced(self, hook: TracedHook) -> None:
+    def on_traced(self, hook: TracedHook, wants: Wants | None = None) -> None:
         """As `on_decision`, with what candidates can be made of later, off the query path."""
-        self._traced_hooks.append(hook)
+        self._traced_hooks.append((hook, wants))
+
+    def on_prediction(self, hook: PredictionHook) -> None:
+        """`hook` gets the predicted and the observed latency of every answer, in ms. As quick, and as quiet."""
+        self._prediction_hooks.append(hook)
 
     def next_id(self) -> DecisionId:
         return DecisionId(f"{self._prefix}{next(self._numbers)}")
 
     def record(
         self, ticket: Ticket, outcome: Outcome, code: str, reason: str, policy: str, trace: Trace | None
-    ) -> Decision:
+    ) -> None:
         """Keep what became of a query; `code` is `answered` or an error's slug."""
-        query, admission = ticket.query, ticket.admission
-        is_answer = code == "answered"
-        decision = Decision(
-            id=outcome.decision_id,
-            request_id=query.id,
-            at=iso(self._clock.wall()),
-            handle=query.handle,
-            level=admission.level if admission else None,
-            task=admission.task if admission else None,
-            policy=policy,
-            requirements=self._plain(query.requirements),
-            outcome=code,
-            reason=reason,
-            variant=outcome.variant,
-            worker=outcome.worker,
-            instance=outcome.instance,
-            floor=admission.floor if admission else None,
-            predicted_ms=_predicted_ms(ticket),
-            observed_ms=outcome.total_s * 1e3 if is_answer else None,
-            queue_ms=outcome.queue_s * 1e3 if ticket.attempts else None,
-            batch=ticket.batch_items or None,
-            slo_met=outcome.slo_met,
-            attempts=outcome.attempts,
-            cold_start=outcome.cold_start,
-            fallback=outcome.fallback,
-            trace_id=None if query.trace is None else query.trace.trace_id,
+        query = ticket.query
+        kept = _Kept(
+            outcome,
+            query.id,
+            self._clock.wall(),
+            query.handle,
+            ticket.admission,
+            policy,
+            query.requirements,
+            code,
+            reason,
+            _predicted_ms(ticket),
+            ticket.attempts > 0,
+            ticket.batch_items,
+            None if query.trace is None else query.trace.trace_id,
+            trace,
         )
-        self._keep(self._answered if is_answer else self._refused, _Kept(decision, trace))
-        for hook in self._hooks:
-            hook(decision)
-        for traced in self._traced_hooks:
-            traced(decision, trace)
-        return decision
+        self._keep(self._answered if code == ANSWERED else self._refused, kept)
+        if kept.predicted_ms is not None and (observed_ms := kept.observed_ms) is not None:
+            for told in self._prediction_hooks:
+                told(kept.predicted_ms, observed_ms)
+        facts = code, outcome.attempts, outcome.fallback is not None
+        decision: Decision | None = None
+        for hook, wants in self._hooks:
+            if wants is None or wants(*facts):
+                decision = decision or self._decision(kept)
+                hook(decision)
+        for traced, wants in self._traced_hooks:
+            if wants is None or wants(*facts):
+                decision = decision or self._decision(kept)
+                traced(decision, trace)
 
     def get(self, key: str) -> Decision | None:
         """By decision id or request id (the latest of that request)."""
         key = self._by_request.get(key, key)
         kept = self._answered.get(key) or self._refused.get(key)
-        return _whole(kept) if kept is not None else None
+        return self._whole(kept) if kept is not None else None
 
     def recent(self, limit: int) -> Sequence[Decision]:
         """The newest first, answers and refusals together."""
@@ -123,16 +157,49 @@ class Decisions:
             *itertools.islice(reversed(self._answered.values()), limit),
             *itertools.islice(reversed(self._refused.values()), limit),
         ]
-        newest.sort(key=lambda kept: int(kept.decision.id.rsplit("-", 1)[1]), reverse=True)
-        return [_whole(kept) for kept in newest[:limit]]
+        newest.sort(key=lambda kept: kept.number, reverse=True)
+        return [self._whole(kept) for kept in newest[:limit]]
+
+    def _whole(self, kept: _Kept) -> Decision:
+        decision = self._decision(kept)
+        return decision if kept.trace is None else replace(decision, candidates=kept.trace.candidates())
+
+    def _decision(self, kept: _Kept) -> Decision:
+        """Without candidates."""
+        outcome, admission = kept.outcome, kept.admission
+        return Decision(
+            id=outcome.decision_id,
+            request_id=kept.request_id,
+            at=iso(kept.wall),
+            handle=kept.handle,
+            level=admission.level if admission else None,
+            task=admission.task if admission else None,
+            policy=kept.policy,
+            requirements=self._plain(kept.requirements),
+            outcome=kept.code,
+            reason=kept.reason,
+            variant=outcome.variant,
+            worker=outcome.worker,
+            instance=outcome.instance,
+            floor=admission.floor if admission else None,
+            predicted_ms=kept.predicted_ms,
+            observed_ms=kept.observed_ms,
+            queue_ms=outcome.queue_s * 1e3 if kept.was_sent else None,
+            batch=kept.batch_items or None,
+            slo_met=outcome.slo_met,
+            attempts=outcome.attempts,
+            cold_start=outcome.cold_start,
+            fallback=outcome.fallback,
+            trace_id=kept.trace_id,
+        )
 
     def _keep(self, ring: OrderedDict[str, _Kept], kept: _Kept) -> None:
-        ring[kept.decision.id] = kept
-        self._by_request[kept.decision.request_id] = kept.decision.id
+        ring[kept.outcome.decision_id] = kept
+        self._by_request[kept.request_id] = kept.outcome.decision_id
         if len(ring) > self._memory:
             old_id, old = ring.popitem(last=False)
-            if self._by_request.get(old.decision.request_id) == old_id:
-                del self._by_request[old.decision.request_id]
+            if self._by_request.get(old.request_id) == old_id:
+                del self._by_request[old.request_id]
 
     def _plain(self, wanted: Requirements) -> Mapping[str, object]:
         """Requirements in the words of SURFACE; those that are not stated are left out. Equal ones share a mapping."""
@@ -164,6 +231,3 @@ def _predicted_ms(ticket: Ticket) -> float | None:
         return None
     return (ticket.selected_at - ticket.query.arrived_at + ticket.choice.predicted_s) * 1e3
 
-
-def _whole(kept: _Kept) -> Decision:
-    return replace(kept.decision, candidates=kept.trace.candidates()) if kept.trace is not None else kept.decision

@@ -21,7 +21,7 @@ from infaas.observe.log import get_logger
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
 from infaas_controller.answers import batch_result
-from infaas_controller.decisions import DecisionHook, Decisions
+from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
 from infaas_controller.liveness import can_serve
@@ -212,9 +212,6 @@ class Dispatcher:
 
     def recent(self, limit: int) -> Sequence[Decision]:
         return self.decisions.recent(limit)
-
-    def on_decision(self, hook: DecisionHook) -> None:
-        self.decisions.on_decision(hook)
 
     def observe_with(self, observer: Observer) -> None:
         self._observer = observer

@@ -22,9 +22,8 @@ from infaas.clock import Clock, SystemClock
 from infaas.domain.query import Decision
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
-from infaas_controller.decisions import Trace
+from infaas_controller.decisions import ANSWERED, Trace
 
-ANSWERED = "answered"
 MAX_CANDIDATES = 32
 """Kept of each decision."""
 CANDIDATES_PER_S = 50
@@ -37,9 +36,9 @@ _SAY_EVERY_S = 30.0
 _log = get_logger(__name__)
 
 
-def is_journaled(decision: Decision, sample: float, draw: float) -> bool:
+def is_journaled(outcome: str, sample: float, draw: float) -> bool:
     """All refusals and failures, and a `sample` share of the answered; `draw` is uniform in [0, 1)."""
-    return decision.outcome != ANSWERED or draw < sample
+    return outcome != ANSWERED or draw < sample
 
 
 class Allowance:
@@ -110,8 +109,15 @@ class Journal:
 
     def record(self, decision: Decision, trace: Trace | None = None) -> None:
         """Queue a decision, if it is one to keep; `trace` is what its candidates are made of."""
-        if not is_journaled(decision, self._sample, self._draw()):
-            return
+        if self.wants(decision.outcome):
+            self.keep(decision, trace)
+
+    def wants(self, outcome: str, attempts: int = 0, is_fallback: bool = False) -> bool:
+        """Whether a decision of that outcome is one to keep: of answers, some are. Ask once for each."""
+        return is_journaled(outcome, self._sample, self._draw())
+
+    def keep(self, decision: Decision, trace: Trace | None = None) -> None:
+        """Queue a decision that is wanted."""
         if len(self._queue) >= self._capacity:
             self.dropped += 1
             self._say("decisions are dropped: the journal is full", capacity=self._capacity)

@@ -211,10 +211,11 @@ def build_parts(
         record.id, catalog, keeper, peers, leadership, journal, links, dispatcher.is_ready, clock
     )  # fmt: skip
     metrics = Metrics(lambda: live_figures(dispatcher, links, system))
-    dispatcher.on_decision(metrics.observe_decision)
-    dispatcher.on_decision(QueryLog(settings.log.queries, clock).observe)
+    query_log = QueryLog(settings.log.queries, clock)
+    dispatcher.decisions.on_prediction(metrics.observe_prediction)
+    dispatcher.decisions.on_decision(query_log.observe, query_log.wants)
     dispatcher.observe_with(metrics)
-    dispatcher.decisions.on_traced(journal.record)
+    dispatcher.decisions.on_traced(journal.keep, journal.wants)
     admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)
     tracing = open_tracing(settings, "controller", clock)
     bulk, explain = Bulk(observer=metrics), dispatcher.decision

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from infaas import __version__
-from infaas.domain.query import Code, Decision, Priority
+from infaas.domain.query import Code, Priority
 from infaas.errors import InfaasError
 from infaas.rpc.edges import as_error, edge_of, error_body
 
@@ -209,11 +209,11 @@ class Metrics:
             if is_cold_start:
                 self._child(self.cold_start, name).observe(total_s)
 
-    def observe_decision(self, decision: Decision) -> None:
-        """A query's decision is final: how good its prediction was."""
-        if decision.observed_ms is not None and decision.predicted_ms:
+    def observe_prediction(self, predicted_ms: float, observed_ms: float) -> None:
+        """How good the prediction of an answer's latency was."""
+        if predicted_ms:
             # The sign is a label: OpenMetrics knows no histogram of negative values.
-            error = (decision.observed_ms - decision.predicted_ms) / decision.predicted_ms
+            error = (observed_ms - predicted_ms) / predicted_ms
             self._child(self.predicted_error, "late" if error > 0 else "early").observe(abs(error))
 
     def observe_selection(self, seconds: float) -> None:

@@ -15,6 +15,7 @@ from infaas.domain.query import Code, Decision
 from infaas.observe.log import get_logger
 from infaas.settings import QueryLines
 
+ANSWERED = "answered"
 LINES_PER_S = 5.0
 LINES_AT_ONCE = 50.0
 _OURS = frozenset({Code.INTERNAL.value, Code.MODEL_FAILED.value})
@@ -36,8 +37,15 @@ class Budget(NamedTuple):
     """Lines that were not written since the last one that was."""
 
 
+def is_ordinary(outcome: str, attempts: int, is_fallback: bool) -> bool:
+    """Whether `line_of` such a decision is worth writing only where every query's is."""
+    if outcome == ANSWERED:
+        return attempts <= 1 and not is_fallback
+    return outcome == Code.CANCELLED.value
+
+
 def line_of(decision: Decision) -> Line:
-    if decision.outcome != "answered":
+    if decision.outcome != ANSWERED:
         if decision.outcome == Code.CANCELLED.value:
             return Line("query left by its caller", is_warning=False, is_ordinary=True)
         if decision.outcome in _OURS:
@@ -67,6 +75,12 @@ class QueryLog:
         self._log = log or get_logger(__name__)
         self._budgets: dict[str, Budget] = {}
 
+    def wants(self, outcome: str, attempts: int, is_fallback: bool) -> bool:
+        """Whether `observe` might write a line of such a decision; nothing is lost when it is spared the others."""
+        if self._which != "notable":
+            return self._which == "all"
+        return not is_ordinary(outcome, attempts, is_fallback)
+
     def observe(self, decision: Decision) -> None:
         """Quick, and must not raise: it runs on the query path."""
         if self._which == "none":
@@ -90,7 +104,7 @@ class QueryLog:
             "decision_id": decision.id,
             "trace_id": decision.trace_id,
             "handle": decision.handle,
-            "code": None if decision.outcome == "answered" else decision.outcome,
+            "code": None if decision.outcome == ANSWERED else decision.outcome,
             "reason": decision.fallback or decision.reason,
             "variant": decision.variant,
             "worker": decision.worker,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -12,8 +11,7 @@ from infaas_controller.api.auth import Authenticator
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Serving
 
-from infaas.domain.ids import DecisionId
-from infaas.domain.query import Code, Decision
+from infaas.domain.query import Code
 from infaas.errors import RefusedError
 from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
 
@@ -93,14 +91,11 @@ async def test_gauges_are_counted_from_what_lives_at_the_scrape() -> None:
     assert key("infaas_worker_up", worker="w1") not in after
 
 
-async def test_decisions_batches_loads_and_scaling_are_observed() -> None:
+async def test_predictions_selections_batches_loads_and_scaling_are_observed() -> None:
     metrics = Metrics()
-    decision = Decision(
-        DecisionId("d"), "r", "", "m", None, None, "slo", {}, "answered", "", predicted_ms=10.0, observed_ms=12.0
-    )
-    metrics.observe_decision(decision)
+    metrics.observe_prediction(predicted_ms=10.0, observed_ms=12.0)
     metrics.observe_selection(0.00003)
-    metrics.observe_decision(replace(decision, predicted_ms=None))
+    metrics.observe_prediction(predicted_ms=0.0, observed_ms=12.0)
     metrics.observe_batch(VARIANT, 4)
     metrics.observe_load(VARIANT, 0.2)
     metrics.observe_scaling("replicate", "headroom")

@@ -85,6 +85,14 @@ def test_the_setting_says_which_queries_leave_lines(which: QueryLines, count: in
     assert len(lines.found) == count
 
 
+@pytest.mark.parametrize("which", ["none", "notable", "all"])
+@pytest.mark.parametrize("decision", [ANSWERED, LEFT, REFUSED, FALLBACK, AGAIN, FAILED])
+def test_only_decisions_that_leave_lines_are_wanted(which: QueryLines, decision: Decision) -> None:
+    log, lines, _ = a_log(which)
+    log.observe(decision)
+    assert log.wants(decision.outcome, decision.attempts, decision.fallback is not None) == bool(lines.found)
+
+
 def test_a_flood_of_one_kind_is_cut_and_counted_and_hides_no_other_kind() -> None:
     log, lines, clock = a_log()
     for _ in range(10_000):

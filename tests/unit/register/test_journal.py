@@ -36,9 +36,9 @@ def a_decision(number: int = 1, outcome: str = "saturated") -> Decision:
 
 
 def test_every_refusal_is_kept_and_a_sample_of_answers() -> None:
-    assert is_journaled(a_decision(outcome="saturated"), 0.0, 0.99)
-    assert is_journaled(a_decision(outcome="answered"), 0.1, 0.05)
-    assert not is_journaled(a_decision(outcome="answered"), 0.1, 0.1)
+    assert is_journaled("saturated", 0.0, 0.99)
+    assert is_journaled("answered", 0.1, 0.05)
+    assert not is_journaled("answered", 0.1, 0.1)
 
 
 async def test_decisions_are_found_while_they_wait_and_after(catalog: Catalog) -> None:
