@@ -102,9 +102,11 @@ class ComputingService:
 
     def _tell(self, waiter: Waiter, task: asyncio.Task[Answer]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or waiter.done():
+        if task.cancelled():
             return
         error = task.exception()
+        if waiter.done():
+            return
         if error is None:
             waiter.set_result(task.result())
         elif isinstance(error, Exception):
