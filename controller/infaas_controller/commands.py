@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.variant import Variant
@@ -12,29 +13,25 @@ from infaas_controller.lanes import Lane
 from infaas_controller.queues import Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class SendBatch:
+class SendBatch(msgspec.Struct, frozen=True):
     lane: Lane
     number: int
     tickets: tuple[Ticket, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CancelStaged:
+class CancelStaged(msgspec.Struct, frozen=True):
     worker: WorkerId
     batch: int
     tickets: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOn:
+class LoadOn(msgspec.Struct, frozen=True):
     worker: WorkerId
     instance: InstanceId
     variant: Variant
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True):
     """A ticket's end; `error` None: it was answered, with the outputs of `BatchResult`."""
 
     ticket: Ticket
@@ -42,8 +39,7 @@ class Finish:
     result: BatchResult | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """Of the inputs of a ticket, which may have ended by now. They are large: not on the loop."""
 
     ticket: Ticket
@@ -52,8 +48,7 @@ class Digest:
 Command = SendBatch | CancelStaged | LoadOn | Finish | Digest
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+class BatchResult(msgspec.Struct, frozen=True):
     """How a batch ended at its worker. `outputs` belongs to the shell; the engine hands it on."""
 
     error: str = ""

@@ -1,7 +1,8 @@
 """The dispatcher: the query path as the edges see it. What the engine decides is performed for it.
 
-One event loop owns it. Arrivals are decided on at once; sending waits for the end of the loop's turn, so that queries
-that arrived together leave together. One timer stands for the earliest of all deadlines.
+One event loop owns it. Deciding and sending wait for the end of the loop's turn, so that queries that arrived together
+are decided on together and leave together; only who has a task of its own is decided on at once. One timer stands for
+the earliest of all deadlines.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _log = get_logger(__name__)
 class Observer(Protocol):
     """Who counts what is done here (`infaas.observe.metrics.Metrics` does). Calls must be quick and must not raise."""
 
-    def observe_selection(self, seconds: float) -> None: ...
+    def observe_selections(self, seconds: float, count: int) -> None:
+        """Of each of so many queries."""
 
     def observe_batch(self, variant: str, items: int) -> None: ...
 
@@ -91,6 +93,8 @@ class Dispatcher:
         self._digesting = Digesting()
         self._undecided = 0
         """Queries that wait for their digest: the engine knows nothing of them yet."""
+        self._arrived: list[Ticket] = []
+        """What came in this turn of the loop and is decided on at its end."""
         self._performer = Performer(
             self.engine, links, clock, self.decisions, self._tally, self._orders, self._digesting, self._note_ended
         )
@@ -155,19 +159,20 @@ class Dispatcher:
     def begin(self, query: Query, waiter: Waiter) -> Callable[[], None]:
         """As `submit`, for who has no task; what is returned drops the query.
 
-        Raises QueryFailedError while draining. What else is raised has cancelled the waiter.
+        Raises QueryFailedError while draining. Everything else is told to the waiter.
         """
         self._refuse_when_draining()
-        return partial(self._drop, self._arrive(query, waiter, None))
+        ticket = self.engine.ticket(query, waiter)
+        self._arrived.append(ticket)
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+        return partial(self._drop, ticket)
 
-    def _arrive(self, query: Query, owner: asyncio.Future[Answer] | Waiter, known: bytes | None) -> Ticket:
+    def _arrive(self, query: Query, owner: asyncio.Future[Answer], known: bytes | None) -> Ticket:
         began = self._clock.now()
         try:
             ticket = self.engine.arrive(query, owner, began, known)
-            ticket.decided_at = began
-            ticket.decide_s = self._clock.now() - began
-            if self._observer is not None:
-                self._observer.observe_selection(ticket.decide_s)
+            self._decided((ticket,), began)
         except BaseException:
             owner.cancel()  # nobody waits any more; its deadline clears away what is left of the query
             self._after()
@@ -180,7 +185,23 @@ class Dispatcher:
             raise
         return ticket
 
+    def _take_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        if arrived:
+            began = self._clock.now()
+            self.engine.arrive_together(arrived, began)
+            self._decided(arrived, began)
+
+    def _decided(self, tickets: Sequence[Ticket], began: float) -> None:
+        each_s = (self._clock.now() - began) / len(tickets)
+        for ticket in tickets:
+            ticket.decided_at = began
+            ticket.decide_s = each_s
+        if self._observer is not None:
+            self._observer.observe_selections(each_s, len(tickets))
+
     def _drop(self, ticket: Ticket) -> None:
+        self._take_arrived()  # it may be among them, and leaves a decision like any other
         self.engine.cancel(ticket)
         self._after()
 
@@ -223,7 +244,7 @@ class Dispatcher:
         return not self._is_draining and can_serve(self._keeper.is_synced, self._keeper.view, self.engine.ledger)
 
     def in_flight(self) -> int:
-        return self.engine.live + self._undecided
+        return self.engine.live + self._undecided + len(self._arrived)
 
     def queue_sizes(self) -> Mapping[str, int]:
         """Items that wait, by task."""
@@ -315,6 +336,7 @@ class Dispatcher:
     def _flush(self) -> None:
         self._flush_handle = None
         try:
+            self._take_arrived()
             self.engine.flush(self._clock.now())
         finally:
             self._after()

@@ -14,15 +14,15 @@ from collections.abc import Iterable
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import InstanceState
-from infaas.domain.query import Code, Query
+from infaas.domain.query import Code
 from infaas.errors import InfaasError
-from infaas_controller.commands import BatchResult, Digest, SendBatch
+from infaas_controller.arrivals import Arrivals
+from infaas_controller.commands import BatchResult, SendBatch
 from infaas_controller.decide.form import turn
 from infaas_controller.decide.retry import How, Verdict, how_batch_ended, retry
 from infaas_controller.filling import Filling
 from infaas_controller.lanes import Lane
-from infaas_controller.placing import EngineSettings, Placing, Sent, internal
-from infaas_controller.quarantine import QUARANTINE_S, Quarantine, RetryBudget
+from infaas_controller.placing import EngineSettings, Sent, internal
 from infaas_controller.queues import Ticket, TicketState
 from infaas_controller.timers import Due
 
@@ -31,44 +31,21 @@ OVERDUE_FACTOR = 3.0
 OVERDUE_LEAST_S = 0.05
 UNREACHED_FOR_S = 1.0
 """A worker that could not be told to load is not asked again for so long."""
-QUARANTINED = (
-    "this input ended the two instances that ran it, the second of them alone in a process of its own: it is in "
-    f"quarantine and not run for {QUARANTINE_S / 60:.0f} minutes after that"
-)
 REVIEWED_AT_ONCE = 64
 STEPS_PER_FLUSH = 512
 """Batches sent and late queries chosen again in one turn of the loop."""
 
 
-class Engine(Placing):
+class Engine(Arrivals):
     """Single-threaded. Every method that may cause effects appends to `commands`, which the caller takes."""
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
-        self._tickets = itertools.count(1)
         self._batch_numbers = itertools.count(1)
         self._steps_left = STEPS_PER_FLUSH
         self._filling = Filling(self.ledger, self.queues)
-        self.quarantine = Quarantine(lambda ticket: self.commands.append(Digest(ticket)))
-        self._budget = RetryBudget()
 
     # -- what happens ------------------------------------------------------------------------------------------------
-
-    def arrive(self, query: Query, owner: object, now: float, digest: bytes | None = None) -> Ticket:
-        """Decide on a query and reserve, or refuse it: its `Finish` is then among the commands already. `digest` is
-        given where the quarantine wants it."""
-        ticket = Ticket(next(self._tickets), query, owner)
-        ticket.digest = digest
-        self._open[ticket.number] = ticket
-        self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
-        self._budget.arrived()
-        if self.quarantine.holds(ticket, now):
-            self._fail(ticket, Code.MODEL_FAILED, QUARANTINED)
-            return ticket
-        if self.quarantine.suspects(ticket, now):
-            ticket.deaths = 1
-        self._choose(ticket, now, is_arrival=True)
-        return ticket
 
     def flush(self, now: float) -> None:
         """Fill the free slots of every instance that something changed for. Called once per turn of the loop, so that
@@ -228,8 +205,8 @@ class Engine(Placing):
         flight = self.ledger.sent(lane, number, items, now)
         together = tuple(tickets)
         self._sent[number] = Sent(lane, together, now)
+        self.queues.take_all(together, lane)
         for ticket in together:
-            self.queues.take(ticket, lane)
             ticket.state = TicketState.SENT
             ticket.batch, ticket.batch_items, ticket.lane = number, items, lane
             ticket.attempts += 1

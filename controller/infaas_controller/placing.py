@@ -104,6 +104,9 @@ class Placing:
         self._timers.set(lane.ready_at + REPORT_WITHIN_S, Due.UNREPORTED, lane)
         return lane
 
+    def _watch_deadline(self, ticket: Ticket) -> None:
+        self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
+
     # -- choosing ----------------------------------------------------------------------------------------------------
 
     def _choose(

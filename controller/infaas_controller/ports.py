@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import DecisionId, InstanceId, VariantName, WorkerId
 from infaas.domain.query import Decision, Query
@@ -14,8 +16,7 @@ from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How a query fared, whether it was answered or not: what the answer headers are made of."""
 
     decision_id: DecisionId
@@ -37,8 +38,7 @@ class Outcome:
     fallback: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     outcome: Outcome
     outputs: tuple[Tensor, ...]
 
@@ -66,10 +66,6 @@ class Waiter(ABC):
     @abstractmethod
     def done(self) -> bool:
         """Whether nobody waits any more."""
-
-    @abstractmethod
-    def cancel(self) -> bool:
-        """It is not to wait any more; it will hear so otherwise. Whether it waited until now."""
 
     @abstractmethod
     def set_result(self, answer: Answer) -> None: ...
@@ -114,10 +110,10 @@ class QueryService(Protocol):
         """Whether `begin` takes it; else something must be awaited first, and it needs `submit`."""
 
     def begin(self, query: Query, waiter: Waiter) -> Callable[[], None]:
-        """As `submit`, for a waiter, which may be told before this returns. What is returned drops the query wherever
-        it is; call it only while the waiter waits.
+        """As `submit`, for a waiter. What is returned drops the query wherever it is; call it only while the waiter
+        waits.
 
-        Raises QueryFailedError when nothing is taken any more. What else is raised has cancelled the waiter.
+        Raises QueryFailedError when nothing is taken any more.
         """
 
     def decision(self, key: str) -> Decision | None:

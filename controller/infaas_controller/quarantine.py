@@ -44,6 +44,11 @@ class Quarantine:
         """Digests that were ordered and have not come."""
         return len(self._undigested)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is suspected, as nearly always."""
+        return not self._quarantined and not self._suspected
+
     def add(self, ticket: Ticket, now: float) -> None:
         self._note(ticket, now, is_guilty=True)
 
@@ -66,7 +71,7 @@ class Quarantine:
 
     def wants_digest(self, query: Query) -> bool:
         """Whether a large query must be digested before it is decided on."""
-        if not self._quarantined and not self._suspected:
+        if self.is_empty:
             return False
         return is_slow_to_digest(query) and (self._quarantined.has_like(query) or self._suspected.has_like(query))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from infaas.domain.ids import InstanceId, VariantName
@@ -45,9 +45,9 @@ class Ticket:
         self.owner = owner
         self.deadline = query.deadline
         self.items = query.items
-        self.bytes = sum(map(_bytes_of, query.inputs))
-        self.rank = query.requirements.priority.rank
+        self.bytes = sum([_bytes_of(tensor) for tensor in query.inputs])
         self.urgency = urgency_of(query.requirements)
+        self.rank = self.urgency // 2
         self.task = ""
         self.state = TicketState.WAITING
         self.admission: Admission | None = None
@@ -175,6 +175,22 @@ class Queues:
         self._arrivals.setdefault((eligibility.task, eligibility.rank), {})[ticket.number] = ticket
         self._promise(ticket, eligibility, lane)
 
+    def add_like(self, tickets: Sequence[Ticket], eligibility: EligibilityClass, lane: Lane) -> None:
+        """Let tickets wait with others of their class, of whom one at least is promised to this lane."""
+        arrivals = self._arrivals[eligibility.task, eligibility.rank]
+        promised = eligibility.promised[lane.id]
+        items = 0
+        for ticket in tickets:
+            ticket.eligibility = eligibility
+            ticket.state = TicketState.WAITING
+            ticket.lane = lane
+            eligibility.push(ticket)
+            arrivals[ticket.number] = promised[ticket.number] = ticket
+            items += ticket.items
+        eligibility.count += len(tickets)
+        self._count(eligibility, items)
+        self._ledger.reserve(lane, tickets[0].urgency, items)
+
     def remove(self, ticket: Ticket) -> None:
         """Take a waiting ticket out, wherever it stands; it keeps no promise. The class says under which task it was
         counted: what its handle names may have changed since."""
@@ -205,6 +221,36 @@ class Queues:
             self._withdraw(ticket, eligibility)
             self._promise(ticket, eligibility, lane)
         self.remove(ticket)
+
+    def take_all(self, tickets: Sequence[Ticket], lane: Lane) -> None:
+        """As `take` of each, for tickets of one class."""
+        eligibility = _class(tickets[0])
+        if any([ticket.lane is not lane for ticket in tickets]):
+            for ticket in tickets:
+                self.take(ticket, lane)
+            return
+        promised = eligibility.promised[lane.id]
+        key = eligibility.task, eligibility.rank
+        arrivals = self._arrivals[key]
+        by_urgency: dict[int, int] = {}
+        items = 0
+        for ticket in tickets:
+            number = ticket.number
+            del promised[number]
+            del arrivals[number]
+            ticket.eligibility = None
+            ticket.entry = 0
+            items += ticket.items
+            by_urgency[ticket.urgency] = by_urgency.get(ticket.urgency, 0) + ticket.items
+        eligibility.count -= len(tickets)
+        self._count(eligibility, -items)
+        if not promised:
+            self._break_promise(eligibility, lane)
+        for urgency, released in by_urgency.items():
+            self._ledger.release(lane, urgency, released)
+        if not arrivals:
+            del self._arrivals[key]
+        eligibility.tidy()
 
     def move(self, ticket: Ticket, lane: Lane) -> None:
         """Promise a waiting ticket to another instance."""
@@ -308,13 +354,17 @@ class Queues:
         mine = eligibility.promised[lane.id]
         del mine[ticket.number]
         if not mine:
-            del eligibility.promised[lane.id]
-            peers = self._by_lane[lane.id]
-            del peers[eligibility.key]
-            self._ledger.class_left(lane, eligibility.rank)
-            if not peers:
-                del self._by_lane[lane.id]
+            self._break_promise(eligibility, lane)
         self._ledger.release(lane, ticket.urgency, ticket.items)
+
+    def _break_promise(self, eligibility: EligibilityClass, lane: Lane) -> None:
+        """The last of a class's queries that were promised to this instance has left."""
+        del eligibility.promised[lane.id]
+        peers = self._by_lane[lane.id]
+        del peers[eligibility.key]
+        self._ledger.class_left(lane, eligibility.rank)
+        if not peers:
+            del self._by_lane[lane.id]
 
     def _count(self, eligibility: EligibilityClass, items: int) -> None:
         self._items.setdefault(eligibility.task, [0] * RANKS)[eligibility.rank] += items

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from infaas.domain.ids import DecisionId, InstanceId, TaskName, VariantName, WorkerId
 from infaas.domain.tensor import Signature, Tensor
@@ -73,8 +74,7 @@ class TraceContext:
         return self.traceparent.split("-", 2)[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """One request inside the controller. Times are seconds on the controller's monotonic clock."""
 
     id: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Datatype(StrEnum):
@@ -54,8 +55,7 @@ class TensorSpec:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor's value: `data` is its row-major little-endian bytes, handed on as it came."""
 
     name: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from infaas import __version__
 from infaas.domain.query import Code, Priority
 from infaas.errors import InfaasError
+from infaas.observe.series import Count, CountSeries, Spread, SpreadSeries
 from infaas.rpc.edges import as_error, edge_of, error_body
 
 OK = "ok"
@@ -119,53 +120,75 @@ def _family(
     return family
 
 
+class _Ended:
+    """What a request that ended adds to: looked up once for all that end alike."""
+
+    __slots__ = ("cost", "dropped", "duration", "queue", "requests", "run")
+
+    def __init__(
+        self,
+        requests: Count,
+        duration: Spread,
+        dropped: Count | None,
+        queue: Spread | None = None,
+        run: Spread | None = None,
+        cost: Count | None = None,
+    ) -> None:
+        self.requests = requests
+        self.duration = duration
+        self.dropped = dropped
+        self.queue = queue
+        self.run = run
+        self.cost = cost
+
+
 class Metrics:
-    """The controller's metrics. Cheap to observe: the children of the label sets in use are kept at hand."""
+    """The controller's metrics. Cheap to observe; written by the event loop alone."""
 
     def __init__(self, read_live: Callable[[], Live] | None = None) -> None:
         self.registry = CollectorRegistry()
-        counter = partial(Counter, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
-        self.requests = counter(
+        counter = partial(CountSeries, self.registry)
+        histogram = partial(SpreadSeries, self.registry)
+        self._requests = counter(
             "infaas_requests_total", "Queries by how they ended", ["model", "variant", "code", "reason", "priority"]
         )
-        self.request_duration = histogram(
-            "infaas_request_duration_seconds", "From arrival to answer", ["model", "code"], buckets=_SECONDS
+        self._request_duration = histogram(
+            "infaas_request_duration_seconds", "From arrival to answer", ["model", "code"], _SECONDS
         )
-        self.queue_duration = histogram(
-            "infaas_queue_duration_seconds", "Waiting in the controller", ["model"], buckets=_SECONDS
+        self._queue_duration = histogram(
+            "infaas_queue_duration_seconds", "Waiting in the controller", ["model"], _SECONDS
         )
-        self.inference_duration = histogram(
-            "infaas_inference_duration_seconds", "The batch's run on the worker", ["variant"], buckets=_SECONDS
+        self._inference_duration = histogram(
+            "infaas_inference_duration_seconds", "The batch's run on the worker", ["variant"], _SECONDS
         )
-        self.slo_violations = counter("infaas_slo_violations_total", "Requirements that an answer missed", ["kind"])
-        self.dropped = counter("infaas_dropped_total", "Queries dropped unanswered", ["reason"])
-        self.batch_size = histogram("infaas_batch_size", "Items per batch", ["variant"], buckets=_BATCHES)
-        self.decision_duration = histogram(
-            "infaas_decision_duration_seconds", "Selection of one query", buckets=_DECISION_SECONDS
+        self._slo_violations = counter("infaas_slo_violations_total", "Requirements that an answer missed", ["kind"])
+        self._dropped = counter("infaas_dropped_total", "Queries dropped unanswered", ["reason"])
+        self._batch_size = histogram("infaas_batch_size", "Items per batch", ["variant"], _BATCHES)
+        self._decision_duration = histogram(
+            "infaas_decision_duration_seconds", "Selection of one query", [], _DECISION_SECONDS
         )
-        self.predicted_error = histogram(
+        self._predicted_error = histogram(
             "infaas_predicted_latency_error_ratio",
             "|observed - predicted| / predicted; answers came `early` or `late`",
             ["direction"],
-            buckets=_RATIOS,
+            _RATIOS,
         )
-        self.cold_start = histogram(
-            "infaas_cold_start_seconds", "Latency of queries that waited for a load", ["model"], buckets=_LOAD_SECONDS
+        self._cold_start = histogram(
+            "infaas_cold_start_seconds", "Latency of queries that waited for a load", ["model"], _LOAD_SECONDS
         )
-        self.model_load = histogram(
-            "infaas_model_load_seconds", "From load command to READY", ["variant"], buckets=_LOAD_SECONDS
+        self._model_load = histogram(
+            "infaas_model_load_seconds", "From load command to READY", ["variant"], _LOAD_SECONDS
         )
-        self.autoscaler_decisions = counter(
+        self._autoscaler_decisions = counter(
             "infaas_autoscaler_decisions_total", "Scaling steps taken", ["action", "reason"]
         )
-        self.bulk_losses = counter(
+        self._bulk_losses = counter(
             "infaas_bulk_losses_total", "Processes for large requests that ended, were stuck or failed", ["reason"]
         )
-        self.cost_usd = counter("infaas_cost_usd_total", "Measured cost of what was answered", ["variant"])
+        self._cost_usd = counter("infaas_cost_usd_total", "Measured cost of what was answered", ["variant"])
         build = Gauge("infaas_build_info", "1; what runs here", ["version", "python"], registry=self.registry)
         build.labels(__version__, platform.python_version()).set(1)
-        self._children: dict[tuple[Any, ...], Any] = {}
+        self._ended: dict[tuple[str | None, str | None, Code | None, Priority], _Ended] = {}
         if read_live is not None:
             self.watch(read_live)
 
@@ -193,62 +216,70 @@ class Metrics:
         `model` is the handle if something is registered under it, else None. Called by the edges, for every request
         that reached them, so that malformed ones count as well.
         """
-        name, served = model or UNKNOWN, variant or ""
-        slug = OK if code is None else code.value
-        dropped = None if code is None else edge_of(code).dropped
-        self._child(self.requests, name, served, slug, dropped or "", priority.value).inc()
-        self._child(self.request_duration, name, slug).observe(total_s)
-        if dropped is not None:
-            self._child(self.dropped, dropped).inc()
+        key = (model, variant, code, priority)
+        ended = self._ended.get(key)
+        if ended is None:
+            ended = self._ended[key] = self._ended_as(model or UNKNOWN, variant or "", code, priority)
+        ended.requests.value += 1
+        ended.duration.observe(total_s)
+        if ended.dropped is not None:
+            ended.dropped.value += 1
         if slo_met is False:
-            self._child(self.slo_violations, "latency").inc()
+            self._slo_violations.of("latency").inc()
         if is_fallback:
-            self._child(self.slo_violations, "accuracy").inc()
-        if code is None:
-            self._observe_answer(name, served, queue_s, run_s, cost_usd)
-            if is_cold_start:
-                self._child(self.cold_start, name).observe(total_s)
+            self._slo_violations.of("accuracy").inc()
+        if code is not None:
+            return
+        if queue_s is not None and ended.queue is not None:
+            ended.queue.observe(queue_s)
+        if run_s is not None and ended.run is not None:
+            ended.run.observe(run_s)
+        if cost_usd > 0 and ended.cost is not None:
+            ended.cost.value += cost_usd
+        if is_cold_start:
+            self._cold_start.of(model or UNKNOWN).observe(total_s)
 
     def observe_prediction(self, predicted_ms: float, observed_ms: float) -> None:
         """How good the prediction of an answer's latency was."""
         if predicted_ms:
             # The sign is a label: OpenMetrics knows no histogram of negative values.
             error = (observed_ms - predicted_ms) / predicted_ms
-            self._child(self.predicted_error, "late" if error > 0 else "early").observe(abs(error))
+            self._predicted_error.of("late" if error > 0 else "early").observe(abs(error))
 
-    def observe_selection(self, seconds: float) -> None:
-        """A query was chosen for, or refused, on arrival."""
-        self.decision_duration.observe(seconds)
+    def observe_selections(self, seconds: float, count: int) -> None:
+        """So many queries were chosen for, or refused, on arrival, each in that time."""
+        self._decision_duration.of().observe(seconds, count)
 
     def observe_batch(self, variant: str, items: int) -> None:
-        self._child(self.batch_size, variant).observe(items)
+        self._batch_size.of(variant).observe(items)
 
     def observe_load(self, variant: str, load_s: float) -> None:
-        self._child(self.model_load, variant).observe(load_s)
+        self._model_load.of(variant).observe(load_s)
 
     def observe_scaling(self, action: str, reason: str) -> None:
         """`reason` must be a word of a closed set, not a sentence."""
-        self._child(self.autoscaler_decisions, action, reason).inc()
+        self._autoscaler_decisions.of(action, reason).inc()
 
     def observe_bulk_loss(self, reason: str) -> None:
-        self._child(self.bulk_losses, reason).inc()
+        self._bulk_losses.of(reason).inc()
 
-    def _observe_answer(
-        self, name: str, variant: str, queue_s: float | None, run_s: float | None, cost_usd: float
-    ) -> None:
-        if queue_s is not None:
-            self._child(self.queue_duration, name).observe(queue_s)
-        if run_s is not None and variant:
-            self._child(self.inference_duration, variant).observe(run_s)
-        if cost_usd > 0 and variant:
-            self._child(self.cost_usd, variant).inc(cost_usd)
-
-    def _child(self, metric: Any, *labels: str) -> Any:
-        key = (metric, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
+    def _ended_as(self, model: str, variant: str, code: Code | None, priority: Priority) -> _Ended:
+        slug = OK if code is None else code.value
+        reason = None if code is None else edge_of(code).dropped
+        requests = self._requests.of(model, variant, slug, reason or "", priority.value)
+        duration = self._request_duration.of(model, slug)
+        if code is not None:
+            return _Ended(requests, duration, None if reason is None else self._dropped.of(reason))
+        if not variant:
+            return _Ended(requests, duration, None, self._queue_duration.of(model))
+        return _Ended(
+            requests,
+            duration,
+            None,
+            self._queue_duration.of(model),
+            self._inference_duration.of(variant),
+            self._cost_usd.of(variant),
+        )
 
 
 def exposition_app(registry: CollectorRegistry, authorize: Callable[[str | None], None] | None = None) -> AsgiApp:

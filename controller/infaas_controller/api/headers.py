@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from infaas.domain.ids import fresh_id
 from infaas.domain.query import TraceContext
@@ -29,8 +30,7 @@ _COUNT = itertools.count(1)
 Fields = list[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """How a request is known to its caller."""
 
     request_id: str

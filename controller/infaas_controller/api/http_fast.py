@@ -70,9 +70,24 @@ class FastInfer:
             return None
         return Exchange(self, connection, *found)
 
+    def exchange_as_before(self, connection: Connection, data: bytes) -> Exchange | None:
+        """For a piece that is one whole request with a header that came before; None: it must be parsed."""
+        found = self._heads.as_sent(data)
+        if found is None:
+            return None
+        head, body = found
+        exchange = Exchange(self, connection, head, head.fields)
+        exchange.add(body)
+        return exchange
+
+    def remember(self, data: bytes, head: Head) -> None:
+        """`data` was one whole request of this head, on a connection that goes on."""
+        self._heads.remember(data, head)
+
     def opened(self, ticket: Ticket, head: Head, fields: dict[str, str]) -> tuple[Task, int | None]:
         """What is looked at before a body is read. Raises InfaasError."""
-        ticket.caller = read_caller(fields)
+        if fields is not head.fields or not head.is_anonymous:
+            ticket.caller = read_caller(fields)
         self._authenticator.check(fields.get("authorization"))
         return find_task(self.inference.service.view, ticket.handle), parse_version(head.version)
 
@@ -103,8 +118,8 @@ class Exchange(Waiter):
     names that uvicorn's protocol knows one by."""
 
     __slots__ = (
-        "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_cancelled", "_is_checked",
-        "_ticket", "_work", "disconnected", "keep_alive", "more_body", "response_complete", "response_started",
+        "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked", "_ticket",
+        "_work", "disconnected", "keep_alive", "more_body", "response_complete", "response_started",
     )  # fmt: skip
 
     def __init__(self, fast: FastInfer, connection: Connection, head: Head, fields: dict[str, str]) -> None:
@@ -120,12 +135,16 @@ class Exchange(Waiter):
         self._body: list[bytes] = []
         self._ticket = fast.inference.ticket(head.handle)
         self._is_checked = False
-        self._is_cancelled = False
         self._drop: Callable[[], None] | None = None
         self._failure: Exception | None = None
         self._work: _Work | None = None
 
     # The request
+
+    def learn_from(self, data: bytes) -> None:
+        """It came in this one piece, which held nothing else; the connection goes on after it."""
+        if self._fields is self._head.fields:
+            self._fast.remember(data, self._head)
 
     @property
     def message_event(self) -> Exchange:
@@ -219,12 +238,7 @@ class Exchange(Waiter):
     # The answer
 
     def done(self) -> bool:
-        return self.response_started or self.disconnected or self._is_cancelled
-
-    def cancel(self) -> bool:
-        """The error that is being raised is its answer."""
-        waited, self._is_cancelled = not self.done(), True
-        return waited
+        return self.response_started or self.disconnected
 
     def set_result(self, answer: Answer) -> None:
         work, self._drop = self._work, None

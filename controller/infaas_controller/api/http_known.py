@@ -16,6 +16,8 @@ from infaas.rpc.tensors import InferRequest, raw_tensor
 from infaas_controller.api.intake import Outline
 
 KNOWN_JSON_BYTES = 4_096
+_CONSTRAINED = (Datatype.BYTES, Datatype.BOOL)
+"""Not every byte string is a value of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Part:
     shape: tuple[int, ...]
     begin: int
     end: int
+    is_free: bool
+    """Whether any bytes, so many of them, are values of its datatype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +48,19 @@ class Known:
 
     def is_like(self, task: Task, body: bytes, length: int) -> bool:
         """Whether a body with so much JSON would be read and checked with the same result, but for its values."""
-        return (
-            self.task is task and len(body) - length == self.tail_bytes and body[:length] == self.json
-        )  # fmt: skip
+        is_so_long = length == len(self.json) and len(body) == length + self.tail_bytes
+        return self.task is task and is_so_long and body.startswith(self.json)
 
     def inputs(self, body: bytes) -> tuple[Tensor, ...]:
         """Of a body that is like this. Raises InvalidError for values that are none of their datatype."""
         tail = memoryview(body)[len(self.json) :]
         return tuple(
-            [raw_tensor(part.name, part.datatype, part.shape, tail[part.begin : part.end]) for part in self.parts]
+            [
+                (Tensor if part.is_free else raw_tensor)(
+                    part.name, part.datatype, part.shape, tail[part.begin : part.end]
+                )
+                for part in self.parts
+            ]
         )
 
 
@@ -65,7 +73,8 @@ def known(task: Task, body: bytes, length: int | None, request: InferRequest, qu
     for tensor in request.inputs:
         if not isinstance(tensor.data, memoryview):
             return None
-        parts.append(Part(tensor.name, tensor.datatype, tensor.shape, at, at + len(tensor.data)))
+        is_free = tensor.datatype not in _CONSTRAINED
+        parts.append(Part(tensor.name, tensor.datatype, tensor.shape, at, at + len(tensor.data), is_free))
         at += len(tensor.data)
     bare = InferRequest((), request.outputs, request.id, request.parameters, request.binary_output)
     outline = Outline(query.items, query.signature, query.outputs)

@@ -156,6 +156,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._is_receiving = True  # a close must still wait for the caller to hear his answer
             return
         self._idle_since = None
+        was_between = not self._is_receiving and not self._unanswered
+        if was_between and (known := self._as_before(data)) is not None:
+            known.start()
+            return
         self._received += len(data)
         self._piece = len(data)
         try:
@@ -169,8 +173,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self._look_after_feeding()
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
+            if was_between and len(self._unanswered) == 1 and prepared.keep_alive:
+                prepared.learn_from(data)
             self.flow.resume_reading()  # whatever came behind it: word that the caller leaves must reach us
             prepared.start()
+
+    def _as_before(self, data: bytes) -> Exchange | None:
+        """The exchange of a request with a header that was parsed before, ready to start; None: it must be parsed."""
+        if self._fast is None or self.flow.write_paused or self._is_shutting_down:
+            return None
+        exchange = self._fast.exchange_as_before(self, data)
+        if exchange is None or not exchange.prepare():
+            return None
+        self.cycle = exchange
+        self._unanswered.append(exchange)
+        return exchange
 
     def _look_after_feeding(self) -> None:
         if self._is_receiving:

@@ -25,6 +25,7 @@ FAST_BODY_BYTES = 1 << 20
 """More is read by the ordinary way, which has its bounds looked at while it comes."""
 HEADS_KEPT = 1_024
 KEPT_HEAD_BYTES = 2_048
+HEAD_END = b"\r\n\r\n"
 
 _TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._~-]{1,128})(?:/versions/([A-Za-z0-9]{1,9}))?/infer")
 _LENGTH = re.compile(rb"[0-9]{1,9}")
@@ -49,7 +50,7 @@ _PREFIX = PREFIX.encode()
 class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
-    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "known", "version")
+    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "is_anonymous", "known", "version")
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
         self.handle = handle
@@ -57,6 +58,8 @@ class Head:
         """`""` when it names none."""
         self.fields = fields
         """As `read_fields` found them; not to be changed."""
+        self.is_anonymous = not any(name in fields for name in (REQUEST_ID, TRACEPARENT, TRACESTATE))
+        """Whether nothing in it names one query."""
         self.body_bytes = body_bytes
         self.known: Known | None = None
         """What the last binary query under this head taught."""
@@ -106,10 +109,30 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Head] = {}
+        self._as_sent: dict[bytes, Head] = {}
+        """By the bytes on the wire, up to the header's end."""
 
     @property
     def kept(self) -> int:
-        return len(self._known)
+        return len(self._known) + len(self._as_sent)
+
+    def as_sent(self, data: bytes) -> tuple[Head, bytes] | None:
+        """Of a piece that is one whole request with a header that was parsed before: its head, and its body. The same
+        bytes mean the same again, so nothing is parsed."""
+        begin = data.find(HEAD_END) + len(HEAD_END)
+        head = self._as_sent.get(data[:begin])
+        if head is None or len(data) - begin != head.body_bytes:
+            return None
+        return head, data[begin:]
+
+    def remember(self, data: bytes, head: Head) -> None:
+        """`data` is one whole request and nothing else, and this is its head. Kept when a next one may be the same."""
+        begin = data.find(HEAD_END) + len(HEAD_END)
+        if not head.is_anonymous or begin > KEPT_HEAD_BYTES or len(data) - begin != head.body_bytes:
+            return
+        if len(self._as_sent) >= HEADS_KEPT:
+            self._as_sent.clear()
+        self._as_sent[data[:begin]] = head
 
     def of(self, target: bytes, raw: RawFields) -> tuple[Head, dict[str, str]] | None:
         """The head, and the fields of this request: the head's own unless it sends what is of one query."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from infaas.clock import Clock
 from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query, Requirements
@@ -42,8 +44,7 @@ _log = get_logger(__name__)
 ExplainLookup = Callable[[str], Decision | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True):
     """What an encoder needs of an answer."""
 
     outcome: Outcome
@@ -281,5 +282,5 @@ def _noting_lateness(ticket: Ticket) -> Iterator[None]:
         yield
     except InfaasError as error:
         if error.code is Code.DEADLINE_PASSED and ticket.outcome is not None:
-            ticket.outcome = replace(ticket.outcome, slo_met=False)
+            ticket.outcome = msgspec.structs.replace(ticket.outcome, slo_met=False)
         raise

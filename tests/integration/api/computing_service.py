@@ -232,5 +232,5 @@ def _compute(query: Query, variant: Variant) -> tuple[Tensor, ...]:
         tensors = {"scores": by_name["scores"]}
     else:
         (only,) = query.inputs
-        tensors = {"out": replace(only, name="out")}
+        tensors = {"out": only._replace(name="out")}
     return tuple(tensors[name] for name in (query.outputs or [spec.name for spec in variant.outputs]))

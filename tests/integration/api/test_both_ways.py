@@ -131,9 +131,9 @@ async def assert_alike(both: Both, exchanges: Sequence[Exchange]) -> None:
 
 
 def query_of(query: Any) -> Any:
-    inputs = tuple(replace(tensor, data=bytes(tensor.data)) for tensor in query.inputs)
+    inputs = tuple(tensor._replace(data=bytes(tensor.data)) for tensor in query.inputs)
     id = "own" if _OWN.fullmatch(query.id.encode()) else query.id
-    return replace(query, id=id, inputs=inputs, arrived_at=0.0, deadline=round(query.deadline - query.arrived_at, 6))
+    return query._replace(id=id, inputs=inputs, arrived_at=0.0, deadline=round(query.deadline - query.arrived_at, 6))
 
 
 # The table of bad input

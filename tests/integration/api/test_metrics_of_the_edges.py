@@ -94,7 +94,7 @@ async def test_gauges_are_counted_from_what_lives_at_the_scrape() -> None:
 async def test_predictions_selections_batches_loads_and_scaling_are_observed() -> None:
     metrics = Metrics()
     metrics.observe_prediction(predicted_ms=10.0, observed_ms=12.0)
-    metrics.observe_selection(0.00003)
+    metrics.observe_selections(0.00003, 1)
     metrics.observe_prediction(predicted_ms=0.0, observed_ms=12.0)
     metrics.observe_batch(VARIANT, 4)
     metrics.observe_load(VARIANT, 0.2)

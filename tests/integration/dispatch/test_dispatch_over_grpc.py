@@ -197,8 +197,8 @@ async def test_selections_batches_and_loads_are_counted(cluster: Opener) -> None
             self.batches: list[tuple[str, int]] = []
             self.loads: list[tuple[str, float]] = []
 
-        def observe_selection(self, seconds: float) -> None:
-            self.selections.append(seconds)
+        def observe_selections(self, seconds: float, count: int) -> None:
+            self.selections += [seconds] * count
 
         def observe_batch(self, variant: str, items: int) -> None:
             self.batches.append((variant, items))

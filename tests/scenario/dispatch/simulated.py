@@ -77,6 +77,14 @@ class SimulatedCluster:
         self._perform()
         return ticket
 
+    def submit_together(self, count: int, **given: object) -> list[Ticket]:
+        """So many queries that differ in nothing but their values, in one turn of the loop: `q0`, `q1` and so on."""
+        query: Query = a_query(at=self.now, **given)  # type: ignore[arg-type]
+        tickets = [self.engine.ticket(query._replace(id=f"q{n}"), None) for n in range(count)]
+        self.engine.arrive_together(tickets, self.now)
+        self._perform()
+        return tickets
+
     def settle(self) -> None:
         """The end of a turn of the loop."""
         self.engine.flush(self.now)

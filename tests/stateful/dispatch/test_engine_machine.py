@@ -68,6 +68,7 @@ class EngineMachine(RuleBasedStateMachine):
 
         class Breakable:
             name = policy.name
+            decides_together = getattr(policy, "decides_together", False)
 
             def on_arrival(self, situation: Situation) -> Verdict:
                 if machine.is_broken:
@@ -99,9 +100,11 @@ class EngineMachine(RuleBasedStateMachine):
         policy=st.sampled_from([None, None, "infaas", "static:fair"]),
         how_many=st.integers(1, 12),
         handle=st.sampled_from(["digits", "digits", "m1", "fair", "poor", "letters"]),
+        are_together=st.booleans(),
     )
     def arrive(
         self,
+        are_together: bool,
         how_many: int,
         handle: str,
         latency_ms: float | None,
@@ -110,14 +113,22 @@ class EngineMachine(RuleBasedStateMachine):
         cap: float | None,
         **given: object,
     ) -> None:
-        for _ in range(how_many):
-            query = a_query(
-                handle, id=f"q{len(self.tickets)}", at=self.now, latency_ms=latency_ms, items=items, accuracy_min=floor,
-                max_cost=cap, **given,  # type: ignore[arg-type]
-            )  # fmt: skip
-            before = self.engine.queues.items("digits")
-            self.tickets.append(self.engine.arrive(query, None, self.now))
+        query = a_query(
+            handle, at=self.now, latency_ms=latency_ms, items=items, accuracy_min=floor, max_cost=cap,
+            **given,  # type: ignore[arg-type]
+        )  # fmt: skip
+        before = self.engine.queues.items("digits")
+        known = len(self.tickets)
+        queries = [query._replace(id=f"q{known + number}") for number in range(how_many)]
+        if are_together:
+            tickets = [self.engine.ticket(each, None) for each in queries]
+            self.tickets += tickets
+            self.engine.arrive_together(tickets, self.now)
             assert self.engine.queues.items("digits") <= max(MOST_WAITING, before), "let in beyond the bound"
+        else:
+            for each in queries:
+                self.tickets.append(self.engine.arrive(each, None, self.now))
+                assert self.engine.queues.items("digits") <= max(MOST_WAITING, before), "let in beyond the bound"
         self.perform()
 
     @rule()

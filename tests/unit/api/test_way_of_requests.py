@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.api.http_way import FAST_BODY_BYTES, HEADS_KEPT, KEPT_HEAD_BYTES, Heads, fast_head, read_fields
+from infaas_controller.api.http_way import (
+    FAST_BODY_BYTES,
+    HEADS_KEPT,
+    KEPT_HEAD_BYTES,
+    Head,
+    Heads,
+    fast_head,
+    read_fields,
+)
 
 from infaas.domain.query import Requirements
 from infaas.domain.task import TaskDefaults
@@ -159,3 +167,72 @@ def test_memory_changes_nothing(requests: list[list[tuple[bytes, bytes]]]) -> No
         if found is not None and alone is not None:
             assert (found[0].handle, found[0].version, found[0].body_bytes) == ("digits", "", alone.body_bytes)
             assert found[1] == alone.fields
+
+
+def on_the_wire(fields: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    lines = [b"POST " + TARGET + b" HTTP/1.1", *(b"%s: %s" % field for field in fields)]
+    return b"\r\n".join([*lines, b"", body])
+
+
+def head_of(heads: Heads, fields: list[tuple[bytes, bytes]]) -> Head:
+    found = heads.of(TARGET, fields)
+    assert found is not None
+    return found[0]
+
+
+def test_a_header_that_came_before_is_known_by_its_bytes() -> None:
+    heads = Heads()
+    head = head_of(heads, USUAL)
+    heads.remember(on_the_wire(USUAL, b"a" * 12), head)
+    assert heads.as_sent(on_the_wire(USUAL, b"b" * 12)) == (head, b"b" * 12)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\r\n\r\n",
+        on_the_wire(USUAL, b"a" * 11),
+        on_the_wire(USUAL, b"a" * 13),
+        on_the_wire(USUAL, b"a" * 12)[1:],
+        b"\r\n" + on_the_wire(USUAL, b"a" * 12),
+        on_the_wire(USUAL, b"a" * 12) + on_the_wire(USUAL, b"a" * 12),
+        on_the_wire(with_field(b"x", b"1"), b"a" * 12),
+        on_the_wire(USUAL, b"a" * 12).replace(b"50", b"51"),
+        on_the_wire(USUAL, b"a" * 12).replace(b"\r\n", b"\n"),
+    ],
+)
+def test_anything_but_the_same_header_and_a_whole_body_is_parsed(data: bytes) -> None:
+    heads = Heads()
+    heads.remember(on_the_wire(USUAL, b"a" * 12), head_of(heads, USUAL))
+    assert heads.as_sent(data) is None
+
+
+@given(st.binary(max_size=64).map(lambda noise: noise.replace(b"\r\n\r\n", b"")), st.integers(0, 64))
+def test_a_body_that_looks_like_a_headers_end_is_none(noise: bytes, at: int) -> None:
+    body = (noise[:at] + b"\r\n\r\n" + noise[at:])[:12].ljust(12, b"\n")
+    heads = Heads()
+    head = head_of(heads, USUAL)
+    heads.remember(on_the_wire(USUAL, body), head)
+    assert heads.as_sent(on_the_wire(USUAL, body)) == (head, body)
+
+
+@pytest.mark.parametrize("field", [(b"x-request-id", b"1"), (b"traceparent", b"00"), (b"tracestate", b"a=b")])
+def test_a_header_that_names_one_query_is_not_kept_by_its_bytes(field: tuple[bytes, bytes]) -> None:
+    heads = Heads()
+    named = fast_head(TARGET, [*USUAL, field])
+    assert named is not None
+    wire = on_the_wire([*USUAL, field], b"a" * 12)
+    heads.remember(wire, named)
+    assert heads.as_sent(wire) is None
+
+
+def test_headers_kept_by_their_bytes_are_bounded_in_number_and_size() -> None:
+    heads = Heads()
+    head = head_of(heads, USUAL)
+    for number in range(HEADS_KEPT + 10):
+        heads.remember(on_the_wire(with_field(b"x", b"%d" % number), b"a" * 12), head)
+    assert heads.kept <= HEADS_KEPT + 1
+    long = on_the_wire(with_field(b"x", b"y" * KEPT_HEAD_BYTES), b"a" * 12)
+    heads.remember(long, head)
+    assert heads.as_sent(long) is None

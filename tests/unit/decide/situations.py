@@ -216,7 +216,7 @@ def compare(catalogue: ClusterView, *, sets: int, seed: int, per_situation: int 
         confidence = AccuracyConfidence.LOWER95 if ask.lower95 else AccuracyConfidence.POINT
         deadline = NOW + (30.0 if ask.latency_s is None else ask.latency_s)
         wanted = replace(query.requirements, accuracy_confidence=confidence, latency_s=ask.latency_s)
-        query = replace(query, items=ask.items, requirements=wanted, deadline=deadline)
+        query = query._replace(items=ask.items, requirements=wanted, deadline=deadline)
         expected = oracle.answer(tables(view, ledger, ask.items, urgency_of(wanted), NOW), ask)
         found = select(query, admissions.of(query, view), ledger, policy, NOW, rng.random())
         if isinstance(found, Choice):

@@ -22,6 +22,7 @@ _REASONS = {
 
 class SloPolicy:
     name = "slo"
+    decides_together = True
 
     def __init__(self, parameter: str = "") -> None:
         if parameter:
