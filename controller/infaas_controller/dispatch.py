@@ -1,8 +1,7 @@
 """The dispatcher: the query path as the edges see it. What the engine decides is performed for it.
 
 One event loop owns it. Deciding and sending wait for the end of the loop's turn, so that queries that arrived together
-are decided on together and leave together; only who has a task of its own is decided on at once. One timer stands for
-the earliest of all deadlines.
+are decided on together and leave together. One timer stands for the earliest of all deadlines.
 """
 
 from __future__ import annotations
@@ -143,7 +142,7 @@ class Dispatcher:
         self._refuse_when_draining()
         known = await self._digest(query) if self.engine.quarantine.wants_digest(query) else None
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        ticket = self._arrive(query, future, known)
+        ticket = self._enlist(query, future, known)
         try:
             return await future
         except QueryFailedError:
@@ -162,27 +161,14 @@ class Dispatcher:
         Raises QueryFailedError while draining. Everything else is told to the waiter.
         """
         self._refuse_when_draining()
-        ticket = self.engine.ticket(query, waiter)
+        return partial(self._drop, self._enlist(query, waiter, None))
+
+    def _enlist(self, query: Query, owner: asyncio.Future[Answer] | Waiter, digest: bytes | None) -> Ticket:
+        ticket = self.engine.ticket(query, owner)
+        ticket.digest = digest
         self._arrived.append(ticket)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
-        return partial(self._drop, ticket)
-
-    def _arrive(self, query: Query, owner: asyncio.Future[Answer], known: bytes | None) -> Ticket:
-        began = self._clock.now()
-        try:
-            ticket = self.engine.arrive(query, owner, began, known)
-            self._decided((ticket,), began)
-        except BaseException:
-            owner.cancel()  # nobody waits any more; its deadline clears away what is left of the query
-            self._after()
-            raise
-        try:
-            self._after()
-        except BaseException:
-            owner.cancel()
-            self._drop(ticket)
-            raise
         return ticket
 
     def _take_arrived(self) -> None:

@@ -26,6 +26,8 @@ from infaas_controller.ports import Answer, Outcome
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MAX_NAMES_COMPARED = 300
+SIGNATURES_KEPT = 1_024
+_signatures: dict[Signature, Signature] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,14 @@ def checked(request: InferRequest, task: Task) -> Outline:
     outputs asked for, but on no value. Raises InvalidError."""
     items = check_inputs(request.inputs, task.inputs)
     _check_outputs(request.outputs, task)
-    return Outline(items, signature(request.inputs), tuple(output.name for output in request.outputs))
+    return Outline(items, _shared(signature(request.inputs)), tuple([output.name for output in request.outputs]))
+
+
+def _shared(found: Signature) -> Signature:
+    """Equal ones as one object: queries are decided on together by that."""
+    if len(_signatures) >= SIGNATURES_KEPT:
+        _signatures.clear()
+    return _signatures.setdefault(found, found)
 
 
 def made_query(

@@ -40,6 +40,7 @@ from infaas_controller.api.intake import (
 from infaas_controller.api.spans import QuerySpans
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService
 
+HANDLES_KEPT = 1_024
 _log = get_logger(__name__)
 ExplainLookup = Callable[[str], Decision | None]
 
@@ -89,6 +90,8 @@ class Inference:
         self._metrics = metrics
         self._explain = explain_lookup or service.decision
         self._spans = spans
+        self._last_wanted: dict[str, Requirements] = {}
+        """By handle. What is equal is made one object: queries are decided on together by that."""
 
     def ticket(self, handle: str) -> Ticket:
         return Ticket(handle, self.clock.now())
@@ -137,10 +140,20 @@ class Inference:
             ticket.span = self._spans.begin(caller, ticket.arrived_at)
         trace = caller.trace if ticket.span is None else ticket.span.context
         if requirements is None:
-            requirements = self.requirements(task, request, headers, time_remaining_s=time_remaining_s)
+            read = self.requirements(task, request, headers, time_remaining_s=time_remaining_s)
+            requirements = self._as_before(ticket.handle, read)
         query = build_query(ticket.handle, version, task, request, requirements, caller, arrival, trace)
         ticket.priority, ticket.items = requirements.priority, query.items
         return query
+
+    def _as_before(self, handle: str, wanted: Requirements) -> Requirements:
+        last = self._last_wanted.get(handle)
+        if last == wanted:
+            return last
+        if len(self._last_wanted) >= HANDLES_KEPT:
+            self._last_wanted.clear()
+        self._last_wanted[handle] = wanted
+        return wanted
 
     def query_like(
         self, ticket: Ticket, version: int | None, inputs: tuple[Tensor, ...], outline: Outline, wanted: Requirements
