@@ -1,17 +1,19 @@
 """How queries come in: each is looked at for what it did before, and those that are alike are decided on together.
 
-What one turn of the loop brought in came in the same moment. Of queries that differ in nothing but their values the
-first is chosen for; others join the batch that it would run in as long as all of them would be in time, and what refuses
-it refuses them. So a busy moment pays for one decision a batch, not one a query.
+What one turn of the loop brought in came in the same moment. Of queries that differ in nothing but values and deadlines
+the tightest is chosen for; others join the batch that it would run in while all of them would be in time and no other
+instance would answer sooner. What refuses both the tightest and the one with the most time refuses those between. So a
+busy moment pays for one decision a batch, not one a query.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from infaas.domain.query import Code, Query, Refusal
+from infaas.domain.query import Code, Objective, Query, Refusal
 from infaas_controller.commands import Digest
 from infaas_controller.placing import EngineSettings, Placing, internal
 from infaas_controller.quarantine import QUARANTINE_S, Quarantine, RetryBudget
@@ -46,16 +48,15 @@ class Arrivals(Placing):
         return ticket
 
     def arrive_together(self, tickets: Sequence[Ticket], now: float) -> None:
-        """As `arrive`, for what came in one turn of the loop, in that order. A fault of ours ends the queries that it
-        met, and no others."""
+        """As `arrive`, for what came in one turn of the loop, in that order. A fault of ours ends the query that it met,
+        and no other."""
+        entered = [ticket for ticket in tickets if self._enters(ticket, now)]
+        if self.queues.all_items + sum([ticket.items for ticket in entered]) > self._settings.max_queue_items:
+            for ticket in entered:  # where not all may find room, who came first does
+                self._place_or_fault(ticket, now)
+            return
         alike: dict[Hashable, list[Ticket]] = {}
-        for ticket in tickets:
-            try:
-                if not self._enter(ticket, now):
-                    continue
-            except Exception as error:
-                self._fault(ticket, error)
-                continue
+        for ticket in entered:
             query = ticket.query
             key: Hashable = ticket.number
             if not ticket.deaths:
@@ -66,7 +67,17 @@ class Arrivals(Placing):
                 )  # fmt: skip
             alike.setdefault(key, []).append(ticket)
         for group in alike.values():
-            self._choose_together(group, now)
+            if len(group) == 1:
+                self._place_or_fault(group[0], now)
+            else:
+                self._choose_together(group, now)
+
+    def _enters(self, ticket: Ticket, now: float) -> bool:
+        try:
+            return self._enter(ticket, now)
+        except Exception as error:
+            self._fault(ticket, error)
+            return False
 
     def _enter(self, ticket: Ticket, now: float) -> bool:
         """From now on it is known here. False: it has ended already."""
@@ -82,57 +93,74 @@ class Arrivals(Placing):
             ticket.deaths = 1
         return True
 
-    def _choose_together(self, group: list[Ticket], now: float) -> None:
-        at = 0
-        while at < len(group):
-            first = group[at]
-            try:
-                was_placed = self._choose(first, now, is_arrival=True)
-                at += 1
-                if at == len(group):
-                    return
-                if was_placed:
-                    at += self._join(first, group[at:], now)
-                elif (refusal := _refusal(first)) is not None and self._is_shared(first):
-                    for ticket in group[at:]:
-                        self._follow_refusal(ticket, first, refusal, now)
-                    return
-            except Exception as error:
-                for ticket in group[at:]:
-                    self._fault(ticket, error)
-                self._fault(first, error)
-                return
+    def _place_or_fault(self, ticket: Ticket, now: float) -> bool:
+        """Whether it waits now; else it has ended."""
+        try:
+            return self._choose(ticket, now, is_arrival=True)
+        except Exception as error:
+            self._fault(ticket, error)
+            return False
 
-    def _is_shared(self, ticket: Ticket) -> bool:
-        """Whether its policy says the same of queries alike that come together."""
+    def _choose_together(self, group: list[Ticket], now: float) -> None:
+        """The tightest deadline first; whoever has the most time is asked whether there is any use in going on."""
+        left = deque(sorted(group, key=_by_deadline))
+        while left:
+            first = left.popleft()
+            if self._place_or_fault(first, now):
+                for _ in range(self._join(first, left, now)):
+                    left.popleft()
+            elif left and self._is_refused_together(first):
+                last = left.pop()
+                if not self._place_or_fault(last, now) and self._is_refused_together(last):
+                    self._refuse_like(last, left, now)
+
+    def _is_refused_together(self, ticket: Ticket) -> bool:
+        """Whether selection refused it, and its policy says the same of queries alike that have no more time."""
+        return _refusal(ticket) is not None and self._decides_together(ticket)
+
+    def _decides_together(self, ticket: Ticket) -> bool:
         return bool(getattr(self._settings.policies(ticket.policy), "decides_together", False))
 
+    def _refuse_like(self, last: Ticket, left: deque[Ticket], now: float) -> None:
+        refusal = _refusal(last)
+        while refusal is not None and left:
+            ticket = left.popleft()
+            if ticket.deadline <= now:
+                self._place_or_fault(ticket, now)
+                continue
+            _follow(ticket, last, now)
+            self._refuse(ticket, refusal, now)
+
     def _join(self, first: Ticket, others: Sequence[Ticket], now: float) -> int:
-        """How many of the others now wait with the first, for the batch that it would run in."""
-        choice, lane, eligibility, admission = first.choice, first.lane, first.eligibility, first.admission
-        if choice is None or lane is None or lane.curve is None or eligibility is None or admission is None:
+        """How many of the others, tightest deadline first, now wait with the first, for the batch that it would run in:
+        its instance's share, where others would answer as soon."""
+        choice, lane, eligibility = first.choice, first.lane, first.eligibility
+        if not others or choice is None or lane is None or lane.curve is None or eligibility is None:
             return 0
         if choice.is_bound or choice.fallback is not None or choice.instance is None or not lane.is_ready:
             return 0
-        if not self._is_shared(first):
+        if first.query.requirements.objective is Objective.LATENCY or not self._decides_together(first):
             return 0
-        items = first.items
-        space = min(
-            -lane.ahead[first.urgency] % lane.curve.preferred,
-            self._settings.max_queue_items - self.queues.items(first.task),
-        )
-        count = min(len(others), space // items)
-        tightest = min([ticket.deadline for ticket in others[:count]], default=first.deadline)
-        tightest = min(tightest, first.deadline)
-        at = 0.0
-        while count > 0:
-            at = self.ledger.predict(lane, first.urgency, count * items, now)
-            if at <= tightest:
-                break
+        items, urgency = first.items, first.urgency
+        count = min(len(others), -lane.ahead[urgency] % lane.curve.preferred // items)
+        if count == 0:
+            return 0
+        predict = self.ledger.predict
+        at = predict(lane, urgency, count * items, now)
+        sooner = [
+            other
+            for other in self.ledger.lanes_of(lane.variant)
+            if other is not lane and other.is_usable and predict(other, urgency, items, now) < at
+        ]
+        if sooner:
+            count = (count + 1) // (len(sooner) + 1) - 1
+            at = predict(lane, urgency, max(1, count) * items, now)
+        while count > 0 and at > first.deadline:
             count //= 2
+            at = predict(lane, urgency, max(1, count) * items, now)
         if count <= 0:
             return 0
-        together = others[:count]
+        together = [others[place] for place in range(count)]
         first.choice = choice = replace(choice, predicted_s=at - now)
         for ticket in together:
             _follow(ticket, first, now)
@@ -141,12 +169,15 @@ class Arrivals(Placing):
         self.queues.add_like(together, eligibility, lane)
         return count
 
-    def _follow_refusal(self, ticket: Ticket, first: Ticket, refusal: Refusal, now: float) -> None:
-        _follow(ticket, first, now)
-        self._refuse(ticket, refusal, now)
-
     def _fault(self, ticket: Ticket, error: Exception) -> None:
-        self._end(ticket, internal(f"the controller failed to place it: {type(error).__name__}: {error}", error))
+        try:
+            self._end(ticket, internal(f"the controller failed to place it: {type(error).__name__}: {error}", error))
+        except Exception as again:  # it has ended all the same, and its error is logged with this
+            error.add_note(f"and while it was taken out: {type(again).__name__}: {again}")
+
+
+def _by_deadline(ticket: Ticket) -> tuple[float, int]:
+    return ticket.deadline, ticket.number
 
 
 def _follow(ticket: Ticket, first: Ticket, now: float) -> None:

@@ -107,7 +107,7 @@ class Dispatcher:
         self._links.start(self)
 
     def begin_drain(self) -> None:
-        """Refuse what comes from now on, and what nothing was decided on yet; the rest of what is here is finished."""
+        """Refuse what comes from now on, and what is still being digested; the rest of what is here is finished."""
         self._is_draining = True
 
     async def drained(self) -> None:

@@ -292,6 +292,11 @@ class Queues:
         """Items that wait, of one task."""
         return sum(self._items.get(task, ()))
 
+    @property
+    def all_items(self) -> int:
+        """Items that wait, of all tasks."""
+        return sum([sum(ranks) for ranks in self._items.values()])
+
     def victims(self, task: str, rank: int, items: int) -> list[Ticket]:
         """Waiting tickets of lower priority whose leaving makes room for `items`: lowest first, newest first. Empty
         when there is not enough of them."""

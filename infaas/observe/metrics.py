@@ -132,14 +132,13 @@ class _Ended:
         dropped: Count | None,
         queue: Spread | None = None,
         run: Spread | None = None,
-        cost: Count | None = None,
     ) -> None:
         self.requests = requests
         self.duration = duration
         self.dropped = dropped
         self.queue = queue
         self.run = run
-        self.cost = cost
+        self.cost: Count | None = None
 
 
 class Metrics:
@@ -234,7 +233,9 @@ class Metrics:
             ended.queue.observe(queue_s)
         if run_s is not None and ended.run is not None:
             ended.run.observe(run_s)
-        if cost_usd > 0 and ended.cost is not None:
+        if cost_usd > 0 and variant:
+            if ended.cost is None:
+                ended.cost = self._cost_usd.of(variant)
             ended.cost.value += cost_usd
         if is_cold_start:
             self._cold_start.of(model or UNKNOWN).observe(total_s)
@@ -278,7 +279,6 @@ class Metrics:
             None,
             self._queue_duration.of(model),
             self._inference_duration.of(variant),
-            self._cost_usd.of(variant),
         )
 
 

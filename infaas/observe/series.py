@@ -1,13 +1,15 @@
 """Counters and histograms that cost a query next to nothing: plain numbers, made the library's families at a scrape.
 
-The library's own observe under a lock each and take a microsecond or two; a query touches half a dozen. These belong to
-one event loop, which writes them; a scrape may read them from anywhere and sees every number whole.
+Each of the library's own takes a lock and a microsecond or two to observe, and a query touches half a dozen. These belong
+to one event loop, which writes them; a scrape may read them from anywhere and sees every number whole.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -43,24 +45,42 @@ class Spread:
         self.total += value * times
 
 
-class CountSeries(Collector):
-    """A counter with labels. Asking for a set of values creates it."""
+Child = TypeVar("Child")
 
-    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str]) -> None:
+
+class Series(Collector, Generic[Child]):
+    """A metric with labels. Asking for a set of values creates it."""
+
+    def __init__(
+        self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], new: Callable[[], Child]
+    ) -> None:
         self._name = name
         self._text = text
         self._labels = tuple(labels)
-        self._children: dict[tuple[str, ...], Count] = {}
+        self._new = new
+        self._children: dict[tuple[str, ...], Child] = {}
         if not labels:
             self.of()
         registry.register(self)
 
-    def of(self, *values: str) -> Count:
+    def of(self, *values: str) -> Child:
+        """For these values of the labels, in their order. Raises ValueError when there are more or fewer."""
         found = self._children.get(values)
         if found is None:
-            _check(self._name, self._labels, values)
-            found = self._children[values] = Count()
+            if len(values) != len(self._labels):
+                labels = ", ".join(self._labels) or "none"
+                raise ValueError(f"metric {self._name!r} has the labels {labels}; got {len(values)} values")
+            found = self._children[values] = self._new()
         return found
+
+    @abstractmethod
+    def describe(self) -> Sequence[Metric]:
+        """Its family, empty."""
+
+
+class CountSeries(Series[Count]):
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str]) -> None:
+        super().__init__(registry, name, text, labels, Count)
 
     def describe(self) -> Sequence[Metric]:
         return [CounterMetricFamily(self._name, self._text, labels=self._labels)]
@@ -72,27 +92,14 @@ class CountSeries(Collector):
         return [family]
 
 
-class SpreadSeries(Collector):
-    """A histogram with labels and these upper bounds, ascending. Asking for a set of values creates it."""
+class SpreadSeries(Series[Spread]):
+    """`bounds` are the buckets' upper ones, ascending."""
 
     def __init__(
         self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
     ) -> None:
-        self._name = name
-        self._text = text
-        self._labels = tuple(labels)
         self._bounds = tuple(bounds)
-        self._children: dict[tuple[str, ...], Spread] = {}
-        if not labels:
-            self.of()
-        registry.register(self)
-
-    def of(self, *values: str) -> Spread:
-        found = self._children.get(values)
-        if found is None:
-            _check(self._name, self._labels, values)
-            found = self._children[values] = Spread(self._bounds)
-        return found
+        super().__init__(registry, name, text, labels, lambda: Spread(self._bounds))
 
     def describe(self) -> Sequence[Metric]:
         return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
@@ -108,8 +115,3 @@ class SpreadSeries(Collector):
                 buckets.append((word, so_far))
             family.add_metric(values, buckets, child.total)
         return [family]
-
-
-def _check(name: str, labels: Sequence[str], values: Sequence[str]) -> None:
-    if len(values) != len(labels):
-        raise ValueError(f"metric {name!r} has the labels {', '.join(labels) or 'none'}; got {len(values)} values")

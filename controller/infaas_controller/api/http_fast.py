@@ -27,8 +27,8 @@ from infaas_controller.api.http_infer import (
     failed,
     header_length,
 )
-from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.http_known import Known, known
+from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.http_way import HEADER_LENGTH, Head, Heads, RawFields
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
@@ -70,7 +70,7 @@ class FastInfer:
             return None
         return Exchange(self, connection, *found)
 
-    def exchange_as_before(self, connection: Connection, data: bytes) -> Exchange | None:
+    def exchange_of(self, connection: Connection, data: bytes) -> Exchange | None:
         """For a piece that is one whole request with a header that came before; None: it must be parsed."""
         found = self._heads.as_sent(data)
         if found is None:
@@ -81,12 +81,12 @@ class FastInfer:
         return exchange
 
     def remember(self, data: bytes, head: Head) -> None:
-        """`data` was one whole request of this head, on a connection that goes on."""
+        """`data` was one whole request of this head, and its fields were the head's."""
         self._heads.remember(data, head)
 
     def opened(self, ticket: Ticket, head: Head, fields: dict[str, str]) -> tuple[Task, int | None]:
         """What is looked at before a body is read. Raises InfaasError."""
-        if fields is not head.fields or not head.is_anonymous:
+        if fields is not head.fields:
             ticket.caller = read_caller(fields)
         self._authenticator.check(fields.get("authorization"))
         return find_task(self.inference.service.view, ticket.handle), parse_version(head.version)
@@ -132,7 +132,7 @@ class Exchange(Waiter):
         self._connection = connection
         self._head = head
         self._fields = fields
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._ticket = fast.inference.ticket(head.handle)
         self._is_checked = False
         self._drop: Callable[[], None] | None = None
@@ -156,12 +156,17 @@ class Exchange(Waiter):
             self._leave()
 
     def add(self, body: bytes) -> None:
-        self._body.append(body)
+        if not self._body:
+            self._body = body  # nearly always all of it
+            return
+        if isinstance(self._body, bytes):
+            self._body = bytearray(self._body)
+        self._body += body
 
     @property
     def body(self) -> bytes:
         """What has come of it."""
-        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        return bytes(self._body)
 
     def is_worth_reading(self) -> bool:
         """Whether nothing speaks against the request before its body is here."""
@@ -298,7 +303,7 @@ class Exchange(Waiter):
     def _forget(self) -> None:
         """An idle connection keeps its last exchange; it is not to keep what was sent."""
         self._work = self._failure = None
-        self._body = []
+        self._body = b""
 
 
 class _Work(NamedTuple):

@@ -157,7 +157,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._idle_since = None
         was_between = not self._is_receiving and not self._unanswered
-        if was_between and (known := self._as_before(data)) is not None:
+        if was_between and (known := self._unparsed(data)) is not None:
             known.start()
             return
         self._received += len(data)
@@ -178,11 +178,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.resume_reading()  # whatever came behind it: word that the caller leaves must reach us
             prepared.start()
 
-    def _as_before(self, data: bytes) -> Exchange | None:
+    def _unparsed(self, data: bytes) -> Exchange | None:
         """The exchange of a request with a header that was parsed before, ready to start; None: it must be parsed."""
         if self._fast is None or self.flow.write_paused or self._is_shutting_down:
             return None
-        exchange = self._fast.exchange_as_before(self, data)
+        exchange = self._fast.exchange_of(self, data)
         if exchange is None or not exchange.prepare():
             return None
         self.cycle = exchange

@@ -40,7 +40,7 @@ class JoiningTransport:
             # A header whose body comes later (a stream of events) must not wait for it.
             self._loop.call_soon(self._flush)
 
-    def write_whole(self, data: bytes) -> None:
+    def write_whole(self, data: bytes | memoryview) -> None:
         """What is complete: nothing that could join it follows."""
         if self._held is not None:
             self._flush()

@@ -50,16 +50,14 @@ _PREFIX = PREFIX.encode()
 class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
-    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "is_anonymous", "known", "version")
+    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "known", "version")
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
         self.handle = handle
         self.version = version
         """`""` when it names none."""
         self.fields = fields
-        """As `read_fields` found them; not to be changed."""
-        self.is_anonymous = not any(name in fields for name in (REQUEST_ID, TRACEPARENT, TRACESTATE))
-        """Whether nothing in it names one query."""
+        """As `read_fields` found them, without those of a single query; not to be changed."""
         self.body_bytes = body_bytes
         self.known: Known | None = None
         """What the last binary query under this head taught."""
@@ -126,9 +124,9 @@ class Heads:
         return head, data[begin:]
 
     def remember(self, data: bytes, head: Head) -> None:
-        """`data` is one whole request and nothing else, and this is its head. Kept when a next one may be the same."""
+        """`data` is one whole request of this head and nothing else, without a field that is of a single query."""
         begin = data.find(HEAD_END) + len(HEAD_END)
-        if not head.is_anonymous or begin > KEPT_HEAD_BYTES or len(data) - begin != head.body_bytes:
+        if begin > KEPT_HEAD_BYTES or len(data) - begin != head.body_bytes:
             return
         if len(self._as_sent) >= HEADS_KEPT:
             self._as_sent.clear()

@@ -116,10 +116,10 @@ def checked(request: InferRequest, task: Task) -> Outline:
     outputs asked for, but on no value. Raises InvalidError."""
     items = check_inputs(request.inputs, task.inputs)
     _check_outputs(request.outputs, task)
-    return Outline(items, _shared(signature(request.inputs)), tuple([output.name for output in request.outputs]))
+    return Outline(items, _one_object(signature(request.inputs)), tuple([output.name for output in request.outputs]))
 
 
-def _shared(found: Signature) -> Signature:
+def _one_object(found: Signature) -> Signature:
     """Equal ones as one object: queries are decided on together by that."""
     if len(_signatures) >= SIGNATURES_KEPT:
         _signatures.clear()

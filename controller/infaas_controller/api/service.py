@@ -141,12 +141,12 @@ class Inference:
         trace = caller.trace if ticket.span is None else ticket.span.context
         if requirements is None:
             read = self.requirements(task, request, headers, time_remaining_s=time_remaining_s)
-            requirements = self._as_before(ticket.handle, read)
+            requirements = self._one_object(ticket.handle, read)
         query = build_query(ticket.handle, version, task, request, requirements, caller, arrival, trace)
         ticket.priority, ticket.items = requirements.priority, query.items
         return query
 
-    def _as_before(self, handle: str, wanted: Requirements) -> Requirements:
+    def _one_object(self, handle: str, wanted: Requirements) -> Requirements:
         last = self._last_wanted.get(handle)
         if last == wanted:
             return last

@@ -77,10 +77,18 @@ class SimulatedCluster:
         self._perform()
         return ticket
 
-    def submit_together(self, count: int, **given: object) -> list[Ticket]:
-        """So many queries that differ in nothing but their values, in one turn of the loop: `q0`, `q1` and so on."""
+    def submit_together(self, count: int, left_ms: Sequence[float] = (), **given: object) -> list[Ticket]:
+        """So many queries that differ in nothing but their values, in one turn of the loop: `q0`, `q1` and so on. The
+        first have so much of their time left."""
         query: Query = a_query(at=self.now, **given)  # type: ignore[arg-type]
-        tickets = [self.engine.ticket(query._replace(id=f"q{n}"), None) for n in range(count)]
+        queries = [query._replace(id=f"q{n}") for n in range(count)]
+        for n, ms in enumerate(left_ms):
+            queries[n] = queries[n]._replace(deadline=self.now + ms / 1e3)
+        return self.submit_these(queries)
+
+    def submit_these(self, queries: Sequence[Query]) -> list[Ticket]:
+        """In one turn of the loop."""
+        tickets = [self.engine.ticket(query, None) for query in queries]
         self.engine.arrive_together(tickets, self.now)
         self._perform()
         return tickets

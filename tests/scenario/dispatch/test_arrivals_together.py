@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,8 @@ from infaas_controller.decide.options import Situation
 from infaas_controller.decide.policies.base import Policy, Verdict
 from infaas_controller.policies import installed_policies
 
-from infaas.domain.query import Code
-from infaas.testing.builders import a_variant
+from infaas.domain.query import Code, Objective, Requirements
+from infaas.testing.builders import a_query, a_variant
 
 
 def _simulated() -> ModuleType:
@@ -50,11 +51,15 @@ class Counting:
 
 
 def a_cluster(
-    *, decides_together: bool = True, loaded: tuple[str, ...] = ("v",), **curve: Any
+    *,
+    decides_together: bool = True,
+    loaded: tuple[str, ...] = ("v",),
+    elsewhere: dict[str, list[str]] | None = None,
+    **curve: Any,
 ) -> tuple[Any, Counting]:
     policy = Counting(installed_policies()("slo"), decides_together=decides_together)
     variants = [a_variant("v", **curve), a_variant("w", cost=1.0, p95_ms=20)]
-    return SimulatedCluster(variants, loaded, policies=lambda name: policy), policy
+    return SimulatedCluster(variants, loaded, policies=lambda name: policy, elsewhere=elsewhere), policy
 
 
 def test_a_batchs_worth_of_queries_is_decided_on_once() -> None:
@@ -90,7 +95,7 @@ def test_nobody_joins_a_batch_that_would_be_late_by_him() -> None:
 def test_a_refusal_holds_for_all_that_are_alike() -> None:
     cluster, policy = a_cluster(p95_ms=50)
     tickets = cluster.submit_together(12, latency_ms=5)
-    assert policy.asked == 1
+    assert policy.asked == 2, "for the tightest, and for who has the most time"
     assert set(cluster.ended.values()) == {Code.SLO_UNSATISFIABLE}
     assert len({cluster.texts[ticket.query.id] for ticket in tickets}) == 1
     assert cluster.engine.live == 0
@@ -113,17 +118,56 @@ def test_a_policy_that_does_not_say_so_is_asked_for_each() -> None:
 
 def test_queries_with_other_requirements_are_another_matter() -> None:
     cluster, policy = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
-    engine = cluster.engine
     first = cluster.submit_together(1, latency_ms=1000)[0].query
-    tight = first._replace(requirements=first.requirements.__class__(latency_s=0.001), deadline=cluster.now + 0.001)
-    mixed = [engine.ticket(each._replace(id=f"m{n}"), None) for n, each in enumerate([first, tight, first, tight])]
+    tight = first._replace(requirements=Requirements(latency_s=0.001), deadline=cluster.now + 0.001)
     policy.asked = 0
-    engine.arrive_together(mixed, cluster.now)
-    cluster._perform()
-    assert policy.asked == 2
-    assert [cluster.ended.get(f"m{n}") for n in range(4)] == [None, Code.SLO_UNSATISFIABLE, None, Code.SLO_UNSATISFIABLE]
+    cluster.submit_these([each._replace(id=f"m{n}") for n, each in enumerate([first, tight, first, tight])])
+    assert policy.asked == 3
+    assert cluster.ended == {"m1": Code.SLO_UNSATISFIABLE, "m3": Code.SLO_UNSATISFIABLE}
     cluster.run_for(1.0)
     assert (cluster.ended["m0"], cluster.ended["m2"]) == (None, None)
+
+
+def test_who_has_less_time_left_is_refused_alone() -> None:
+    """A request whose body came slowly, in the same turn as others."""
+    cluster, _ = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
+    cluster.submit_together(8, left_ms=[-50.0, 5.0], latency_ms=100)
+    assert cluster.ended == {"q0": Code.DEADLINE_PASSED, "q1": Code.DEADLINE_UNREACHABLE}
+    cluster.run_for(1.0)
+    assert Counter(cluster.ended.values())[None] == 6
+
+
+def test_whose_deadline_has_passed_hears_that_and_not_why_others_are_refused() -> None:
+    cluster, _ = a_cluster(p95_ms=10)
+    cluster.submit_together(4, left_ms=[3.0, -1.0, 3.0, 4.0], latency_ms=100)
+    assert cluster.ended == {
+        "q0": Code.DEADLINE_UNREACHABLE, "q1": Code.DEADLINE_PASSED, "q2": Code.DEADLINE_UNREACHABLE,
+        "q3": Code.DEADLINE_UNREACHABLE,
+    }  # fmt: skip
+
+
+def test_instances_that_are_as_free_share_what_came() -> None:
+    cluster, _ = a_cluster(p95_ms=10, per_item_ms=2, max_batch=16, elsewhere={"w2": ["v"], "w3": ["v"]})
+    cluster.submit_together(12, latency_ms=1000)
+    cluster.run_for(1.0)
+    assert Counter(cluster.ended.values()) == {None: 12}
+    assert len(cluster.sizes) == 3
+    assert max(cluster.sizes) <= 6
+
+
+def test_where_the_least_latency_is_wanted_each_is_chosen_for() -> None:
+    cluster, policy = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
+    cluster.submit_together(6, latency_ms=1000, objective=Objective.LATENCY)
+    assert policy.asked == 6
+
+
+def test_where_not_all_find_room_who_came_first_does() -> None:
+    cluster, _ = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
+    cluster.engine._settings = replace(cluster.engine._settings, max_queue_items=2)
+    first = a_query(at=cluster.now, latency_ms=1000)
+    other = first._replace(requirements=replace(first.requirements, accuracy_min=0.5))
+    cluster.submit_these([each._replace(id=f"m{n}") for n, each in enumerate([first, other, first])])
+    assert cluster.ended == {"m2": Code.SATURATED}
 
 
 def test_a_fault_costs_only_those_it_met(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,15 +189,17 @@ def test_a_fault_costs_only_those_it_met(monkeypatch: pytest.MonkeyPatch) -> Non
     max_batch=st.sampled_from([1, 4, 16, 64]),
     per_item_ms=st.sampled_from([0.1, 1.0, 10.0]),
     items=st.sampled_from([1, 2, 5]),
+    workers=st.integers(1, 3),
 )
 def test_as_many_are_answered_as_one_by_one(
-    count: int, latency_ms: float | None, max_batch: int, per_item_ms: float, items: int
+    count: int, latency_ms: float | None, max_batch: int, per_item_ms: float, items: int, workers: int
 ) -> None:
     answered = []
     for are_together in (True, False):
         cluster, _ = a_cluster(
-            decides_together=are_together, p95_ms=max(5.0, per_item_ms), per_item_ms=per_item_ms, max_batch=max_batch
-        )
+            decides_together=are_together, p95_ms=max(5.0, per_item_ms), per_item_ms=per_item_ms,
+            max_batch=max_batch, elsewhere={f"w{n}": ["v"] for n in range(2, workers + 1)},
+        )  # fmt: skip
         cluster.submit_together(count, latency_ms=latency_ms, items=items)
         cluster.run_for(40.0)
         outcomes = Counter(cluster.ended.values())

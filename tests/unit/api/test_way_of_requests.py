@@ -217,16 +217,6 @@ def test_a_body_that_looks_like_a_headers_end_is_none(noise: bytes, at: int) -> 
     assert heads.as_sent(on_the_wire(USUAL, body)) == (head, body)
 
 
-@pytest.mark.parametrize("field", [(b"x-request-id", b"1"), (b"traceparent", b"00"), (b"tracestate", b"a=b")])
-def test_a_header_that_names_one_query_is_not_kept_by_its_bytes(field: tuple[bytes, bytes]) -> None:
-    heads = Heads()
-    named = fast_head(TARGET, [*USUAL, field])
-    assert named is not None
-    wire = on_the_wire([*USUAL, field], b"a" * 12)
-    heads.remember(wire, named)
-    assert heads.as_sent(wire) is None
-
-
 def test_headers_kept_by_their_bytes_are_bounded_in_number_and_size() -> None:
     heads = Heads()
     head = head_of(heads, USUAL)
