@@ -17,7 +17,7 @@ import uvicorn
 from infaas.errors import SettingsError
 from infaas.observe.log import get_logger
 from infaas_controller.api.http_fast import FastInfer
-from infaas_controller.api.http_protocol import Limits
+from infaas_controller.api.http_limits import Limits
 from infaas_controller.api.http_server import server_config
 
 _BACKLOG = 2048

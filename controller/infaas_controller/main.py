@@ -40,7 +40,7 @@ from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import EdgeApp, create_app
-from infaas_controller.api.http_protocol import Limits
+from infaas_controller.api.http_limits import Limits
 from infaas_controller.dispatch import Dispatcher
 from infaas_controller.journal import Journal
 from infaas_controller.listeners import HttpListener, bind, raise_descriptor_limit

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httptools
@@ -25,45 +24,19 @@ from infaas.observe.log import get_logger
 from infaas.rpc.edges import error_body, retry_after_header
 from infaas_controller.api.headers import REQUEST_ID, fresh_caller
 from infaas_controller.api.http_fast import Exchange, FastInfer
+from infaas_controller.api.http_limits import (
+    AfterLastError,
+    HeaderTooLargeError,
+    Limits,
+    NoPathError,
+    allowed_s,
+    explained,
+    header_too_large,
+)
 from infaas_controller.api.http_transport import JoiningTransport
 
 _log = get_logger(__name__)
 _UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one connection may take of us."""
-
-    header_bytes: int = 64 * 1024
-    patience_s: float = 20.0
-    """For a header to come whole, for a body to begin to come, for an answer to be taken in part."""
-    least_bytes_per_s: float = 1024.0
-    linger_s: float = 5.0
-    """How long the rest of a refused request is read and thrown away."""
-    connections: int = 4096
-    """Open at one time on one listener. One more is told so and closed."""
-    told: int = 64
-    """Connections beyond that which may still be open while they are told; the next are closed without a word."""
-
-
-class HeaderTooLargeError(Exception):
-    """Raised inside the parser's callback; the parser hands it on."""
-
-
-class NoPathError(Exception):
-    """The same, for a request that wants a tunnel."""
-
-
-class AfterLastError(Exception):
-    """The same, for what comes after the connection's last request."""
-
-
-def allowed_s(limits: Limits, received_bytes: int, *, is_header: bool) -> float:
-    """How long after its first byte a request of which `received_bytes` came may still be incomplete."""
-    if is_header:
-        return limits.patience_s
-    return limits.patience_s + received_bytes / limits.least_bytes_per_s
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -168,7 +141,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._is_deaf:
                 self._is_receiving = True
             else:
-                self._refuse(*_explained(error, self._limits))
+                self._refuse(*explained(error, self._limits))
         else:
             self._look_after_feeding()
         prepared, self._prepared = self._prepared, None
@@ -192,7 +165,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _look_after_feeding(self) -> None:
         if self._is_receiving:
             if self._is_header and self._received > self._limits.header_bytes:
-                self._refuse(*_header_too_large(self._limits))
+                self._refuse(*header_too_large(self._limits))
                 return
             if self._watch is None:
                 self._watch = self.loop.call_later(self._limits.patience_s, self._check_progress)
@@ -450,20 +423,3 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()  # a close would wait for a caller who takes nothing
         else:
             super().timeout_keep_alive_handler()
-
-
-def _header_too_large(limits: Limits) -> tuple[int, InfaasError]:
-    text = (
-        f"the request's line and header fields take more than {limits.header_bytes} bytes; send fewer or shorter ones"
-    )
-    return 431, InfaasError(text, code=Code.TOO_LARGE)
-
-
-def _explained(error: httptools.HttpParserError, limits: Limits) -> tuple[int, InfaasError]:
-    """Status and words for what the parser could not take."""
-    cause = error.__context__
-    if isinstance(cause, HeaderTooLargeError):
-        return _header_too_large(limits)
-    if cause is not None:  # raised by a callback: only the target is parsed there
-        return 400, InfaasError("the request's target is no path, as in 'POST /v2/models/m/infer'", code=Code.INVALID)
-    return 400, InfaasError(f"not a valid HTTP/1.1 request: {error}", code=Code.INVALID)

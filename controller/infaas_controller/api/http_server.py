@@ -8,7 +8,8 @@ from typing import Any
 import uvicorn
 
 from infaas_controller.api.http_fast import FastInfer
-from infaas_controller.api.http_protocol import BoundedProtocol, Limits
+from infaas_controller.api.http_limits import Limits
+from infaas_controller.api.http_protocol import BoundedProtocol
 
 
 def server_config(

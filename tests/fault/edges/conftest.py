@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "integration" / "api"))
 
 from computing_service import ComputingService
-from infaas_controller.api.http_protocol import Limits
+from infaas_controller.api.http_limits import Limits
 from serving import Serving, serving
 
 from infaas.settings import ControllerSettings, Settings

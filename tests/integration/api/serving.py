@@ -14,7 +14,7 @@ from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import create_app
 from infaas_controller.api.http_fast import FastInfer
-from infaas_controller.api.http_protocol import Limits
+from infaas_controller.api.http_limits import Limits
 from infaas_controller.api.http_server import server_config
 
 from infaas.observe.metrics import Metrics

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from computing_service import ComputingService
 from infaas_controller.api.http_infer import InferEndpoint
-from infaas_controller.api.http_protocol import Limits
+from infaas_controller.api.http_limits import Limits
 from pydantic import SecretStr
 from serving import Serving, serving
 

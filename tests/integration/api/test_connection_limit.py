@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from computing_service import ComputingService
-from infaas_controller.api.http_protocol import Limits
+from infaas_controller.api.http_limits import Limits
 from infaas_controller.listeners import connections_within, raise_descriptor_limit
 from serving import Serving, serving
 
