@@ -48,8 +48,8 @@ class Arrivals(Placing):
         return ticket
 
     def arrive_together(self, tickets: Sequence[Ticket], now: float) -> None:
-        """As `arrive`, for what came in one turn of the loop, in that order. A fault of ours ends the query that it met,
-        and no other."""
+        """As `arrive`, for what came in one turn of the loop, in that order. A fault of ours ends the query that it
+        met, and no other."""
         entered = [ticket for ticket in tickets if self._enters(ticket, now)]
         if self.queues.all_items + sum([ticket.items for ticket in entered]) > self._settings.max_queue_items:
             for ticket in entered:  # where not all may find room, who came first does

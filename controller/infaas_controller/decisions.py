@@ -230,4 +230,3 @@ def _predicted_ms(ticket: Ticket) -> float | None:
     if ticket.choice is None:
         return None
     return (ticket.selected_at - ticket.query.arrived_at + ticket.choice.predicted_s) * 1e3
-

@@ -225,7 +225,7 @@ class Queues:
     def take_all(self, tickets: Sequence[Ticket], lane: Lane) -> None:
         """As `take` of each, for tickets of one class."""
         eligibility = _class(tickets[0])
-        if any([ticket.lane is not lane for ticket in tickets]):
+        if any(ticket.lane is not lane for ticket in tickets):
             for ticket in tickets:
                 self.take(ticket, lane)
             return

@@ -1,7 +1,7 @@
 """Counters and histograms that cost a query next to nothing: plain numbers, made the library's families at a scrape.
 
-Each of the library's own takes a lock and a microsecond or two to observe, and a query touches half a dozen. These belong
-to one event loop, which writes them; a scrape may read them from anywhere and sees every number whole.
+Each of the library's own takes a lock and a microsecond or two to observe, and a query touches half a dozen. These
+belong to one event loop, which writes them; a scrape may read them from anywhere and sees every number whole.
 """
 
 from __future__ import annotations

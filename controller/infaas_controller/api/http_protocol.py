@@ -250,7 +250,7 @@ class BoundedProtocol(HttpToolsProtocol):
         )  # fmt: skip
         super().on_headers_complete()
         if isinstance(self.cycle, Exchange):
-            raise AssertionError("uvicorn made no cycle")
+            raise TypeError("uvicorn made no cycle")
         return self.cycle
 
     def _go_ordinary(self, exchange: Exchange) -> None:

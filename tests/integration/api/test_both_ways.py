@@ -166,9 +166,7 @@ def a_query(
     return request_bytes("POST", path, a_body() if body is None else body, headers)
 
 
-def a_binary_query(
-    value: int = 1, headers: Mapping[str, str] | None = None, items: int = 1, **more: Any
-) -> bytes:
+def a_binary_query(value: int = 1, headers: Mapping[str, str] | None = None, items: int = 1, **more: Any) -> bytes:
     array = np.full((items, 16), value, np.int32)
     inputs = [
         {"name": n, "shape": [items, 16], "datatype": "INT32", "parameters": {"binary_data_size": array.nbytes}}

@@ -83,7 +83,10 @@ class SimulatedCluster:
         query: Query = a_query(at=self.now, **given)  # type: ignore[arg-type]
         queries = [query._replace(id=f"q{n}") for n in range(count)]
         for n, ms in enumerate(left_ms):
-            queries[n] = queries[n]._replace(deadline=self.now + ms / 1e3)
+            deadline = self.now + ms / 1e3
+            queries[n] = query._replace(
+                id=f"q{n}", arrived_at=deadline - (query.deadline - query.arrived_at), deadline=deadline
+            )
         return self.submit_these(queries)
 
     def submit_these(self, queries: Sequence[Query]) -> list[Ticket]:

@@ -113,11 +113,13 @@ def test_the_same_header_is_read_once_and_what_is_of_one_query_is_its_own() -> N
     heads = Heads()
     first = heads.of(TARGET, USUAL)
     again = heads.of(TARGET, list(USUAL))
-    assert first is not None and again is not None
+    assert first is not None
+    assert again is not None
     assert again[0] is first[0]
     named = heads.of(TARGET, with_field(b"x-request-id", b"a"))
     other = heads.of(TARGET, with_field(b"x-request-id", b"b"))
-    assert named is not None and other is not None
+    assert named is not None
+    assert other is not None
     assert named[0] is other[0] is first[0]
     assert (named[1]["x-request-id"], other[1]["x-request-id"]) == ("a", "b")
     assert "x-request-id" not in first[1]

@@ -28,7 +28,12 @@ def test_who_wants_every_decision_sees_what_is_found_later() -> None:
     clock.advance(60.0)
     assert seen == [decisions.get("q1")] == [decisions.get(outcome.decision_id)]
     (decision,) = seen
-    assert (decision.request_id, decision.outcome, decision.variant, decision.observed_ms) == ("q1", "answered", "v1", 2.0)
+    assert (decision.request_id, decision.outcome, decision.variant, decision.observed_ms) == (
+        "q1",
+        "answered",
+        "v1",
+        2.0,
+    )
     assert decision.requirements["slo_latency_ms"] == 50.0
 
 

@@ -37,8 +37,8 @@ Verdict = Bind | Hold | Refuse
 class Policy(Protocol):
     """Made once per name and parameter (`static:variant-name` is the policy `static` with a parameter).
 
-    One that has an attribute `decides_together`, and it is true, is asked once for queries that are alike and came in the
-    same moment: others join the batch that the first would run in while all are in time, and are refused with it.
+    One that has an attribute `decides_together`, and it is true, is asked once for queries that are alike and came in
+    the same moment: others join the batch that the first would run in while all are in time, and are refused with it.
     """
 
     @property
