@@ -25,7 +25,10 @@ import psutil
 from infaas.client import Client
 from infaas.control import SystemDocument
 from infaas.demo import family
+from infaas.domain.variant import Variant
 from infaas.errors import InfaasError
+from infaas.rpc.codec import decode
+from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.store.server import find_redis_server, redis_command, wait_until_serving
 from infaas.testing.slow_link import SlowLink
@@ -269,14 +272,32 @@ class Cluster:
     def isolate(self, model: str, isolation: str) -> None:
         """Say how a model's instances are to be isolated, and begin with empty workers."""
         with self.client() as client:
-            for variant in client.variants(model=model):
-                client.isolate_variant(variant.name, isolation)
+            names = [variant.name for variant in client.variants(model=model)]
+            for variant in names:
+                client.isolate_variant(variant, isolation)
+        wait_for(
+            lambda: self.published_isolation(names) == {isolation}, "the leader to tell the controllers of the isolation"
+        )
         for name in self.workers:
             self.kill(name)
         wait_for(lambda: self.connected() == 0, "the controllers to miss the workers")
         for name in self.workers:
             self.start(name)
         self.wait_whole()
+
+    def published_isolation(self, variants: Collection[str]) -> set[str]:
+        """What the store says of these: what controllers load from now on. The catalogue may be ahead of it."""
+
+        async def work() -> set[str]:
+            store = RedisStore(self.redis_url)
+            try:
+                records = (await store.list((Kind.VARIANT,))).records
+            finally:
+                await store.close()
+            found = (decode(record.value, Variant) for record in records if record.key in variants)
+            return {variant.isolation.value for variant in found}
+
+        return asyncio.run(work())
 
     def connected(self) -> int:
         """Workers that some controller has a stream to; -1 while one of them does not answer."""
