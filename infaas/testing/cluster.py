@@ -275,9 +275,7 @@ class Cluster:
             names = [variant.name for variant in client.variants(model=model)]
             for variant in names:
                 client.isolate_variant(variant, isolation)
-        wait_for(
-            lambda: self.published_isolation(names) == {isolation}, "the leader to tell the controllers of the isolation"
-        )
+        wait_for(lambda: self.published_isolation(names) == {isolation}, "the leader to tell the controllers so")
         for name in self.workers:
             self.kill(name)
         wait_for(lambda: self.connected() == 0, "the controllers to miss the workers")
