@@ -246,8 +246,11 @@ class Cluster:
             wait_for(self.is_whole, "the cluster to be whole", patience_s)
         except TimeoutError as error:
             states = [self.system(n) for n in range(len(self.controllers))]
-            tails = "\n".join(f"-- {name}\n{self.log(name)[-1500:]}" for name in self.names)
-            raise TimeoutError(f"{error}: {states}\n{tails}") from None
+            raise TimeoutError(f"{error}: {states}\n{self._tails()}") from None
+
+    def _tails(self) -> str:
+        """What every program logged last."""
+        return "\n".join(f"-- {name}\n{self.log(name)[-3000:]}" for name in self.names)
 
     def places(self, isolation: str | None = None) -> dict[str, set[str]]:
         """Where each variant is READY, as the first controller sees it; of that isolation only, if one is given."""
@@ -267,7 +270,10 @@ class Cluster:
             places = self.places(isolation)
             return all(len(places.get(variant, ())) >= workers for variant in variants)
 
-        wait_for(is_spread, f"{sorted(variants)} to be on {workers} workers")
+        try:
+            wait_for(is_spread, f"{sorted(variants)} to be on {workers} workers")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; all there is: {self.places()}\n{self._tails()}") from None
 
     def isolate(self, model: str, isolation: str) -> None:
         """Say how a model's instances are to be isolated, and begin with empty workers."""
