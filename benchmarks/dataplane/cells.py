@@ -133,13 +133,13 @@ def closed(
 ) -> tuple[Round, Closed]:
     """Raises SystemExit for a wrong answer or a broken connection: there is no rate of those."""
     prepared = started.prepared
-    processes = server.processes()
-    edges: list[float] = []
+    programs = server.programs()
+    edges: list[dict[str, float]] = []
     with quiet(started.servers, server):
         seen = uvloop.run(
             closed_loop(
                 connect(server, prepared, kind, slo(FAR_MS)), len(prepared.questions), connections=connections,
-                warm_s=effort.warm_s, seconds=effort.seconds, on_edge=lambda: edges.append(cpu_s(processes)),
+                warm_s=effort.warm_s, seconds=effort.seconds, on_edge=lambda: edges.append(cpu_s(programs)),
             )
         )  # fmt: skip
     where = f"{server.name}, {kind}"
@@ -150,7 +150,7 @@ def closed(
     tell(f"{prepared.model.name}: {where}, {connections} connections: {seen.answered / seen.seconds:,.0f}/s")
     return Round(
         rate=seen.answered / seen.seconds,
-        cpu_s=edges[1] - edges[0],
+        programs_cpu_s=_between(*edges),
         generator_share=seen.cpu_share,
         answered=seen.answered,
         failed=seen.statuses.total() - seen.answered,
@@ -162,8 +162,8 @@ def closed(
 @dataclass(frozen=True, slots=True)
 class OpenCell:
     overload: Overload
-    cpu_s: float
-    """Of the server, over the whole run."""
+    programs_cpu_s: Mapping[str, float]
+    """Of the server's programs, over the whole run."""
     generator_share: float
     late_p99_s: float
     """How late queries left, when a connection was free."""
@@ -176,12 +176,12 @@ def opened(
     """A Poisson load of `rate` and then, for a while, of `calm_rate`; its first second warms up and is not counted."""
     prepared = started.prepared
     schedule = _schedule(rate, effort.overload_s, calm_rate, effort.calm_s, seed)
-    processes = server.processes()
+    programs = server.programs()
     loop = OpenLoop(
         connect(server, prepared, BINARY, slo(deadline_s * 1e3)), len(prepared.questions),
         deadline_s=deadline_s, most=_connections(),
     )  # fmt: skip
-    before = cpu_s(processes)
+    before = cpu_s(programs)
     with quiet(started.servers, server):
         seen = uvloop.run(loop.run(schedule))
     if bad := wrong(seen.kept, prepared.answers):
@@ -193,7 +193,11 @@ def opened(
         Phase(min(1.0, effort.overload_s / 4), effort.overload_s), deadline_s,
     )  # fmt: skip
     tell(f"{prepared.model.name}: {server.name}, offered {rate:,.0f}/s: {found.on_time_per_s:,.0f}/s on time")
-    return OpenCell(found, cpu_s(processes) - before, seen.cpu_share, seen.late_p99_s, seen.most_connections)
+    return OpenCell(found, _between(before, cpu_s(programs)), seen.cpu_share, seen.late_p99_s, seen.most_connections)
+
+
+def _between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in before}
 
 
 def _schedule(rate: float, seconds: float, calm_rate: float, calm_s: float, seed: int) -> list[float]:

@@ -24,8 +24,8 @@ class Round:
 
     rate: float
     """Right answers per second."""
-    cpu_s: float
-    """Of all the server's processes, in the window."""
+    programs_cpu_s: Mapping[str, float]
+    """Of each of the server's programs, in the window."""
     generator_share: float
     answered: int
     failed: int
@@ -34,7 +34,7 @@ class Round:
 
     @property
     def cpu_per_query_s(self) -> float:
-        return self.cpu_s / self.answered if self.answered else float("nan")
+        return sum(self.programs_cpu_s.values()) / self.answered if self.answered else float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Throughput:
     lowest: float
     highest: float
     cpu_per_query_s: float
+    programs_cpu_per_query_s: Mapping[str, float]
     generator_share: float
     p50_s: float
     p95_s: float
@@ -59,6 +60,10 @@ def throughput(rounds: Sequence[Round]) -> Throughput:
         lowest=min(rates),
         highest=max(rates),
         cpu_per_query_s=statistics.median(one.cpu_per_query_s for one in rounds),
+        programs_cpu_per_query_s={
+            name: statistics.median(one.programs_cpu_s[name] / max(1, one.answered) for one in rounds)
+            for name in rounds[0].programs_cpu_s
+        },
         generator_share=max(one.generator_share for one in rounds),
         p50_s=statistics.median(one.p50_s for one in rounds),
         p95_s=statistics.median(one.p95_s for one in rounds),

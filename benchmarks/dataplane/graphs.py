@@ -175,7 +175,7 @@ def _model(name: str, nodes: list[Any], constants: _Constants, row: tuple[int, .
 
 
 SMALL_MLP = Model("small-mlp", "MLP 16-32-10", (16,), lambda: mlp((16, 32, CLASSES)))
-WIDE_MLP = Model("wide-mlp", "MLP 512-4096-2048-10", (512,), lambda: mlp((512, 4096, 2048, CLASSES)))
+WIDE_MLP = Model("wide-mlp", "MLP 512-3072-1536-10", (512,), lambda: mlp((512, 3072, 1536, CLASSES)))
 SMALL_CNN = Model("small-cnn", "CNN 3×64×64", (3, 64, 64), small_cnn)
 RESNET = Model("resnet", "ResNet-18 3×224×224", (3, 224, 224), resnet, questions=16)
 MODELS = {model.name: model for model in (SMALL_MLP, WIDE_MLP, SMALL_CNN, RESNET)}

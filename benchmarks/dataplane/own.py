@@ -31,7 +31,8 @@ def own(prepared: Prepared, pins: Pins, *, budget_s: float, has_crowd: bool) -> 
             raise SystemExit("the private system is gone")
         address = (endpoints.host, endpoints.http_port)
         grpc = (endpoints.host, endpoints.grpc_port)
-        yield Server(INFAAS, address, [record.pid], grpc=grpc, serves=variant)
+        roots = {"supervisor": record.pid, **{one.name: one.pid for one in record.programs if one.pid is not None}}
+        yield Server(INFAAS, address, roots, grpc=grpc, serves=variant)
 
 
 def _registered(client: Client, prepared: Prepared) -> str:

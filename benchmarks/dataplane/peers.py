@@ -92,26 +92,26 @@ def peer(name: str, kit: Kit, prepared: Prepared) -> Iterator[Server]:
 def _fastapi(kit: Kit, prepared: Prepared) -> Iterator[Server]:
     environment(kit.environment)
     with _app("fastapi_app", kit.environment / "bin" / "python", kit, prepared) as (address, pid):
-        yield Server(FASTAPI, address, [pid])
+        yield Server(FASTAPI, address, {FASTAPI: pid})
 
 
 @contextmanager
 def _mosec(kit: Kit, prepared: Prepared) -> Iterator[Server]:
     environment(kit.environment)
     with _app("mosec_app", kit.environment / "bin" / "python", kit, prepared) as (address, pid):
-        yield Server(MOSEC, address, [pid], path="/inference")
+        yield Server(MOSEC, address, {MOSEC: pid}, path="/inference")
 
 
 @contextmanager
 def _grpc(kit: Kit, prepared: Prepared) -> Iterator[Server]:
     with _app("grpc_app", Path(sys.executable), kit, prepared) as (address, pid):
-        yield Server(GRPC_AIO, address, [pid], grpc=address, has_rest=False)
+        yield Server(GRPC_AIO, address, {GRPC_AIO: pid}, grpc=address, has_rest=False)
 
 
 @contextmanager
 def _null(kit: Kit, prepared: Prepared) -> Iterator[Server]:
     with _app("null_app", Path(sys.executable), kit, prepared) as (address, pid):
-        yield Server(NULL, address, [pid])
+        yield Server(NULL, address, {NULL: pid})
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _triton(kit: Kit, prepared: Prepared) -> Iterator[Server]:
         "--exit-timeout-secs", "2",
     ]  # fmt: skip
     with _program(TRITON, words, (_HOST, rest), kit) as pid:
-        yield Server(TRITON, (_HOST, rest), [pid], grpc=(_HOST, grpc))
+        yield Server(TRITON, (_HOST, rest), {TRITON: pid}, grpc=(_HOST, grpc))
 
 
 _STARTERS: dict[str, Callable[[Kit, Prepared], AbstractContextManager[Server]]] = {

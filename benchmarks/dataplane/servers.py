@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
@@ -57,8 +58,8 @@ def pins(*, is_shared: bool) -> Pins:
 class Server:
     name: str
     address: Address
-    roots: Sequence[int]
-    """The processes that were started; their children are theirs."""
+    roots: Mapping[str, int]
+    """The programs that were started, by name; their children are theirs."""
     path: str = REST_PATH
     grpc: Address | None = None
     has_rest: bool = True
@@ -66,23 +67,28 @@ class Server:
     serves: str = ""
     """The variant, where there is a choice."""
 
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for root in self.roots:
+    def programs(self) -> dict[str, list[psutil.Process]]:
+        """Each root with its children, but for those that are roots themselves."""
+        found: dict[str, list[psutil.Process]] = {}
+        for name, root in self.roots.items():
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(root)
-                found += [process, *process.children(recursive=True)]
+                others = set(self.roots.values()) - {root}
+                found[name] = [one for one in (process, *process.children(recursive=True)) if one.pid not in others]
         return found
 
 
-def cpu_s(processes: Sequence[psutil.Process]) -> float:
-    """Processor time that they have taken so far."""
-    total = 0.0
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            used = process.cpu_times()
-            total += used.user + used.system
-    return total
+def cpu_s(programs: Mapping[str, Sequence[psutil.Process]]) -> dict[str, float]:
+    """Processor time that each program has taken so far."""
+    return {name: sum(map(_cpu_s, processes)) for name, processes in programs.items()}
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        used = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(used.user + used.system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ def quiet(servers: Sequence[Server], but: Server) -> Iterator[None]:
     with ExitStack() as stack:
         for server in servers:
             if server is not but and server.name != INFAAS:
-                for process in server.processes():
+                for process in itertools.chain(*server.programs().values()):
                     process.suspend()
                     stack.callback(_resume, process)
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -43,6 +43,12 @@ def milliseconds(seconds: float) -> str:
 
 def microseconds(seconds: float) -> str:
     return "–" if math.isnan(seconds) else f"{seconds * 1e6:.1f}"
+
+
+def parts(seconds_of: Mapping[str, float], least: float) -> str:
+    """Largest first; what is less than `least` seconds is left out, and a single part is the whole."""
+    shown = sorted(((value, name) for name, value in seconds_of.items() if value >= least), reverse=True)
+    return " + ".join(f"{name} {value * 1e6:.0f}" for value, name in shown) if len(seconds_of) > 1 else ""
 
 
 def seconds(value: float) -> str:

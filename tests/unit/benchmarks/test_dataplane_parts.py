@@ -27,7 +27,14 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def a_round(parts: Any, rate: float, **more: Any) -> Any:
-    facts = {"cpu_s": 1.0, "generator_share": 0.2, "answered": 1_000, "failed": 0, "p50_s": 0.001, "p95_s": 0.002}
+    facts = {
+        "programs_cpu_s": {"a": 0.75, "b": 0.25},
+        "generator_share": 0.2,
+        "answered": 1_000,
+        "failed": 0,
+        "p50_s": 0.001,
+        "p95_s": 0.002,
+    }
     return parts.figures.Round(rate=rate, **{**facts, **more})
 
 
@@ -36,6 +43,8 @@ def test_throughput_is_the_median_of_rounds_and_the_generator_s_worst(parts: Any
     found = parts.figures.throughput(rounds)
     assert (found.rate, found.lowest, found.highest) == (100.0, 90.0, 400.0)
     assert found.cpu_per_query_s == pytest.approx(0.001)
+    assert found.programs_cpu_per_query_s == pytest.approx({"a": 0.00075, "b": 0.00025})
+    assert parts.tables.parts(found.programs_cpu_per_query_s, 0.0005) == "a 750"
     assert (found.generator_share, found.failed, found.rounds) == (0.95, 2, 3)
 
 
