@@ -14,12 +14,12 @@ import numpy.typing as npt
 import uvloop
 
 from dataplane.figures import Overload, Phase, Round, gaps_needed, overload, quantile, two_steps
-from dataplane.generator import Closed, Connect, OpenLoop, closed_loop, rest_connect
+from dataplane.generator import Connect, OpenLoop, closed_loop, rest_connect
 from dataplane.graphs import INPUT, Model, Prepared, prepare
 from dataplane.h2 import grpc_connect
 from dataplane.own import own
 from dataplane.peers import CannotStartError, Kit, left_out, peer
-from dataplane.servers import LeftOut, Server, cpu_s, quiet, wait_answering
+from dataplane.servers import INFAAS, LeftOut, Server, cpu_s, quiet, wait_answering
 from dataplane.wire import grpc_output, requests, rest_output, wrong
 from infaas.bench.grpc import query_bytes
 from infaas.client_grpc import METHOD
@@ -66,9 +66,6 @@ class Started:
     servers: Sequence[Server]
     left_out: Sequence[LeftOut]
 
-    def named(self, name: str) -> Server | None:
-        return next((server for server in self.servers if server.name == name), None)
-
 
 @contextmanager
 def started(run: Run, model: Model, peers: Sequence[str]) -> Iterator[Started]:
@@ -80,7 +77,10 @@ def started(run: Run, model: Model, peers: Sequence[str]) -> Iterator[Started]:
     missing: list[LeftOut] = []
     with ExitStack() as stack:
         servers = [stack.enter_context(own(prepared, kit.pins, budget_s=run.effort.budget_s, has_crowd=run.has_crowd))]
-        _wait_answering(servers[0], prepared)
+        try:
+            _wait_answering(servers[0], prepared)
+        except CannotStartError as error:
+            raise SystemExit(f"{INFAAS} does not serve {model.name}: {error}") from error
         for name in peers:
             try:
                 server = stack.enter_context(peer(name, kit, prepared))
@@ -130,7 +130,7 @@ def closed(
     *,
     connections: int = CONNECTIONS,
     is_checked: bool = True,
-) -> tuple[Round, Closed]:
+) -> Round:
     """Raises SystemExit for a wrong answer or a broken connection: there is no rate of those."""
     prepared = started.prepared
     programs = server.programs()
@@ -156,7 +156,7 @@ def closed(
         failed=seen.statuses.total() - seen.answered,
         p50_s=quantile(seen.latencies_s, 0.5),
         p95_s=quantile(seen.latencies_s, 0.95),
-    ), seen
+    )
 
 
 @dataclass(frozen=True, slots=True)

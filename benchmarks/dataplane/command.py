@@ -9,13 +9,13 @@ import platform
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dataplane.cells import FULL, QUICK, Run, tell
+from dataplane.cells import FULL, QUICK, Effort, Run, tell
 from dataplane.graphs import MODELS
-from dataplane.peers import Kit
+from dataplane.peers import Kit, versions
 from dataplane.servers import pins
 from dataplane.tasks import QUESTIONS, Answer
 
@@ -80,11 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _with(effort: Any, chosen: argparse.Namespace) -> Any:
-    import dataclasses
-
+def _with(effort: Effort, chosen: argparse.Namespace) -> Effort:
     changes = {"rounds": chosen.rounds, "seconds": chosen.seconds}
-    return dataclasses.replace(effort, **{name: value for name, value in changes.items() if value is not None})
+    return replace(effort, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _text(answer: Answer) -> str:
@@ -96,6 +94,7 @@ def _data(answers: dict[str, Answer], chosen: argparse.Namespace) -> dict[str, A
     return {
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
         "python": sys.version.split()[0],
+        "peers": versions(chosen.peers_venv),
         "is_shared": chosen.shared,
         "is_quick": chosen.quick,
         **{

@@ -12,7 +12,7 @@ import numpy.typing as npt
 BOUND_SHARE = 0.9
 """A generator that takes more of its core than this may have been the bound."""
 NULL_FACTOR = 2.0
-"""Against a server that does nothing the generator must be so many times as fast as the rate that is reported."""
+"""So many times as fast as the rate that is reported the generator must be able to go."""
 OK_STATUS, UNSENT, UNANSWERED = 200, 0, -1
 NORMAL_SHARE = 0.95
 BIN_S = 0.25
@@ -80,11 +80,16 @@ def ratio(rates: Sequence[float], base: Sequence[float]) -> float | None:
 
 
 def why_bound(rate: float, generator_share: float, null_rate: float | None) -> str:
-    """Why the generator and not the server may have been the bound; empty when it was not."""
+    """Why the generator and not the server may have been the bound; empty when it was not.
+
+    It was not when it could have gone twice as fast: by half of its core that it left idle, or by the rate at which
+    it drives a server that does nothing.
+    """
     if generator_share > BOUND_SHARE:
         return f"generator-bound ({generator_share:.0%} of its core)"
-    if null_rate is not None and rate * NULL_FACTOR > null_rate:
-        return f"generator-bound (null server {null_rate:,.0f}/s)"
+    if generator_share * NULL_FACTOR > 1 and (null_rate is None or rate * NULL_FACTOR > null_rate):
+        against = "" if null_rate is None else f", null server {null_rate:,.0f}/s"
+        return f"generator-bound? ({generator_share:.0%} of its core{against})"
     return ""
 
 

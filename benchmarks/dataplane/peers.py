@@ -6,6 +6,7 @@ find it. What cannot be had is left out, and the table says why.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -79,6 +80,16 @@ def environment(path: Path) -> None:
     if made.returncode != 0:
         raise CannotStartError(f"its environment cannot be made: {made.stderr.strip()[-300:]}")
     done.write_text(wanted)
+
+
+def versions(path: Path) -> dict[str, str]:
+    """Of what the peers' environment holds; empty where there is none."""
+    python = path / "bin" / "python"
+    if not python.is_file():
+        return {}
+    words = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True)
+    return {one["name"]: one["version"] for one in json.loads(listed.stdout) if one["name"] in PACKAGES}
 
 
 @contextmanager

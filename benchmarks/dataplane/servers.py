@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psutil
 
@@ -63,7 +63,6 @@ class Server:
     path: str = REST_PATH
     grpc: Address | None = None
     has_rest: bool = True
-    headers: Mapping[str, str] = field(default_factory=dict)
     serves: str = ""
     """The variant, where there is a choice."""
 

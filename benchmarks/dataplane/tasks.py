@@ -45,7 +45,7 @@ def of_throughput(run: Run) -> Answer:
             for kind in (BINARY, JSON, GRPC):
                 for server in up.servers:
                     if understands(server, kind) and (server.name != NULL or kind == BINARY):
-                        cell, _ = closed(up, server, kind, run.effort, is_checked=server.name != NULL)
+                        cell = closed(up, server, kind, run.effort, is_checked=server.name != NULL)
                         cells.setdefault((server.name, kind), []).append(cell)
         found = {key: throughput(rounds) for key, rounds in cells.items()}
         null = found.get((NULL, BINARY))
@@ -88,7 +88,7 @@ def of_limits(run: Run, models: Sequence[Model] = (WIDE_MLP, SMALL_CNN, RESNET))
             rounds: list[Round] = []
             for _ in range(run.effort.rounds):
                 limits.append(limit_of(up.prepared.file, run.kit.pins.server, run.effort.offline_s))
-                rounds.append(closed(up, server, BINARY, run.effort)[0])
+                rounds.append(closed(up, server, BINARY, run.effort))
             one = throughput(rounds)
             best = [limit.best for limit in limits]
             share = ratio([cell.rate for cell in rounds], best)
@@ -125,7 +125,7 @@ def of_latency(run: Run, models: Sequence[Model] = (SMALL_MLP,)) -> Answer:
                 for kind in (BINARY, JSON, GRPC):
                     for server in up.servers:
                         if understands(server, kind):
-                            cell, _ = closed(up, server, kind, run.effort, connections=1)
+                            cell = closed(up, server, kind, run.effort, connections=1)
                             cells.setdefault((server.name, kind), []).append(cell)
             alone = median(limit.alone_s for limit in limits), median(limit.alone_p95_s for limit in limits)
             for (name, kind), rounds in cells.items():
@@ -156,9 +156,7 @@ def of_overload(
             for server in up.servers:
                 if not server.has_rest:
                     continue
-                capacity = throughput(
-                    [closed(up, server, BINARY, run.effort)[0] for _ in range(run.effort.rounds)]
-                ).rate
+                capacity = throughput([closed(up, server, BINARY, run.effort) for _ in range(run.effort.rounds)]).rate
                 for number, multiple in enumerate(multiples):
                     cell = _offered(run, up, server, capacity, multiple, seed=number)
                     rows.append(_overload_row(model, server, capacity, multiple, cell))

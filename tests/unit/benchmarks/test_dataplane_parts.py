@@ -58,8 +58,10 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios(parts: Any) -> None:
     [
         (10.0, 0.5, 100.0, ""),
         (10.0, 0.95, 100.0, "generator-bound (95% of its core)"),
-        (60.0, 0.5, 100.0, "generator-bound (null server 100/s)"),
-        (60.0, 0.5, None, ""),
+        (60.0, 0.6, 100.0, "generator-bound? (60% of its core, null server 100/s)"),
+        (60.0, 0.4, 100.0, ""),
+        (60.0, 0.6, 200.0, ""),
+        (60.0, 0.6, None, "generator-bound? (60% of its core)"),
     ],
 )
 def test_a_generator_that_may_have_been_the_bound_is_said(
