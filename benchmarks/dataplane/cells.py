@@ -166,8 +166,10 @@ class OpenCell:
     """Of the server's programs, over the whole run."""
     generator_share: float
     late_p99_s: float
-    """How late queries left, when a connection was free."""
+    """How late the load came to what was due."""
     connections: int
+    """At most on their way at one time."""
+    refused_connections: int
 
 
 def opened(
@@ -193,7 +195,14 @@ def opened(
         Phase(min(1.0, effort.overload_s / 4), effort.overload_s), deadline_s,
     )  # fmt: skip
     tell(f"{prepared.model.name}: {server.name}, offered {rate:,.0f}/s: {found.on_time_per_s:,.0f}/s on time")
-    return OpenCell(found, _between(before, cpu_s(programs)), seen.cpu_share, seen.late_p99_s, seen.most_connections)
+    return OpenCell(
+        found,
+        _between(before, cpu_s(programs)),
+        seen.cpu_share,
+        seen.late_p99_s,
+        seen.most_connections,
+        seen.refused_connections,
+    )
 
 
 def _between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
