@@ -1,0 +1,178 @@
+"""The data-plane benchmark's load against real sockets: what it counts is what the server answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+
+from infaas.oip.v2 import grpc_service_pb2 as oip
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+QUESTIONS = [b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n" + bytes([number]) for number in range(4)]
+Address = tuple[str, int]
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from dataplane import generator, h2, wire
+
+    return SimpleNamespace(generator=generator, h2=h2, wire=wire)
+
+
+@asynccontextmanager
+async def a_server(answer: Callable[[int, int], bytes]) -> AsyncIterator[Address]:
+    """Answers the n-th query of all, and its question; an empty answer closes the connection."""
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        try:
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                question = (await reader.readexactly(1))[0]
+                count += 1
+                said = answer(count, question)
+                if not said:
+                    break
+                half = len(said) // 2  # answers come in pieces
+                writer.write(said[:half])
+                await writer.drain()
+                writer.write(said[half:])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the caller has gone
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()
+    finally:
+        server.close()
+
+
+def said(status: int, content: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {status} Word\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content
+
+
+async def test_a_closed_loop_counts_answers_by_status_and_keeps_some_with_their_question(parts: Any) -> None:
+    edges: list[None] = []
+    async with a_server(lambda n, question: said(200 if n % 10 else 429, b"%d" % question)) as address:
+        seen = await parts.generator.closed_loop(
+            parts.generator.rest_connect(address, QUESTIONS), len(QUESTIONS),
+            connections=4, warm_s=0.05, seconds=0.5, on_edge=lambda: edges.append(None),
+        )  # fmt: skip
+    assert seen.failure == ""
+    assert len(edges) == 2
+    assert seen.answered == seen.statuses[200] > seen.statuses[429] > 0
+    assert len(seen.latencies_s) == seen.statuses.total()
+    assert seen.kept
+    assert all(one.content.endswith(b"\r\n\r\n%d" % one.question) for one in seen.kept)
+
+
+async def test_a_connection_that_ends_is_said_and_ends_a_closed_loop(parts: Any) -> None:
+    async with a_server(lambda n, _: said(200) if n < 20 else b"") as address:
+        seen = await parts.generator.closed_loop(
+            parts.generator.rest_connect(address, QUESTIONS), len(QUESTIONS), connections=2, warm_s=0.0, seconds=30.0
+        )
+    assert "closed the connection" in seen.failure
+
+
+async def test_every_query_of_a_schedule_has_its_own_outcome(parts: Any) -> None:
+    """One in eight is refused, one in sixteen loses its connection, and the rest goes on over new ones."""
+    schedule = list(np.linspace(0.0, 0.5, 320))
+
+    def answer(n: int, question: int) -> bytes:
+        return b"" if n % 16 == 0 else said(429) if n % 16 == 8 else said(200)
+
+    async with a_server(answer) as address:
+        loop = parts.generator.OpenLoop(
+            parts.generator.rest_connect(address, QUESTIONS), len(QUESTIONS), deadline_s=60.0, most=8
+        )
+        seen = await loop.run(schedule)
+    statuses = np.asarray(seen.statuses)
+    assert np.sum(statuses == -1) == 20
+    assert np.sum(statuses == 429) == 20
+    assert np.sum(statuses == 200) == 280
+    sent, ended, due = (np.frombuffer(x) for x in (seen.sent_s, seen.ended_s, seen.due_s))
+    assert np.all(due <= sent)
+    assert np.all(sent <= ended)
+    assert seen.most_connections <= 8
+
+
+async def test_a_query_whose_deadline_passed_before_a_connection_was_free_is_not_sent(parts: Any) -> None:
+    gate = asyncio.Event()
+    received: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                received.append((await reader.readexactly(1))[0])
+                await gate.wait()
+                writer.write(said(200))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the caller has gone
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    loop = parts.generator.OpenLoop(
+        parts.generator.rest_connect(server.sockets[0].getsockname(), QUESTIONS), 4, deadline_s=0.2, most=1
+    )
+    # The second is due at once and waits for the only connection until the gate opens, long after its deadline.
+    asyncio.get_running_loop().call_later(1.0, gate.set)
+    seen = await loop.run([0.0, 0.0])
+    server.close()
+    assert list(seen.statuses) == [200, parts.generator.UNSENT]
+    assert received == [0]
+
+
+async def test_grpc_calls_of_prepared_frames_are_answered_by_a_real_server(parts: Any) -> None:
+    """More bytes than the first window holds, so that the windows must be kept; one call in seven fails."""
+    count = 0
+    seen_headers: set[str] = set()
+
+    async def infer(request: Any, context: Any) -> Any:
+        nonlocal count
+        count += 1
+        seen_headers.update(str(value) for key, value in context.invocation_metadata() if key == "x-asked")
+        if count % 7 == 0:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no")
+        return oip.ModelInferResponse(raw_output_contents=[request.raw_input_contents[0][:4]])
+
+    method = grpc.unary_unary_rpc_method_handler(
+        infer, oip.ModelInferRequest.FromString, oip.ModelInferResponse.SerializeToString
+    )
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", {"m": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    rows = [np.full(2_000, number, np.float32) for number in range(3)]
+    messages = [oip.ModelInferRequest(raw_input_contents=[row.tobytes()]).SerializeToString() for row in rows]
+    try:
+        seen = await parts.generator.closed_loop(
+            parts.h2.grpc_connect(("127.0.0.1", port), "/s/m", messages, {"x-asked": "v" * 200}), 3,
+            connections=3, warm_s=0.1, seconds=1.0,
+        )  # fmt: skip
+    finally:
+        await server.stop(None)
+    assert seen.failure == ""
+    assert seen.statuses[200] > seen.statuses[500] > 0
+    assert seen.statuses.total() * len(messages[0]) > 3 * 65_535
+    assert seen_headers == {"v" * 200}
+    assert parts.wire.wrong(seen.kept, np.array([[0.0], [1.0], [2.0]]), parts.wire.grpc_output) == []
+
+
+def test_a_grpc_message_that_fits_no_frame_is_refused(parts: Any) -> None:
+    with pytest.raises(ValueError, match="does not fit a frame"):
+        parts.h2.grpc_connect(("127.0.0.1", 1), "/s/m", [b"x" * 20_000], {})
