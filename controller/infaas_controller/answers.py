@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.commands import BatchResult
 
 
 class Outputs:
-    """One query's part of a batch's answer."""
+    """One query's part of a batch's answer. `values` are the bytes of its outputs, in their order."""
 
-    __slots__ = ("_done", "_query")
+    __slots__ = ("_done", "_query", "_values")
 
-    def __init__(self, done: pb.BatchDone, query: pb.QueryOutputs) -> None:
+    def __init__(self, done: pb.BatchDone, query: pb.QueryOutputs, values: Sequence[memoryview]) -> None:
         self._done = done
         self._query = query
+        self._values = values
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Raises ValueError when names, datatypes and values do not match."""
-        done, values = self._done, self._query.outputs
+        done = self._done
         return tuple(
-            Tensor(name, Datatype(datatype), tuple(value.shape), value.data)
-            for name, datatype, value in zip(done.output_names, done.output_datatypes, values, strict=True)
+            Tensor(name, Datatype(datatype), tuple(output.shape), value)
+            for name, datatype, output, value in zip(
+                done.output_names, done.output_datatypes, self._query.outputs, self._values, strict=True
+            )
         )
 
 
-def batch_result(done: pb.BatchDone) -> BatchResult:
-    """Its outputs, by ticket number, are `Outputs`."""
-    outputs = {query.id: Outputs(done, query) for query in done.queries if not query.error_code}
-    failed = {query.id: (query.error_code, query.error) for query in done.queries if query.error_code}
+def batch_result(done: pb.BatchDone, values: Sequence[memoryview]) -> BatchResult:
+    """Its outputs, by ticket number, are `Outputs`. `values` are the bytes of all outputs of all queries."""
+    outputs, failed, at = {}, {}, 0
+    for query in done.queries:
+        end = at + len(query.outputs)
+        if query.error_code:
+            failed[query.id] = query.error_code, query.error
+        else:
+            outputs[query.id] = Outputs(done, query, values[at:end])
+        at = end
     return BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)

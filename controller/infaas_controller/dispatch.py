@@ -228,8 +228,8 @@ class Dispatcher:
     def batch_started(self, batch: int) -> None:
         self.engine.started(batch, self._clock.now())
 
-    def batch_done(self, done: pb.BatchDone) -> None:
-        result = batch_result(done)
+    def batch_done(self, done: pb.BatchDone, values: Sequence[memoryview]) -> None:
+        result = batch_result(done, values)
         try:
             if not done.error_code and (ran := self.engine.ran(done.id, result)) is not None:
                 lane, items = ran

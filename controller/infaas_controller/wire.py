@@ -1,7 +1,7 @@
-"""Batches as bytes of the worker protocol, written by hand so that tensors are copied once, into the message itself.
+"""Batches as frames of the worker protocol: the message written by hand, the tensors beside it as they came.
 
-Protocol buffers' own encoder copies every tensor twice (into the message object, then into its bytes) and wants `bytes`
-where we hold a memoryview of the request's body. Everything else on the stream is small and uses the generated classes.
+Building the message with the generated classes costs several times as much, and it is paid for every query. Everything
+else on the link is small and uses them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infaas.domain.query import Query
-from infaas.rpc.v1 import worker_pb2 as pb
+from infaas.rpc.hop.frames import Buffer, flat
 
 # Field numbers of proto/infaas/rpc/v1/worker.proto. Wire type 2 (length-delimited) unless said otherwise.
 _MESSAGE_BATCH = 2
@@ -17,19 +17,21 @@ _BATCH_ID, _BATCH_INSTANCE, _BATCH_NAMES, _BATCH_DATATYPES, _BATCH_OUTPUTS, _BAT
 _BATCH_REMAINING_US = 7
 _QUERY_ID, _QUERY_ITEMS, _QUERY_INPUTS, _QUERY_REMAINING_US = 1, 2, 3, 4
 _QUERY_TRACEPARENT, _QUERY_TRACESTATE = 5, 6
-_TENSOR_SHAPE, _TENSOR_DATA = 1, 2
+_TENSOR_SHAPE, _TENSOR_SIZE = 1, 3
 
-Buffer = bytes | memoryview
+Outgoing = tuple[bytes, list[Buffer]]
+"""A message and its tensors' bytes, in the order in which it names them."""
 WireQuery = tuple[int, Query, float]
 """Number, query, and the seconds that are left to it."""
 
 
-def encode_batch(number: int, instance: str, queries: Sequence[WireQuery]) -> bytes:
+def encode_batch(number: int, instance: str, queries: Sequence[WireQuery]) -> Outgoing:
     """A `ControllerMessage` with a `Batch`. All queries share a signature and requested outputs; tensors are put in the
     order of the first query's, by name."""
     first = queries[0][1]
     names = [tensor.name for tensor in first.inputs]
-    parts: list[Buffer] = [
+    segments: list[Buffer] = []
+    parts: list[bytes] = [
         _number(_BATCH_ID, number),
         _bytes(_BATCH_INSTANCE, instance.encode()),
         *(_bytes(_BATCH_NAMES, name.encode()) for name in names),
@@ -37,38 +39,30 @@ def encode_batch(number: int, instance: str, queries: Sequence[WireQuery]) -> by
         *(_bytes(_BATCH_OUTPUTS, name.encode()) for name in first.outputs),
     ]
     for wire in queries:
-        chunks = _query_chunks(wire, names)
-        parts.append(_head(_BATCH_QUERIES, sum(map(len, chunks))))
-        parts += chunks
+        parts.append(_bytes(_BATCH_QUERIES, _query(wire, names, segments)))
     parts.append(_number(_BATCH_REMAINING_US, _micros(min(left for _, _, left in queries))))
-    return b"".join([_head(_MESSAGE_BATCH, sum(map(len, parts))), *parts])
+    return _bytes(_MESSAGE_BATCH, b"".join(parts)), segments
 
 
-def encode(message: pb.ControllerMessage | bytes) -> bytes:
-    """Serializer of the stream: what is bytes already goes as it is."""
-    return message if isinstance(message, bytes) else message.SerializeToString()
-
-
-def _query_chunks(wire: WireQuery, names: list[str]) -> list[Buffer]:
+def _query(wire: WireQuery, names: list[str], segments: list[Buffer]) -> bytes:
+    """The message; its tensors are added to the segments."""
     number, query, left_s = wire
-    chunks: list[Buffer] = [_number(_QUERY_ID, number), _number(_QUERY_ITEMS, query.items)]
+    chunks: list[bytes] = [_number(_QUERY_ID, number), _number(_QUERY_ITEMS, query.items)]
     inputs = query.inputs
     if [tensor.name for tensor in inputs] != names:
         by_name = {tensor.name: tensor for tensor in inputs}
         inputs = tuple(by_name[name] for name in names)
     for tensor in inputs:
-        data = tensor.data
-        if isinstance(data, memoryview):
-            data = data.cast("B") if data.format != "B" or data.ndim != 1 else data
-        shape = _bytes(_TENSOR_SHAPE, b"".join(map(_varint, tensor.shape)))
-        head = _head(_TENSOR_DATA, len(data))
-        chunks += (_head(_QUERY_INPUTS, len(shape) + len(head) + len(data)), shape, head, data)
+        data = flat(tensor.data)
+        segments.append(data)
+        value = _bytes(_TENSOR_SHAPE, b"".join(map(_varint, tensor.shape))) + _number(_TENSOR_SIZE, len(data))
+        chunks.append(_bytes(_QUERY_INPUTS, value))
     chunks.append(_number(_QUERY_REMAINING_US, _micros(left_s)))
     if query.trace is not None:
         chunks.append(_bytes(_QUERY_TRACEPARENT, query.trace.traceparent.encode()))
         if query.trace.tracestate:
             chunks.append(_bytes(_QUERY_TRACESTATE, query.trace.tracestate.encode()))
-    return chunks
+    return b"".join(chunks)
 
 
 def _micros(seconds: float) -> int:
@@ -91,9 +85,5 @@ def _number(field: int, value: int) -> bytes:
     return bytes((field << 3,)) + _varint(value)
 
 
-def _head(field: int, length: int) -> bytes:
-    return bytes((field << 3 | 2,)) + _varint(length)
-
-
 def _bytes(field: int, data: bytes) -> bytes:
-    return _head(field, len(data)) + data
+    return bytes((field << 3 | 2,)) + _varint(len(data)) + data

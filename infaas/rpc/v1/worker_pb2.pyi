@@ -21,22 +21,34 @@ class ControllerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., cancel: _Optional[_Union[CancelQueries, _Mapping]] = ..., load: _Optional[_Union[LoadInstance, _Mapping]] = ..., unload: _Optional[_Union[UnloadInstance, _Mapping]] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("report", "done", "started")
+    __slots__ = ("report", "done", "started", "refusal")
     REPORT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     report: WorkerReport
     done: BatchDone
     started: BatchStarted
-    def __init__(self, report: _Optional[_Union[WorkerReport, _Mapping]] = ..., done: _Optional[_Union[BatchDone, _Mapping]] = ..., started: _Optional[_Union[BatchStarted, _Mapping]] = ...) -> None: ...
+    refusal: Refusal
+    def __init__(self, report: _Optional[_Union[WorkerReport, _Mapping]] = ..., done: _Optional[_Union[BatchDone, _Mapping]] = ..., started: _Optional[_Union[BatchStarted, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("controller", "version")
+    __slots__ = ("controller", "version", "token")
     CONTROLLER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     controller: str
     version: str
-    def __init__(self, controller: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    token: str
+    def __init__(self, controller: _Optional[str] = ..., version: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("error_code", "reason")
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    error_code: str
+    reason: str
+    def __init__(self, error_code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("id", "instance", "input_names", "input_datatypes", "outputs", "queries", "remaining_us")
@@ -73,12 +85,12 @@ class QueryInputs(_message.Message):
     def __init__(self, id: _Optional[int] = ..., items: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ..., remaining_us: _Optional[int] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class TensorValue(_message.Message):
-    __slots__ = ("shape", "data")
+    __slots__ = ("shape", "size")
     SHAPE_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     shape: _containers.RepeatedScalarFieldContainer[int]
-    data: bytes
-    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    size: int
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., size: _Optional[int] = ...) -> None: ...
 
 class BatchStarted(_message.Message):
     __slots__ = ("id",)

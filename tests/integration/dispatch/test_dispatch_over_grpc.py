@@ -15,10 +15,9 @@ from infaas.domain.cluster import InstanceRecord
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype, Tensor
-from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
 from infaas.testing.builders import a_variant, an_instance
-from infaas.testing.fake_worker import FakeWorker, ModelRaisedError, Output
+from infaas.testing.fake_worker import FakeQuery, FakeWorker, ModelRaisedError, Output
 
 Opener = Callable[..., Any]
 
@@ -162,7 +161,7 @@ async def test_an_input_that_kills_its_instance_twice_is_a_model_failure_and_is_
 async def test_one_input_that_makes_the_model_raise_does_not_fail_its_neighbours(
     cluster: Opener, fails_alone: bool
 ) -> None:
-    def picky(instance: InstanceRecord, names: list[str], query: pb.QueryInputs) -> list[Output]:
+    def picky(instance: InstanceRecord, names: list[str], query: FakeQuery) -> list[Output]:
         data = query.inputs[0].data
         if struct.unpack_from("<f", data)[0] == 3:
             raise ModelRaisedError("three is not allowed")

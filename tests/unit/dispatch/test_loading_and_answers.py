@@ -80,9 +80,10 @@ def a_done(*queries: pb.QueryOutputs) -> pb.BatchDone:
 
 
 def test_answers_and_failures_of_a_batch_are_kept_apart_and_tensors_read_when_wanted() -> None:
-    values = [pb.TensorValue(shape=[1, 2], data=bytes(8)), pb.TensorValue(shape=[1], data=bytes(range(8)))]
+    values = [pb.TensorValue(shape=[1, 2], size=8), pb.TensorValue(shape=[1], size=8)]
     result = batch_result(
-        a_done(pb.QueryOutputs(id=1, outputs=values), pb.QueryOutputs(id=2, error_code="x", error="y"))
+        a_done(pb.QueryOutputs(id=2, error_code="x", error="y"), pb.QueryOutputs(id=1, outputs=values)),
+        [memoryview(bytes(8)), memoryview(bytes(range(8)))],
     )
     assert (result.error, result.was_running, result.staged_s, result.run_s) == ("", True, 0.5, 0.25)
     assert result.failed == {2: ("x", "y")}
@@ -97,8 +98,8 @@ def test_answers_and_failures_of_a_batch_are_kept_apart_and_tensors_read_when_wa
 
 @pytest.mark.parametrize("values", [1, 3])
 def test_an_answer_with_too_few_or_too_many_tensors_cannot_be_read(values: int) -> None:
-    outputs = [pb.TensorValue(shape=[1], data=bytes(8))] * values
-    result = batch_result(a_done(pb.QueryOutputs(id=1, outputs=outputs)))
+    outputs = [pb.TensorValue(shape=[1], size=8)] * values
+    result = batch_result(a_done(pb.QueryOutputs(id=1, outputs=outputs)), [memoryview(bytes(8))] * values)
     found = (result.outputs or {})[1]
     assert isinstance(found, Outputs)
     with pytest.raises(ValueError, match="zip"):

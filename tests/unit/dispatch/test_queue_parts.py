@@ -138,16 +138,18 @@ def test_hand_written_batches_read_back_as_the_protocol_says(
         tensors = (Tensor("a", Datatype.UINT8, (items, 300), body), Tensor("é", Datatype.FP32, (items,), b""))
         query = a_query(items=items, inputs=tensors if n % 2 == 0 else tensors[::-1], outputs=("y",))
         queries.append((n + 7, query, left_s))
-    message = pb.ControllerMessage.FromString(encode_batch(number, "i-1", queries))
+    head, segments = encode_batch(number, "i-1", queries)
+    message = pb.ControllerMessage.FromString(head)
     batch = message.batch
     assert (batch.id, batch.instance, list(batch.outputs)) == (number, "i-1", ["y"])
     assert list(batch.input_names) == ["a", "é"]
     assert list(batch.input_datatypes) == ["UINT8", "FP32"]
     assert batch.remaining_us == max(1, int(left_s * 1e6))
     assert [(q.id, q.items) for q in batch.queries] == [(n + 7, items) for n, (_, items) in enumerate(inputs)]
+    assert [bytes(each) for each in segments] == [part for data, _ in inputs for part in (data, b"")]
     for got, (data, items) in zip(batch.queries, inputs, strict=True):
-        assert (got.inputs[0].data, list(got.inputs[0].shape)) == (data, [items, 300])
-        assert (got.inputs[1].data, list(got.inputs[1].shape)) == (b"", [items])
+        assert (got.inputs[0].size, list(got.inputs[0].shape)) == (len(data), [items, 300])
+        assert (got.inputs[1].size, list(got.inputs[1].shape)) == (0, [items])
         assert got.remaining_us == max(1, int(left_s * 1e6))
     assert signature(queries[0][1].inputs) == queries[0][1].signature
 

@@ -41,7 +41,7 @@ class Recorded:
 def a_batch(number: int, *traces: TraceContext | None) -> pb.Batch:
     """As it comes over the wire: query 1 has the first trace, and so on."""
     queries = [(n, a_query(trace=trace), 1.0) for n, trace in enumerate(traces, 1)]
-    return pb.ControllerMessage.FromString(encode_batch(number, INSTANCE, queries)).batch
+    return pb.ControllerMessage.FromString(encode_batch(number, INSTANCE, queries)[0]).batch
 
 
 def ran(*queries: int, result: InfaasError | None = None) -> Ran:
