@@ -146,12 +146,7 @@ async def serve_framed(address: str, told: Any) -> None:
     server.close()
 
 
-# -- the hop as it was: tensors inside the message. Field 2 of the tensor, which is gone from the protocol, is written as
-# an unknown field would be: by hand, in front of what is left of the message.
-
-
-def serializer(message: bytes) -> bytes:
-    return message
+# -- the hop as it was: tensors inside the message
 
 
 async def serve_grpc(address: str, told: Any) -> None:
@@ -296,9 +291,7 @@ async def _run(folder: Path, rounds: int) -> list[Row]:
         theirs.close()
         children.append(child)
         transports.append(await _open(name, await asyncio.to_thread(told.recv), told))
-    rows = [
-        await _measure(transport, case) for _ in range(rounds) for case in CASES for transport in transports
-    ]
+    rows = [await _measure(transport, case) for _ in range(rounds) for case in CASES for transport in transports]
     for transport in transports:
         await transport.close()
         transport.told.close()

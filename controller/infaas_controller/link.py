@@ -30,6 +30,8 @@ from infaas_controller.wire import Outgoing
 
 BEAT_S = 2.0
 """A worker takes a controller that is silent for several of these for lost."""
+_GRPC_SETTINGS = b"\x04"
+"""The fourth byte of the first frame that a gRPC server sends says what kind it is."""
 _log = get_logger(__name__)
 
 
@@ -114,11 +116,12 @@ class Link:
         self.disconnected()
 
     async def _run(self) -> None:
-        failures = 0
+        failures, said = 0, ""
         while True:
             was_connected, reason = await self._attach_once()
             failures = 0 if was_connected else failures + 1
-            log = _log.warning if was_connected else _log.debug
+            log = _log.warning if was_connected or reason != said else _log.debug
+            said = reason
             log("no link to the worker", worker=self.worker, reason=reason, failures=failures)
             await asyncio.sleep(redial_pause_s(failures, self._terms.draw()))
 
@@ -142,15 +145,18 @@ class Link:
         finally:
             endpoint.cut("the controller let go")
             self._endpoint = None
+            await endpoint.gone()
 
     # -- a connection's handler
 
     def met(self, version: int) -> None:
+        """A worker of another version is told so by what it hears first, and says so itself."""
         if version != VERSION:
-            _log.error("a worker of another version", worker=self.worker, reason=refused_version(version))
+            self._refuse(f"the worker cannot be used: {refused_version(version)}")
 
     def stranger(self, first: bytes) -> None:
-        """The connection is ended, and its reason logged."""
+        if first[3:4] == _GRPC_SETTINGS:
+            self._refuse("the worker cannot be used: it speaks gRPC alone, as versions before this protocol did")
 
     def received(self, head: bytes, payload: memoryview) -> None:
         if self._is_closed or self._endpoint is None:
@@ -185,10 +191,11 @@ class Link:
         elif body == "report":
             self._take_report(message.report)
         elif body == "refusal":
-            refusal = message.refusal
-            _log.error("the worker refused", worker=self.worker, code=refusal.error_code, reason=refusal.reason)
-            if self._endpoint is not None:
-                self._endpoint.cut(f"refused ({refusal.error_code}): {refusal.reason}")
+            self._refuse(f"the worker refused ({message.refusal.error_code}): {message.refusal.reason}")
+
+    def _refuse(self, reason: str) -> None:
+        if self._endpoint is not None:
+            self._endpoint.cut(reason)
 
     def _take_report(self, report: pb.WorkerReport) -> None:
         is_same = self.report is not None and self.report.worker == report.worker and self.is_connected

@@ -8,7 +8,6 @@ by the test, per instance or for all.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -324,16 +323,10 @@ class FakeWorker:
         return pb.WorkerMessage(report=pb.WorkerReport(worker=encode(self.record), sequence=self._sequence))
 
     def _spawn(self, coro: Any, name: str) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_quiet(coro), name=name)
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coro, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _quiet(coro: Any) -> None:
-    """A stream that breaks is part of what this fake is for; its readers end without a word."""
-    with contextlib.suppress(grpc.aio.UsageError, asyncio.InvalidStateError):
-        await coro
 
 
 class _Stream:

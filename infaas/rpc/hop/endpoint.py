@@ -1,8 +1,8 @@
 """One end of a connection of the hop: a socket, its frames, and how far each side may run ahead of the other.
 
-Writing never blocks: what one turn of the event loop sends leaves in one call to the system where the loop does that
-(uvloop, which both programs run on). A peer that does not read is seen by `is_congested`; one that leaves more than
-`UNSENT_LIMIT_BYTES` unread is cut off, so memory is bounded whatever it does.
+Sending never blocks: what one turn of the event loop sends leaves together at its end, in one call to the system. A
+peer that does not read is seen by `is_congested`; one that leaves more than `UNSENT_LIMIT_BYTES` unread is cut off, so
+memory is bounded whatever it does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from infaas.rpc.hop.frames import (
 )
 
 UNSENT_LIMIT_BYTES = 2 * LIMIT_BYTES
+LINGER_S = 5.0
+"""How long what was sent before the end has to leave."""
 _HIGH_BYTES = 2**20
+_JOIN_BYTES = 2**16
+"""Up to here one copy is cheaper than handing the system a list of pieces."""
 _LAST_LOOK_S = 0.05
 
 
@@ -38,7 +42,7 @@ class Handler(Protocol):
         """The peer speaks this protocol, in that version."""
 
     def stranger(self, first: bytes) -> None:
-        """The peer opened with something else. Unless the transport is taken over now, the connection is ended."""
+        """The peer opened with something else. Unless the connection is given away now, it is ended."""
 
     def received(self, head: bytes, payload: memoryview) -> None: ...
 
@@ -67,10 +71,13 @@ class Endpoint(asyncio.BufferedProtocol):
         self._has_met = False
         self._is_over = False
         self._reason = ""
-        self._heard_at = self._loop.time()
-        self._said_at = self._heard_at
+        self._outbox: list[Buffer] = []
+        self._outbox_bytes = 0
+        self._heard_at = self._said_at = self._loop.time()
         self._unsent_before = 0
-        self._timers: list[asyncio.TimerHandle] = []
+        self._silence: asyncio.TimerHandle | None = None
+        self._beating: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
         self._room.set()
         self.ended: asyncio.Future[str] = self._loop.create_future()
@@ -84,13 +91,7 @@ class Endpoint(asyncio.BufferedProtocol):
 
     @property
     def unsent_bytes(self) -> int:
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        if self._transport is None:
-            raise RuntimeError("there is no connection yet")
-        return self._transport
+        return self._outbox_bytes + (0 if self._transport is None else self._transport.get_write_buffer_size())
 
     def serve(self, handler: Handler, *, silence_s: float, limit_bytes: int = LIMIT_BYTES) -> None:
         """From now on it is this handler's, with these limits for the peer."""
@@ -98,17 +99,14 @@ class Endpoint(asyncio.BufferedProtocol):
         self._silence_s = silence_s
         self._reader.limit_bytes = limit_bytes
 
+    def greet(self) -> None:
+        """Say which protocol this is; before anything else is sent."""
+        self._put([preface()])
+
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None:
-        """What is sent after the end goes nowhere. Raises FrameError, and sends nothing, when it is too large."""
-        pieces = pack(head, segments)
-        if self._is_over or self._transport is None:
-            return
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            self._transport.writelines(pieces)
-        if self._beat_s is not None:
-            self._said_at = self._loop.time()
+        """The segments must not change until they have left. What is sent after the end goes nowhere. Raises FrameError,
+        and sends nothing, when it is too large."""
+        self._put(pack(head, segments))
         if self.is_congested and self.unsent_bytes > UNSENT_LIMIT_BYTES:
             # Later: whoever sends is in the middle of something that must not hear of the end.
             self._loop.call_soon(self.cut, f"{self.unsent_bytes} bytes were left unread")
@@ -124,17 +122,19 @@ class Endpoint(asyncio.BufferedProtocol):
 
     async def flushed(self) -> None:
         """Until everything that was sent is the system's, or the connection is over."""
-        if self._is_over or not self.unsent_bytes:
+        self._flush()
+        if self._is_over or self._transport is None or not self.unsent_bytes:
             return
-        self.transport.set_write_buffer_limits(high=0)
+        self._transport.set_write_buffer_limits(high=0)
         try:
             await self._room.wait()
         finally:
             if not self._is_over:
-                self.transport.set_write_buffer_limits(high=_HIGH_BYTES)
+                self._transport.set_write_buffer_limits(high=_HIGH_BYTES)
 
     def close(self, reason: str) -> None:
-        """End it after what was sent has left."""
+        """End it after what was sent has left, or could not leave within `LINGER_S`."""
+        self._flush()
         self._end(reason)
         if self._transport is not None:
             self._transport.close()
@@ -145,32 +145,35 @@ class Endpoint(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    async def gone(self) -> None:
+        """After the end: until the socket is closed."""
+        if self._transport is not None:
+            await asyncio.shield(self.ended)
+
     def give_away(self, protocol: asyncio.BufferedProtocol) -> asyncio.Transport:
-        """The connection is somebody else's from now on; for this end it is over."""
+        """The connection is somebody else's from now on; for this end it is over, and its handler hears no more."""
+        if self._transport is None:
+            raise RuntimeError("there is no connection to give away")
+        transport, self._transport = self._transport, None
         self._is_over = True
         self._stop()
-        self.transport.set_protocol(protocol)
+        transport.set_protocol(protocol)
         self._finish("")
-        return self.transport
+        return transport
 
     # -- for the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        _tune(self._transport)
-        self._transport.set_write_buffer_limits(high=_HIGH_BYTES)
-        self._heard_at = self._said_at = self._loop.time()
         if self._is_over:
             self._transport.abort()
             return
-        self._timers = [self._loop.call_later(self._silence_s, self._listen_hard, False)]
+        _tune(self._transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_BYTES)
+        self._heard_at = self._said_at = self._loop.time()
+        self._silence = self._loop.call_later(self._silence_s, self._listen_hard, False)
         if self._beat_s is not None:
-            self._timers.append(self._loop.call_later(self._beat_s, self._beat))
-
-    def greet(self) -> None:
-        """Say which protocol this is; before anything else is sent."""
-        if not self._is_over:
-            self.transport.write(preface())
+            self._beating = self._loop.call_later(self._beat_s, self._beat, self._beat_s)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reader.room()
@@ -186,19 +189,18 @@ class Endpoint(asyncio.BufferedProtocol):
                     return
                 nbytes = 0
             for head, payload in self._reader.took(nbytes):
-                if self._is_over:
-                    return
                 if head or payload:
                     self._handler.received(head, payload)
+                if self._is_over:
+                    return
         except FrameError as error:
             self.cut(f"the peer broke the protocol: {error}")
-        except Exception as error:  # a handler's fault; whoever owns it logs what it is
+        except Exception as error:  # a handler's fault; it has said what it is where it is known
             self.cut(f"{type(error).__name__}: {error}")
 
     def eof_received(self) -> bool:
-        if not self._is_over:
-            rest = "" if self._reader.is_between_frames else " in the middle of a message"
-            self._end(f"the peer ended the connection{rest}")
+        rest = "" if self._reader.is_between_frames else " in the middle of a message"
+        self._end(f"the peer ended the connection{rest}")
         return False
 
     def pause_writing(self) -> None:
@@ -214,12 +216,36 @@ class Endpoint(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(f"the connection broke: {exc}" if exc else "the connection was closed")
+        if self._lingering is not None:
+            self._lingering.cancel()
         self._finish(self._reason)
 
     # -- inside
 
+    def _put(self, pieces: list[Buffer]) -> None:
+        if self._is_over or self._transport is None:
+            return
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox += pieces
+        for piece in pieces:
+            self._outbox_bytes += len(piece)
+        if self._beat_s is not None:
+            self._said_at = self._loop.time()
+
+    def _flush(self) -> None:
+        """Hand over what was sent in this turn of the loop."""
+        outbox, size = self._outbox, self._outbox_bytes
+        if not outbox or self._transport is None:
+            return
+        self._outbox, self._outbox_bytes = [], 0
+        if size <= _JOIN_BYTES:
+            self._transport.write(b"".join(outbox))
+        else:
+            self._transport.writelines([piece for piece in outbox if len(piece)])
+
     def _meet(self) -> bool:
-        """Whether what came so far opens with this protocol's preface."""
+        """Whether what came so far opens with this protocol's preface, and the handler goes on."""
         first = self._reader.waiting()
         if len(first) < PREFACE_BYTES:
             return False
@@ -227,8 +253,7 @@ class Endpoint(asyncio.BufferedProtocol):
         if version is None:
             said = bytes(first)
             self._handler.stranger(said)
-            if not self._is_over:
-                self.cut(f"the peer does not speak this protocol: it opened with {said[:24]!r}")
+            self.cut(f"the peer does not speak this protocol: it opened with {said[:24]!r}")
             return False
         self._has_met = True
         self._reader.skip(PREFACE_BYTES)
@@ -236,13 +261,16 @@ class Endpoint(asyncio.BufferedProtocol):
         return not self._is_over
 
     def _end(self, reason: str) -> None:
-        """Tell the handler, once."""
+        """Tell the handler, once. What has not been handed over by now is dropped."""
         if self._is_over:
             return
         self._is_over = True
         self._reason = reason
         self._stop()
+        self._outbox, self._outbox_bytes = [], 0
         self._room.set()
+        if self._transport is not None:
+            self._lingering = self._loop.call_later(LINGER_S, self._transport.abort)
         self._handler.lost(reason)
 
     def _finish(self, reason: str) -> None:
@@ -251,37 +279,37 @@ class Endpoint(asyncio.BufferedProtocol):
             self.ended.set_result(reason)
 
     def _stop(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        for timer in (self._silence, self._beating):
+            if timer is not None:
+                timer.cancel()
 
     def _listen_hard(self, is_last_look: bool) -> None:
         """Silence is told from a stall of our own by looking once more, after what has come meanwhile was read."""
-        if self.is_congested and self.unsent_bytes < self._unsent_before:  # it may wait with what it says while it reads
+        if self._is_over:
+            return
+        if self.is_congested and self.unsent_bytes < self._unsent_before:  # it reads, and may have to before it speaks
             self._heard_at = self._loop.time()
         self._unsent_before = self.unsent_bytes
         left_s = self._heard_at + self._silence_s - self._loop.time()
         if left_s > 0:
-            self._timers[0] = self._loop.call_later(left_s, self._listen_hard, False)
+            self._silence = self._loop.call_later(left_s, self._listen_hard, False)
         elif not is_last_look:
-            self._timers[0] = self._loop.call_later(_LAST_LOOK_S, self._listen_hard, True)
+            self._silence = self._loop.call_later(_LAST_LOOK_S, self._listen_hard, True)
         else:
             self.cut(f"nothing was heard for {self._silence_s:g} s")
 
-    def _beat(self) -> None:
-        assert self._beat_s is not None
-        now = self._loop.time()
-        left_s = self._said_at + self._beat_s - now
+    def _beat(self, beat_s: float) -> None:
+        left_s = self._said_at + beat_s - self._loop.time()
         if left_s <= 0:
-            self.transport.write(ALIVE)
-            self._said_at, left_s = now, self._beat_s
-        self._timers[1] = self._loop.call_later(left_s, self._beat)
+            self._put([ALIVE])
+            left_s = beat_s
+        self._beating = self._loop.call_later(left_s, self._beat, beat_s)
 
 
 def refused_version(version: int) -> str:
     """Why a peer of another version is turned away."""
     older = "older" if version < VERSION else "newer"
-    return f"it speaks version {version} of the worker protocol, which is {older} than version {VERSION} spoken here"
+    return f"version {version} of the worker protocol is {older} than version {VERSION}, which is spoken here"
 
 
 def _tune(transport: asyncio.Transport) -> None:

@@ -27,8 +27,6 @@ ALIVE = bytes(8)
 _LENGTHS = Struct("<II")
 _PREFACE = Struct("<6sH")
 _ALIGNED = 16
-_JOIN_BYTES = 2**14
-"""Up to here one copy is cheaper than a vector of pieces."""
 
 Buffer = bytes | memoryview
 Frame = tuple[bytes, memoryview]
@@ -51,18 +49,14 @@ def version_of(first: Buffer) -> int | None:
 
 
 def pack(head: bytes, segments: Sequence[Buffer] = ()) -> list[Buffer]:
-    """A frame as the pieces to write, in order. Segments are flat bytes. Small ones are joined; large ones are the
-    caller's own memory, which must not change until it is sent. Raises FrameError when it is larger than a reader takes.
-    """
+    """A frame as the pieces to write, in order; nothing is copied. Segments are flat bytes. Raises FrameError when it
+    is larger than a reader takes."""
     size = 0
     for segment in segments:
         size += len(segment)
     if len(head) + size > LIMIT_BYTES:
         raise FrameError(f"a message of {len(head) + size} bytes; {LIMIT_BYTES} can be sent at once")
-    lengths = _LENGTHS.pack(len(head), size)
-    if size <= _JOIN_BYTES:
-        return [b"".join((lengths, head, *segments))]
-    return [lengths + head, *(segment for segment in segments if len(segment))]
+    return [_LENGTHS.pack(len(head), size) + head, *segments]
 
 
 def flat(data: Buffer) -> Buffer:

@@ -7,16 +7,16 @@ their own (leases of cores, drain and resume, health), on a private socket that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import cast
 
 from google.protobuf.message import DecodeError
 
-from infaas.domain.query import Code
 from infaas.errors import InfaasError, InvalidError, UnsupportedError
 from infaas.observe.log import get_logger
 from infaas.rpc.hop import address
-from infaas.rpc.hop.endpoint import Endpoint, Handler, refused_version
+from infaas.rpc.hop.endpoint import LINGER_S, Endpoint, Handler, refused_version
 from infaas.rpc.hop.frames import HELLO_LIMIT_BYTES, SCRATCH_BYTES, VERSION
 from infaas.rpc.v1 import worker_pb2 as pb
 
@@ -51,22 +51,24 @@ class Listener:
         endpoints = list(self._endpoints)
         for endpoint in endpoints:
             endpoint.close("the worker stopped")
-        if endpoints:
-            await asyncio.wait({endpoint.ended for endpoint in endpoints}, timeout=grace_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await asyncio.gather(*(endpoint.gone() for endpoint in endpoints))
         for endpoint in endpoints:
             endpoint.cut("the worker stopped")
         for pipe in self._pipes:
             pipe.cancel()
-        await asyncio.gather(*(endpoint.ended for endpoint in endpoints), *self._pipes, return_exceptions=True)
+        await asyncio.gather(*(endpoint.gone() for endpoint in endpoints), *self._pipes, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
 
     def _accept(self) -> Endpoint:
         caller = _Caller(self._admit, self._pass_on)
-        caller.endpoint = Endpoint(caller, silence_s=HELLO_WITHIN_S, limit_bytes=HELLO_LIMIT_BYTES)
-        self._endpoints.add(caller.endpoint)
-        caller.endpoint.ended.add_done_callback(lambda _: self._endpoints.discard(caller.endpoint))
-        return caller.endpoint
+        endpoint = caller.endpoint = Endpoint(caller, silence_s=HELLO_WITHIN_S, limit_bytes=HELLO_LIMIT_BYTES)
+        asyncio.get_running_loop().call_later(HELLO_WITHIN_S, caller.expire)
+        self._endpoints.add(endpoint)
+        endpoint.ended.add_done_callback(lambda _: self._endpoints.discard(endpoint))
+        return endpoint
 
     def _pass_on(self, endpoint: Endpoint, first: bytes) -> None:
         if self._control is None:
@@ -87,6 +89,11 @@ class _Caller:
     def __init__(self, admit: Admit, pass_on: Callable[[Endpoint, bytes], None]) -> None:
         self._admit = admit
         self._pass_on = pass_on
+        self._is_admitted = False
+
+    def expire(self) -> None:
+        if not self._is_admitted:
+            self.endpoint.cut(f"it did not say who it is within {HELLO_WITHIN_S:g} s")
 
     def met(self, version: int) -> None:
         self.endpoint.greet()
@@ -108,6 +115,7 @@ class _Caller:
         except InfaasError as error:
             self._refuse(error)
         else:
+            self._is_admitted = True
             self.endpoint.serve(handler, silence_s=ABSENT_AFTER_S)
 
     def congested(self, is_congested: bool) -> None:
@@ -117,8 +125,7 @@ class _Caller:
         _log.info("a caller did not become a controller", reason=reason)
 
     def _refuse(self, error: InfaasError) -> None:
-        code = error.code if isinstance(error.code, Code) else Code(error.code)
-        refusal = pb.Refusal(error_code=code.value, reason=error.text)
+        refusal = pb.Refusal(error_code=error.code.value, reason=error.text)
         self.endpoint.send(pb.WorkerMessage(refusal=refusal).SerializeToString())
         self.endpoint.close(f"refused: {error.text}")
 
@@ -164,19 +171,25 @@ class _Pipe(asyncio.BufferedProtocol):
 
 
 async def _join(near: _Pipe, transport: asyncio.Transport, first: bytes, control: str) -> None:
-    """Until either side ends it; then the other is ended too."""
+    """Until either side ends it; then the other is ended too. Cancelled, both are cut."""
+    near.connection_made(transport)
     far = _Pipe()
     far.other = transport
+    both = [transport]
     try:
-        near.connection_made(transport)
         await address.dial(control, lambda: far)
         near.other = far.transport
+        both.append(far.transport)
         far.transport.write(first)
         transport.resume_reading()
         await asyncio.wait((near.ended, far.ended), return_when=asyncio.FIRST_COMPLETED)
     except OSError as error:
         _log.warning("nobody answers gRPC calls", control=control, reason=str(error))
-    finally:
-        for one in (transport, near.other):
-            if one is not None:
-                one.close()
+    except asyncio.CancelledError:
+        for one in both:
+            one.abort()
+        raise
+    for one in both:
+        one.close()
+    await asyncio.wait((near.ended,), timeout=LINGER_S)
+    transport.abort()

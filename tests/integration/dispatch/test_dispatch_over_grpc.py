@@ -1,4 +1,4 @@
-"""The dispatcher over real gRPC streams: answers, losses, cancellation, deadlines, loads."""
+"""The dispatcher over real connections to workers: answers, losses, cancellation, deadlines, loads."""
 
 from __future__ import annotations
 

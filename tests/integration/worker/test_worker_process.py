@@ -14,7 +14,7 @@ from worker_values import SLOW, column, in_store, published, x
 from infaas.domain.lifecycle import WorkerState
 from infaas.rpc.v1 import worker_pb2
 from infaas.testing import graphs
-from infaas.testing.worker_driver import ControllerEnd, WorkerProcess
+from infaas.testing.worker_driver import BatchAnswer, ControllerEnd, WorkerProcess
 from infaas.up.restart import SETTINGS_EXIT
 
 
@@ -151,6 +151,6 @@ async def test_an_idle_worker_stays_small(start):
         assert not [name for name in names if "onnxruntime" in name or "sqlalchemy" in name]
 
 
-async def _served(end: ControllerEnd, worker: WorkerProcess) -> worker_pb2.BatchDone:
+async def _served(end: ControllerEnd, worker: WorkerProcess) -> BatchAnswer:
     await end.ready("i1", published(worker, graphs.double()))
     return await end.infer("i1", x(1))
