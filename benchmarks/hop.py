@@ -283,7 +283,8 @@ async def _run(folder: Path, rounds: int) -> list[Row]:
         "framed tcp": (serve_framed, "127.0.0.1:0"),
     }
     context = multiprocessing.get_context("spawn")
-    children, transports = [], []
+    children: list[Any] = []
+    transports: list[Transport] = []
     for name, (serve, address) in places.items():
         told, theirs = context.Pipe()
         child = context.Process(target=_child, args=(serve, address, theirs, cores[-1:]))

@@ -122,9 +122,10 @@ class _Caller:
         """Next to nothing is written before the first message."""
 
     def lost(self, reason: str) -> None:
-        _log.info("a caller did not become a controller", reason=reason)
+        _log.debug("a caller did not become a controller", reason=reason)
 
     def _refuse(self, error: InfaasError) -> None:
+        _log.warning("a controller was refused", code=error.code.value, reason=error.text)
         refusal = pb.Refusal(error_code=error.code.value, reason=error.text)
         self.endpoint.send(pb.WorkerMessage(refusal=refusal).SerializeToString())
         self.endpoint.close(f"refused: {error.text}")

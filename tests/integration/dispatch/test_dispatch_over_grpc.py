@@ -15,6 +15,7 @@ from infaas.domain.cluster import InstanceRecord
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype, Tensor
+from infaas.rpc.hop import frames
 from infaas.settings import Settings
 from infaas.testing.builders import a_variant, an_instance
 from infaas.testing.fake_worker import FakeQuery, FakeWorker, ModelRaisedError, Output
@@ -446,6 +447,21 @@ async def test_a_command_that_cannot_be_performed_is_told_to_whoever_waits_for_i
         assert "RuntimeError: a fault of ours" in failed[0].text
         assert sum(isinstance(each, Answer) for each in found) == 4
         assert c.dispatcher.in_flight() == 0
+        await c.until(c.dispatcher.engine.ledger.is_settled)
+
+
+async def test_a_batch_that_is_too_large_for_one_message_is_refused_and_the_link_lives(
+    cluster: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = FakeWorker("w1", [an_instance("i1")])
+    async with cluster([a_variant("v1")], [worker]) as c:
+        monkeypatch.setattr(frames, "LIMIT_BYTES", 20_000)
+        large = (Tensor("image", Datatype.FP32, (1, 6_400), bytes(25_600)),)
+        error = await failure(c.dispatcher.submit(c.query(inputs=large)))
+        assert error.code is Code.TOO_LARGE
+        assert "20000 can be sent at once" in error.text
+        assert value_of(await c.dispatcher.submit(c.query(inputs=image(2)))) == 2
+        assert len(worker.ran) == 1
         await c.until(c.dispatcher.engine.ledger.is_settled)
 
 

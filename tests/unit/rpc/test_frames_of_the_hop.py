@@ -84,6 +84,18 @@ def test_a_large_payload_lies_where_a_runtime_can_use_it_without_a_copy(head: in
     assert np.frombuffer(payload, np.float64).flags.aligned
 
 
+@given(st.binary(max_size=2_000), st.lists(st.integers(1, 500), min_size=1, max_size=4))
+def test_any_bytes_at_all_are_frames_or_an_error_of_the_protocol(said: bytes, pieces: list[int]) -> None:
+    reader = FrameReader(limit_bytes=1000)
+    try:
+        frames = fed(reader, said, pieces)
+    except FrameError:
+        return
+    read = sum(8 + len(head) + len(payload) for head, payload in frames)
+    assert said.startswith(b"".join(b"".join(pack(head, [payload])) for head, payload in frames))
+    assert reader.is_between_frames is (read == len(said))
+
+
 @pytest.mark.parametrize(("head", "payload"), [(0, 1001), (1001, 0), (500, 501), (2**32 - 1, 2**32 - 1)])
 def test_a_frame_beyond_the_limit_is_refused_at_its_announcement(head: int, payload: int) -> None:
     reader = FrameReader(limit_bytes=1000)

@@ -99,18 +99,13 @@ class ControllerStream:
             message = worker_pb2.ControllerMessage.FromString(head)
         except DecodeError as error:
             raise FrameError(f"a message cannot be read: {error}") from error
-        match message.WhichOneof("body"):
-            case "batch":
-                self._take_batch(message.batch, payload)
-            case "cancel":
-                self._instances.cancel(self._id, message.cancel.batch, frozenset(message.cancel.queries))
-            case "load":
-                self._take_load(message.load)
-            case "unload":
-                reason = message.unload.reason or f"asked for by {self._id}"
-                self._instances.unload(InstanceId(message.unload.instance), reason)
-            case other:
-                _log.warning("message without use", controller=self._id, body=other)
+        try:
+            self._take(message, payload)
+        except FrameError:
+            raise
+        except Exception as error:  # the connection ends of it; why is said here, where it is known
+            _log.error("what a controller said was not taken in", controller=self._id, exc_info=error)
+            raise
 
     def congested(self, is_congested: bool) -> None:
         self._endpoint.pause(is_congested)
@@ -167,6 +162,20 @@ class ControllerStream:
         return self._is_over or (self._report is None and not self._endpoint.unsent_bytes)
 
     # -- inside
+
+    def _take(self, message: worker_pb2.ControllerMessage, payload: memoryview) -> None:
+        match message.WhichOneof("body"):
+            case "batch":
+                self._take_batch(message.batch, payload)
+            case "cancel":
+                self._instances.cancel(self._id, message.cancel.batch, frozenset(message.cancel.queries))
+            case "load":
+                self._take_load(message.load)
+            case "unload":
+                reason = message.unload.reason or f"asked for by {self._id}"
+                self._instances.unload(InstanceId(message.unload.instance), reason)
+            case other:
+                _log.warning("message without use", controller=self._id, body=other)
 
     def _take_batch(self, batch: worker_pb2.Batch, payload: memoryview) -> None:
         if batch.id in self._queries:
