@@ -21,6 +21,7 @@ from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
 from infaas_controller.answers import batch_result
 from infaas_controller.decisions import DecisionHook, Decisions
+from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
 from infaas_controller.liveness import can_serve
 from infaas_controller.loading import LoadOrders, loaded_on, place_to_load
@@ -28,7 +29,6 @@ from infaas_controller.performing import Performer
 from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import PolicyBook
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats
-from infaas_controller.quarantine import digest
 from infaas_controller.tally import Tally
 from infaas_controller.workers import ViewSource, WorkerLinks
 
@@ -86,8 +86,11 @@ class Dispatcher:
         self._unsubscribe: Callable[[], None] | None = None
         self._observer: Observer | None = None
         self._orders = LoadOrders()
+        self._digesting = Digesting()
+        self._undecided = 0
+        """Queries that wait for their digest: the engine knows nothing of them yet."""
         self._performer = Performer(
-            self.engine, links, clock, self.decisions, self._tally, self._orders, self._note_ended
+            self.engine, links, clock, self.decisions, self._tally, self._orders, self._digesting, self._note_ended
         )
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -99,12 +102,12 @@ class Dispatcher:
         self._links.start(self)
 
     def begin_drain(self) -> None:
-        """Refuse what comes from now on; what is here is finished."""
+        """Refuse what comes from now on, and what nothing was decided on yet; the rest of what is here is finished."""
         self._is_draining = True
 
     async def drained(self) -> None:
         """Returns once no query is left. Bound it with a timeout."""
-        while self.engine.live:
+        while self.in_flight():
             self._settled.clear()
             await self._settled.wait()
 
@@ -115,6 +118,7 @@ class Dispatcher:
             self._unsubscribe()
         await self._links.close()
         await self._performer.close()
+        await self._digesting.close()
         for handle in (self._flush_handle, self._timer):
             if handle is not None:
                 handle.cancel()
@@ -130,12 +134,8 @@ class Dispatcher:
 
         Raises QueryFailedError for every query that gets no answer.
         """
-        if self._is_draining:
-            error = InfaasError(
-                "this controller is shutting down", code=Code.DRAINING, is_retryable=True, retry_after_s=1.0
-            )
-            raise QueryFailedError(error, Outcome(self.decisions.next_id()))
-        known = await asyncio.to_thread(digest, query) if self.engine.quarantine.wants_digest(query) else None
+        self._refuse_when_draining()
+        known = await self._digest(query) if self.engine.quarantine.wants_digest(query) else None
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         began = self._clock.now()
         try:
@@ -158,6 +158,29 @@ class Dispatcher:
             self._after()
             raise
 
+    async def _digest(self, query: Query) -> bytes:
+        """Raises QueryFailedError when its deadline passes meanwhile, or the controller begins to drain."""
+        self._undecided += 1
+        try:
+            async with asyncio.timeout(query.deadline - self._clock.now()):
+                found = await self._digesting.of(query)
+        except TimeoutError:
+            limit_ms = (query.deadline - query.arrived_at) * 1e3
+            text = f"the deadline of {limit_ms:.4g} ms passed while its input was compared with suspected ones"
+            raise self._performer.refused(query, InfaasError(text, code=Code.DEADLINE_PASSED)) from None
+        finally:
+            self._undecided -= 1
+            self._note_ended()
+        self._refuse_when_draining()
+        return found
+
+    def _refuse_when_draining(self) -> None:
+        if self._is_draining:
+            error = InfaasError(
+                "this controller is shutting down", code=Code.DRAINING, is_retryable=True, retry_after_s=1.0
+            )
+            raise QueryFailedError(error, Outcome(self.decisions.next_id()))
+
     def decision(self, key: str) -> Decision | None:
         return self.decisions.get(key)
 
@@ -177,7 +200,7 @@ class Dispatcher:
         return not self._is_draining and can_serve(self._keeper.is_synced, self._keeper.view, self.engine.ledger)
 
     def in_flight(self) -> int:
-        return self.engine.live
+        return self.engine.live + self._undecided
 
     def queue_sizes(self) -> Mapping[str, int]:
         """Items that wait, by task."""
@@ -291,5 +314,5 @@ class Dispatcher:
             self._after()
 
     def _note_ended(self) -> None:
-        if not self.engine.live:
+        if not self.in_flight():
             self._settled.set()

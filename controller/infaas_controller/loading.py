@@ -9,13 +9,14 @@ from infaas_controller.ledger import Ledger
 
 
 def loaded_on(ledger: Ledger, variant: Variant, worker: WorkerId | None) -> WorkerId | None:
-    """The worker that has a variant already or is loading it: the given one, else any. None: it must be loaded.
+    """The worker that has a variant already or is loading it: the given one, else any. None: it must be loaded, also
+    where the only instance was told to unload.
 
     Raises NotFoundError for an unknown worker.
     """
     if worker is not None and worker not in ledger.decks:
         raise NotFoundError(f"no worker is called {worker!r}; known: {', '.join(sorted(ledger.decks)) or 'none'}")
-    there = [lane.worker.id for lane in ledger.lanes_of(variant.name) if lane.is_usable]
+    there = [lane.worker.id for lane in ledger.lanes_of(variant.name) if lane.is_usable and not lane.is_leaving]
     return (worker or min(there)) if worker in there or (worker is None and there) else None
 
 

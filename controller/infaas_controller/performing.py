@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from infaas.clock import Clock
-from infaas.domain.query import Code
+from infaas.domain.query import Code, Query
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
@@ -16,10 +16,10 @@ from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import Outputs
 from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
 from infaas_controller.decisions import Decisions, Trace
+from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
 from infaas_controller.loading import LoadOrders
 from infaas_controller.ports import Answer, Outcome, QueryFailedError
-from infaas_controller.quarantine import digest
 from infaas_controller.queues import Ticket
 from infaas_controller.tally import Tally
 from infaas_controller.wire import WireQuery, encode_batch
@@ -39,6 +39,7 @@ class Performer:
         decisions: Decisions,
         tally: Tally,
         orders: LoadOrders,
+        digesting: Digesting,
         on_ended: Callable[[], None],
     ) -> None:
         self._engine = engine
@@ -47,6 +48,7 @@ class Performer:
         self._decisions = decisions
         self._tally = tally
         self._orders = orders
+        self._digesting = digesting
         self._on_ended = on_ended
         self._digests: set[asyncio.Task[None]] = set()
 
@@ -65,6 +67,13 @@ class Performer:
             except Exception as error:
                 _log.error("a command was not performed", command=type(command).__name__, exc_info=error)
                 self._make_up_for(command, error)
+
+    def refused(self, query: Query, error: InfaasError) -> QueryFailedError:
+        """What its caller is told of a query that the engine never saw; it leaves a decision like any other."""
+        ticket = Ticket(0, query, None)
+        outcome = self._outcome(ticket, error)
+        self._record(ticket, outcome, error)
+        return QueryFailedError(error, outcome)
 
     def _do(self, command: Command) -> None:
         if isinstance(command, Finish):
@@ -117,9 +126,10 @@ class Performer:
 
     async def _digest(self, ticket: Ticket) -> None:
         try:
-            found = await asyncio.to_thread(digest, ticket.query)
+            found = await self._digesting.of(ticket.query)
         except Exception as error:
             _log.error("an input was not digested, and will not be known again", ticket=ticket.number, exc_info=error)
+            self._engine.quarantine.not_digested(ticket)
         else:
             self._engine.quarantine.digested(ticket, found, self._clock.now())
 

@@ -28,8 +28,8 @@ class Quarantine:
     """Digests of inputs that ended their instance twice, and of those that were running when one died. A query is
     digested only when what is kept holds one of its outline, so that ordinary queries pay next to nothing.
 
-    A large input is not digested here, on the loop: `order` asks for it, and it is remembered from `digested` on. Until
-    then it is known by its ticket alone, which is what is tried again.
+    A large input is not digested here, on the loop: `order` asks for it, and one of `digested`, from which on it is
+    remembered, and `not_digested` follows. Until then it is known by its ticket alone, which is what is tried again.
     """
 
     def __init__(self, order: Callable[[Ticket], None]) -> None:
@@ -38,6 +38,11 @@ class Quarantine:
         self._suspected = _Digests(SUSPECTED_S, SUSPECTED_AT_MOST)
         self._undigested: dict[int, bool] = {}
         """Whose digest was ordered, by ticket number, and whether they are for quarantine."""
+
+    @property
+    def ordered(self) -> int:
+        """Digests that were ordered and have not come."""
+        return len(self._undigested)
 
     def add(self, ticket: Ticket, now: float) -> None:
         self._note(ticket, now, is_guilty=True)
@@ -71,6 +76,10 @@ class Quarantine:
         is_guilty = self._undigested.pop(ticket.number, None)
         if is_guilty is not None:
             self._note(ticket, now, is_guilty=is_guilty)
+
+    def not_digested(self, ticket: Ticket) -> None:
+        """What was ordered cannot be had: it is not remembered."""
+        self._undigested.pop(ticket.number, None)
 
     def _note(self, ticket: Ticket, now: float, *, is_guilty: bool) -> None:
         if ticket.digest is None and is_slow_to_digest(ticket.query):

@@ -89,8 +89,9 @@ class SystemWatch:
 
     def catalogue(self) -> PartDocument:
         health = self._catalog.health
-        state = part_state(is_read=health.read_trouble is None, write_trouble=health.write_trouble)
-        return PartDocument(state, health.read_trouble or health.write_trouble or "")
+        unread = health.read_trouble or health.refusal
+        state = part_state(is_read=unread is None, write_trouble=health.write_trouble)
+        return PartDocument(state, unread or health.write_trouble or "")
 
     def document(self) -> SystemDocument:
         workers = self._links.documents()

@@ -76,8 +76,10 @@ def _spread(counts: Sequence[tuple[float, int]], draw: random.Random, burstiness
     for minute, count in counts:
         gaps = [_gap(draw, burstiness) for _ in range(count + 1)]
         scale = MINUTE_S / math.fsum(gaps)
+        begin = (minute - first) * MINUTE_S
+        last = math.nextafter(begin + MINUTE_S, begin)  # a last gap of next to nothing is lost in rounding
         for at in itertools.accumulate(gaps[:-1]):
-            yield (minute - first) * MINUTE_S + at * scale
+            yield min(begin + at * scale, last)
 
 
 def _counted(number: int, row: Sequence[str]) -> int:

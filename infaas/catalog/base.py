@@ -27,6 +27,8 @@ class Health:
 
     read_trouble: str | None = None
     write_trouble: str | None = None
+    refusal: str | None = None
+    """Why whoever leads does not follow what it says; None: it does, or another controller leads."""
 
 
 class CatalogBase:

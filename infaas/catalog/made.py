@@ -78,9 +78,11 @@ class MadeRecords(CatalogBase):
         at: float,
         actor: str,
         pardoned: tuple[InstanceId, ...] | None = None,
+        death: InstanceId | None = None,
     ) -> bool:
         """Say where its instances run from now on, and whose deaths do not count any more (None: as before); False
-        when all of it is so already. Raises NotFoundError, and InvalidError for a process of what runs on a server."""
+        when all of it is so already, or when the `death` that it is said for was pardoned since it was seen. Raises
+        NotFoundError, and InvalidError for a process of what runs on a server."""
 
         def work(connection: Connection) -> bool:
             where = variants.c.name == name
@@ -93,6 +95,8 @@ class MadeRecords(CatalogBase):
                     f"variant {name!r} runs on a {known.runtime.value} server, not in a worker: it can crash no "
                     "process of ours and needs none of its own"
                 )
+            if death is not None and death in known.pardoned:
+                return False
             dead = known.pardoned if pardoned is None else pardoned
             if known.isolation is isolation and set(dead) <= set(known.pardoned):
                 return False

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     PROGRESS = "progress"
     RESULT = "result"
     CONTROLLER = "controller"
+    CATALOGUE = "catalogue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,13 +79,14 @@ class TritonServer:
         request = oip.ModelReadyRequest(name=model, version=version)
         return bool(self._call("ModelReady", request, oip.ModelReadyResponse, CALL_S).ready)
 
-    def facts(self, model: str, version: str = "") -> ModelFacts:
-        """Raises NotFoundError when it is not loaded, InvalidError for a version that is not there."""
+    def facts(self, model: str, version: str = "", *, call_s: float = CALL_S) -> ModelFacts:
+        """Two calls of at most `call_s` each. Raises NotFoundError when it is not loaded, InvalidError for a version
+        that is not there."""
         metadata = self._call(
-            "ModelMetadata", oip.ModelMetadataRequest(name=model), oip.ModelMetadataResponse, CALL_S, about=model
+            "ModelMetadata", oip.ModelMetadataRequest(name=model), oip.ModelMetadataResponse, call_s, about=model
         )
         config = self._call(
-            "ModelConfig", oip.ModelConfigRequest(name=model), oip.ModelConfigResponse, CALL_S, about=model
+            "ModelConfig", oip.ModelConfigRequest(name=model), oip.ModelConfigResponse, call_s, about=model
         )
         return facts_of(metadata, config.config, version)
 

@@ -16,6 +16,7 @@ from google.protobuf.json_format import ParseDict
 
 from infaas.clock import Clock, SystemClock
 from infaas.domain.query import AccuracyConfidence, Code
+from infaas.domain.task import Task
 from infaas.errors import InfaasError, NotFoundError, SettingsError, UnsupportedError
 from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Tracing
@@ -23,7 +24,7 @@ from infaas.oip.v2 import grpc_service_pb2 as pb
 from infaas.rpc.edges import as_error, edge_of, retry_after_s, status_text
 from infaas.rpc.requirements import PREFIX
 from infaas.rpc.tensors import InferRequest
-from infaas.rpc.tensors_grpc import decode_request, encode_answer, parse_message
+from infaas.rpc.tensors_grpc import decode_request, encode_answer, parse_message, read_parameters
 from infaas.settings import Settings
 from infaas_controller.api import documents, stats
 from infaas_controller.api.auth import Authenticator
@@ -183,7 +184,10 @@ class GrpcServer:
     async def _answer(self, ticket: Ticket, message: Any, headers: dict[str, str], remaining_s: float | None) -> Any:
         task = find_task(self._inference.service.view, ticket.handle)
         version = parse_version(message.model_version)
-        request = await self._decoded(message)
+        if isinstance(message, LargeMessage):
+            request = await self._read_large(message, ticket, task, headers, remaining_s)
+        else:
+            request = decode_request(message)
         served = await self._inference.run(ticket, version, task, request, headers, time_remaining_s=remaining_s)
         return encode_answer(
             [tensor for tensor, _ in served.outputs],
@@ -193,11 +197,15 @@ class GrpcServer:
             parameters=served.parameters,
         )
 
-    async def _decoded(self, message: Any) -> InferRequest:
-        if not isinstance(message, LargeMessage):
-            return decode_request(message)
+    async def _read_large(
+        self, message: LargeMessage, ticket: Ticket, task: Task, headers: dict[str, str], remaining_s: float | None
+    ) -> InferRequest:
         bulk = self._inference.bulk
-        return decode_request(parse_message(message.data)) if bulk is None else await bulk.read_grpc(message.data)
+        if bulk is None:
+            return decode_request(parse_message(message.data))
+        parameters = read_parameters(message.head.parameters)
+        within_s = self._inference.reading_s(ticket, task, headers, parameters, remaining_s)
+        return await bulk.read_grpc(message.data, within_s)
 
     async def _stream(self, requests: Any, context: Any) -> None:
         """Metadata holds for every request of the stream. The call's deadline is the stream's, so it is no query's

@@ -1,7 +1,8 @@
 """`POST /v2/models/{m}[/versions/{v}]/infer`, served straight from ASGI: no framework between socket and query.
 
-The body is read once and decoded in place. While the query runs, the connection is watched: a caller who leaves takes
-the query along. Header and body of the answer are handed to the server back to back: `http_server` sends them as one.
+The body is read once and decoded in place. From then on the connection is watched until the answer is made: a caller
+who leaves takes the query along, wherever it is. Header and body of the answer are handed to the server back to back:
+`http_server` sends them as one.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from infaas.domain.query import Code, Query
+from infaas.domain.query import Code
+from infaas.domain.task import Task
 from infaas.errors import InfaasError, InvalidError, TooLargeError
 from infaas.rpc.edges import as_error, edge_of, error_body
 from infaas.rpc.requirements import PREFIX
@@ -32,12 +34,14 @@ from infaas_controller.api.headers import (
 from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
-from infaas_controller.ports import Answer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+_Encoded = tuple[int, Fields, Sequence[bytes | memoryview]]
+"""Status, header fields and body of an answer."""
+T = TypeVar("T")
 
 HEADER_LENGTH = "inference-header-content-length"
 JSON_TYPE = "application/json"
@@ -119,24 +123,26 @@ class InferEndpoint:
             await _respond(send, status, fields, body)
         await watch.close()
 
-    async def _answer(
-        self, ticket: Ticket, version: str, headers: dict[str, str], watch: _Watch
-    ) -> tuple[int, Fields, Sequence[bytes | memoryview]]:
+    async def _answer(self, ticket: Ticket, version: str, headers: dict[str, str], watch: _Watch) -> _Encoded:
         ticket.caller = read_caller(headers)
         self._authenticator.check(headers.get("authorization"))
         task = find_task(self._inference.service.view, ticket.handle)
         number = parse_version(version)
         body = await self._body(headers, watch)
+        return await watch.until_left(self._answer_to(body, ticket, number, task, headers))
+
+    async def _answer_to(
+        self, body: memoryview, ticket: Ticket, number: int | None, task: Task, headers: dict[str, str]
+    ) -> _Encoded:
         length = _header_length(headers)
-        request = decode_raw_request(body, task.inputs) if length == 0 else await self._decoded(body, length)
+        if length == 0:
+            request = decode_raw_request(body, task.inputs)
+        else:
+            request = await self._decoded(body, length, ticket, task, headers)
         if request.id and REQUEST_ID not in headers:
             ticket.caller = read_caller(headers, request.id)
         check_json_outputs(request, task)
-
-        async def submit(query: Query) -> Answer:
-            return await watch.until_left(self._inference.service.submit(query))
-
-        served = await self._inference.run(ticket, number, task, request, headers, submit=submit)
+        served = await self._inference.run(ticket, number, task, request, headers)
         parts, head = answer_parts(
             served.outputs,
             model_name=ticket.handle,
@@ -156,7 +162,9 @@ class InferEndpoint:
             fields += [("content-encoding", coding), ("vary", "accept-encoding")]
         return 200, fields, parts
 
-    async def _decoded(self, body: memoryview, header_length: int | None) -> InferRequest:
+    async def _decoded(
+        self, body: memoryview, header_length: int | None, ticket: Ticket, task: Task, headers: dict[str, str]
+    ) -> InferRequest:
         json_bytes = len(body) if header_length is None else header_length
         if json_bytes > self._max_json_bytes:
             raise TooLargeError(
@@ -165,7 +173,7 @@ class InferEndpoint:
             )
         bulk = self._inference.bulk
         if bulk is not None and is_large_body(body, header_length):
-            return await bulk.read_rest(body, header_length)
+            return await bulk.read_rest(body, header_length, self._inference.reading_s(ticket, task, headers))
         return decode_request(body, header_length)
 
     async def _body(self, headers: dict[str, str], watch: _Watch) -> memoryview:
@@ -209,7 +217,7 @@ class _Watch:
             raise _too_large(len(whole), limit)
         return memoryview(whole)
 
-    async def until_left(self, work: Awaitable[Answer]) -> Answer:
+    async def until_left(self, work: Awaitable[T]) -> T:
         """Await `work`, which is cancelled when the caller leaves. Raises CallerLeftError then."""
         waiter = asyncio.current_task()
         if waiter is None:  # cannot be: coroutines run in tasks
@@ -272,7 +280,7 @@ def _too_large(size: int, limit: int) -> TooLargeError:
     return TooLargeError(f"the body has {size} bytes or more; at most {limit} are taken (controller.max_body_bytes)")
 
 
-def _failed(error: InfaasError, ticket: Ticket) -> tuple[int, Fields, Sequence[bytes | memoryview]]:
+def _failed(error: InfaasError, ticket: Ticket) -> _Encoded:
     outcome = ticket.outcome
     decision_id = None if outcome is None else outcome.decision_id
     fields = answer_fields(ticket.caller, outcome) + error_fields(error, is_query=True)

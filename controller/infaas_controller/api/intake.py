@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import ModelName, TaskName, VariantName
-from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Decision, Query, TraceContext
-from infaas.domain.task import Task
+from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Decision, Query, Requirements, TraceContext
+from infaas.domain.task import Task, TaskDefaults
 from infaas.domain.tensor import Datatype, Tensor, signature
 from infaas.errors import InfaasError, InvalidError, NotFoundError
 from infaas.rpc.codec import encode
@@ -71,6 +71,18 @@ def parse_version(text: str | None) -> int | None:
     return int(text)
 
 
+def reading_deadline(
+    headers: Mapping[str, str], parameters: Mapping[str, Scalar] | None, defaults: TaskDefaults, arrival: Arrival
+) -> float:
+    """Until when a large request may be read, on the controller's clock: its query's deadline. `parameters` None: they
+    are not known yet and may state another than the task's, so that only headers count.
+
+    Raises as `build_query` does for requirements that cannot be understood: such a request is not worth reading.
+    """
+    known, usual = ({}, TaskDefaults()) if parameters is None else (parameters, defaults)
+    return _deadline(arrival, read_requirements(headers, known, usual, time_remaining_s=arrival.time_remaining_s))
+
+
 def build_query(
     view: ClusterView,
     handle: str,
@@ -103,9 +115,13 @@ def build_query(
         inputs=request.inputs,
         outputs=tuple(output.name for output in request.outputs),
         arrived_at=arrival.at,
-        deadline=arrival.at + (HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s),
+        deadline=_deadline(arrival, requirements),
         trace=trace,
     )
+
+
+def _deadline(arrival: Arrival, requirements: Requirements) -> float:
+    return arrival.at + (HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s)
 
 
 def check_json_outputs(request: InferRequest, task: Task) -> None:

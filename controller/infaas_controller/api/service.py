@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from infaas.clock import Clock
-from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query
+from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
@@ -30,13 +30,13 @@ from infaas_controller.api.intake import (
     answered_outputs,
     build_query,
     cost_usd,
+    reading_deadline,
 )
 from infaas_controller.api.spans import QuerySpans
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService
 
 _log = get_logger(__name__)
 ExplainLookup = Callable[[str], Decision | None]
-Submit = Callable[[Query], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,6 @@ class Inference:
         headers: Mapping[str, str],
         *,
         time_remaining_s: float | None = None,
-        submit: Submit | None = None,
     ) -> Served:
         """Raises InfaasError; the ticket then holds the outcome, if there was one."""
         arrival = Arrival(ticket.arrived_at, time_remaining_s)
@@ -112,7 +111,7 @@ class Inference:
         if behind is not None and may_be_large_answer(request, task, query.items):
             raise behind
         try:
-            answer = await (submit or self.service.submit)(query)
+            answer = await self.service.submit(query)
         except QueryFailedError as error:
             ticket.outcome = error.outcome
             raise
@@ -157,6 +156,19 @@ class Inference:
                 name: await bulk.classified(tensor, top, task.classes, self._left_s(deadline))
                 for name, (tensor, top) in large.items()
             }
+
+    def reading_s(
+        self,
+        ticket: Ticket,
+        task: Task,
+        headers: Mapping[str, str],
+        parameters: Mapping[str, Scalar] | None = None,
+        time_remaining_s: float | None = None,
+    ) -> float:
+        """How long a large request may be read: nobody waits for it past its query's deadline. Raises as `run` for
+        requirements that cannot be understood."""
+        arrival = Arrival(ticket.arrived_at, time_remaining_s)
+        return self._left_s(reading_deadline(headers, parameters, task.defaults, arrival))
 
     def _left_s(self, deadline: float) -> float:
         return deadline - self.clock.now()

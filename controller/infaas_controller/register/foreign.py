@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from infaas.control import ForeignModelDocument
 from infaas.errors import InfaasError, InvalidError, UnavailableError
 from infaas.triton.address import dial_problem, parse_address
 from infaas.triton.facts import Listed, ModelFacts
-from infaas.triton.server import LOAD_S, READY, TritonServer
+from infaas.triton.server import CALL_S, LOAD_S, READY, TritonServer
 
 T = TypeVar("T")
 DISCOVER_S = 30.0
@@ -27,6 +27,10 @@ FACTS_S = LOAD_S + 30.0
 _THREADS = 4
 _PER_SERVER = 2
 _MAX_LISTED = 1000
+_SHARE_OF_ASKING = 0.9
+_LEAST_SHARE = 0.1
+"""Of the time for a discovery: what asking may take, and what must be left of that to ask about one more model."""
+_NOT_REACHED = "the time for asking was over before its turn; ask again, or name it when attaching"
 
 
 class ForeignServers:
@@ -44,8 +48,11 @@ class ForeignServers:
         self._open: set[TritonServer] = set()
 
     async def discover(self, url: str) -> tuple[ForeignModelDocument, ...]:
-        """What a server has, and what of it can be attached. Raises InvalidError, UnavailableError."""
-        return await self._ask(url, _discovered, self._discover_s)
+        """What a server has, and what of it can be attached. Models that there was no time to ask about are listed with
+        that reason. Raises InvalidError, UnavailableError."""
+        until = time.monotonic() + _SHARE_OF_ASKING * self._discover_s
+        least_s = _LEAST_SHARE * self._discover_s
+        return await self._ask(url, lambda server: _discovered(server, until, least_s), self._discover_s)
 
     async def facts(self, url: str, model: str, version: str) -> ModelFacts:
         """Has the server load the model, and leaves it loaded: others may have begun to use it meanwhile.
@@ -71,26 +78,46 @@ class ForeignServers:
             return question(server)
 
         try:
-            async with asyncio.timeout(within_s), self._turn(url):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            async with asyncio.timeout(within_s):
+                return await asyncio.wrap_future(await self._begun(parse_address(url).target, work))
         except TimeoutError:
             raise UnavailableError(f"the Triton server at {url} did not say all within {within_s:g} s") from None
         finally:
             self._open.discard(server)
             server.close()
 
-    @asynccontextmanager
-    async def _turn(self, url: str) -> AsyncIterator[None]:
-        """So that one server never has all threads."""
-        gate = self._gates.setdefault(url, asyncio.Semaphore(_PER_SERVER))
-        self._askers[url] += 1
+    async def _begun(self, target: str, work: Callable[[], T]) -> Future[T]:
+        """Work on its way to a thread, in its turn: one server never has all threads. A thread that nobody waits for
+        any more, for it hangs in what no closed connection ends, keeps its turn until it is done."""
+        gate = self._gates.setdefault(target, asyncio.Semaphore(_PER_SERVER))
+        self._askers[target] += 1
         try:
-            async with gate:
-                yield
-        finally:
-            self._askers[url] -= 1
-            if not self._askers[url]:
-                del self._askers[url], self._gates[url]
+            await gate.acquire()
+        except BaseException:
+            self._leave(target)
+            raise
+        loop = asyncio.get_running_loop()
+
+        def done(_: Future[T]) -> None:
+            if not loop.is_closed():  # else nobody waits for a turn
+                loop.call_soon_threadsafe(self._end_turn, target)
+
+        try:
+            future = self._threads.submit(work)
+        except RuntimeError:  # closed
+            self._end_turn(target)
+            raise UnavailableError("the controller stops; try again", retry_after_s=1.0) from None
+        future.add_done_callback(done)
+        return future
+
+    def _end_turn(self, target: str) -> None:
+        self._gates[target].release()
+        self._leave(target)
+
+    def _leave(self, target: str) -> None:
+        self._askers[target] -= 1
+        if not self._askers[target]:
+            del self._askers[target], self._gates[target]
 
     def _refuse_guarded(self, url: str) -> None:
         """Raises InvalidError, or UnavailableError for a host that has no address now."""
@@ -110,17 +137,25 @@ def _facts(server: TritonServer, model: str, version: str) -> ModelFacts:
     return server.facts(model, version)
 
 
-def _discovered(server: TritonServer) -> tuple[ForeignModelDocument, ...]:
-    return tuple(_described(server, listed) for listed in server.index()[:_MAX_LISTED])
+def _discovered(server: TritonServer, until: float, least_s: float) -> tuple[ForeignModelDocument, ...]:
+    """By `time.monotonic`, models are asked about until then, and none for less than `least_s`."""
+    found = []
+    for listed in server.index()[:_MAX_LISTED]:
+        left_s = until - time.monotonic()
+        if left_s < least_s and listed.state == READY:
+            found.append(ForeignModelDocument(listed.name, listed.version, listed.state, _NOT_REACHED))
+        else:
+            found.append(_described(server, listed, min(CALL_S, left_s / 2)))
+    return tuple(found)
 
 
-def _described(server: TritonServer, listed: Listed) -> ForeignModelDocument:
+def _described(server: TritonServer, listed: Listed, call_s: float) -> ForeignModelDocument:
     """A model that is not loaded is not loaded for being looked at."""
     if listed.state != READY:
         state = listed.state or "UNAVAILABLE"
         return ForeignModelDocument(listed.name, listed.version, state, listed.reason)
     try:
-        facts = server.facts(listed.name, listed.version)
+        facts = server.facts(listed.name, listed.version, call_s=call_s)
     except InfaasError as error:
         return ForeignModelDocument(listed.name, listed.version, listed.state, error.text)
     return ForeignModelDocument(

@@ -8,13 +8,21 @@ follows it with a delay, in which somebody's word would be undone.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.variant import Isolation, Variant
 
 
-def to_isolate(view: ClusterView, registered: Iterable[Variant]) -> dict[VariantName, str]:
+class Cause(NamedTuple):
+    """The death that isolates a variant."""
+
+    instance: InstanceId
+    reason: str
+
+
+def to_isolate(view: ClusterView, registered: Iterable[Variant]) -> dict[VariantName, Cause]:
     """Variants that still share their worker's process though an instance of theirs has crashed or hung, and why they
     no longer should. Deaths that were known when somebody had them share it do not count, and what runs on a server
     shares nothing."""
@@ -23,14 +31,14 @@ def to_isolate(view: ClusterView, registered: Iterable[Variant]) -> dict[Variant
         for variant in registered
         if variant.isolation is not Isolation.PROCESS and not variant.runtime.is_elsewhere
     }
-    found: dict[VariantName, str] = {}
+    found: dict[VariantName, Cause] = {}
     for worker in sorted(view.workers.values(), key=lambda each: each.id):
         for instance in sorted(worker.instances.values(), key=lambda each: each.id):
             variant = variants.get(instance.variant)
             if instance.death is None or variant is None or instance.id in variant.pardoned:
                 continue
             why = f"instance {instance.id} on {worker.id} {instance.death.value}: {instance.reason}"
-            found.setdefault(variant.name, why)
+            found.setdefault(variant.name, Cause(instance.id, why))
     return found
 
 

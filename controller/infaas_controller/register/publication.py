@@ -21,8 +21,10 @@ from infaas.store.base import Kind, Record
 from infaas_controller.register.options import overlaid
 
 OPEN = (BuildState.RECEIVED, BuildState.BUILDING)
-PUBLISHED = (Kind.TASK, Kind.VARIANT, Kind.MODEL, Kind.BUILD)
+PUBLISHED = (Kind.TASK, Kind.VARIANT, Kind.MODEL, Kind.BUILD, Kind.CATALOGUE)
 """In the order of writing: a model never names a version whose variants are not there."""
+SOURCE = (Kind.CATALOGUE, "source")
+"""Which catalogue the store was last made to follow."""
 ANSWERS = (Kind.PROGRESS, Kind.RESULT)
 """What generators leave; it goes when its build is over."""
 Key = tuple[Kind, str]
@@ -51,6 +53,23 @@ class Write:
     kind: Kind
     key: str
     value: bytes | None
+
+
+def refusal(catalogue: str, registered: Registered, found: Sequence[Record]) -> str | None:
+    """Why the store is not made to follow a catalogue; None: it is.
+
+    A database that is not where it was is made anew and says that there is nothing. What another catalogue filled the
+    store with is not given up for that.
+    """
+    source = next((record.value.decode() for record in found if (record.kind, record.key) == SOURCE), catalogue)
+    lost = sum(record.kind is Kind.MODEL for record in found)
+    if source == catalogue or registered.models or not lost:
+        return None
+    return (
+        f"this catalogue ({catalogue}) holds no model, and the store has {lost} of another one ({source}), which serve "
+        "on: mount or restore that database and start the controllers again; if this one is meant, register a model, "
+        "and the others go"
+    )
 
 
 def effective(task: Task, settings: Settings) -> Task:

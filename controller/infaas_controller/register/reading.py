@@ -14,6 +14,8 @@ from infaas_controller.register.publication import OPEN, Registered
 @dataclass(frozen=True, slots=True)
 class Reading:
     revision: int
+    catalogue: str
+    """Which catalogue it is."""
     registered: Registered
     unwanted: frozenset[VariantName]
     """Variants that must not stay loaded: retired or disabled."""
@@ -47,4 +49,4 @@ class Reader:
             self._catalog.tasks(), self._catalog.models(), versions, live, done, self._catalog.open_profilings()
         )
         unwanted = frozenset(variant.name for variant in made if variant.state is not VariantState.READY)
-        return Reading(revision, registered, unwanted)
+        return Reading(revision, self._catalog.identity(), registered, unwanted)

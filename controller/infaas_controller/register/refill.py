@@ -5,13 +5,24 @@ Level-triggered: what should be is compared with what is, so a crash anywhere is
 
 from __future__ import annotations
 
+from infaas.catalog.base import Health
 from infaas.clock import Clock
 from infaas.domain.ids import VariantName
+from infaas.observe.log import get_logger
 from infaas.settings import Settings
 from infaas.store.base import Lease, MetadataStore
-from infaas_controller.register.publication import ANSWERS, PUBLISHED, desired_records, plan_writes
+from infaas_controller.register.publication import (
+    ANSWERS,
+    PUBLISHED,
+    SOURCE,
+    desired_records,
+    plan_writes,
+    refusal,
+)
 from infaas_controller.register.reading import Reading
 from infaas_controller.register.switching import Loader
+
+_log = get_logger(__name__)
 
 
 class Refill:
@@ -21,10 +32,13 @@ class Refill:
         service: Loader,
         settings: Settings,
         clock: Clock,
+        health: Health,
         *,
         compare_every_s: float,
     ) -> None:
-        """Store and catalogue are compared this often when nothing seems to have changed."""
+        """Store and catalogue are compared this often when nothing seems to have changed. `health`: the catalogue's,
+        where it is said when the store is kept from following it."""
+        self._health = health
         self._store = store
         self._service = service
         self._settings = settings
@@ -36,6 +50,10 @@ class Refill:
     def forget(self) -> None:
         """Compare at the next step, whatever was published before."""
         self._published = None
+
+    def rest(self) -> None:
+        """Somebody else leads."""
+        self._health.refusal = None
 
     async def step(self, reading: Reading, lease: Lease | None) -> None:
         """Write what differs and unload what is no longer wanted. None: nobody else could be leading.
@@ -53,8 +71,14 @@ class Refill:
         self._unload(reading.unwanted)
 
     async def _publish(self, reading: Reading, lease: Lease | None) -> None:
-        desired = desired_records(reading.registered, self._settings)
         snapshot = await self._store.list((*PUBLISHED, *ANSWERS))
+        refused = refusal(reading.catalogue, reading.registered, snapshot.records)
+        if refused is not None and self._health.refusal is None:
+            _log.error("catalogue not followed", reason=refused)
+        self._health.refusal = refused
+        if refused is not None:
+            return
+        desired = desired_records(reading.registered, self._settings) | {SOURCE: reading.catalogue.encode()}
         for write in plan_writes(desired, snapshot.records):
             if write.value is None:
                 await self._store.delete(write.kind, write.key, lease=lease)

@@ -102,7 +102,7 @@ class Registrar:
         self._results = ResultKeeper(catalog, clock)
         self._switcher = Switcher(catalog, service, clock)
         self._reader = Reader(catalog)
-        self._refill = Refill(store, service, settings, clock, compare_every_s=_COMPARE_EVERY_S)
+        self._refill = Refill(store, service, settings, clock, catalog.health, compare_every_s=_COMPARE_EVERY_S)
         self._absorb_at = 0.0
         self._wake_results = asyncio.Event()
         self._wake_refill = asyncio.Event()
@@ -329,9 +329,9 @@ class Registrar:
     async def _isolate_the_dead(self, variants: Sequence[Variant]) -> None:
         """Those whose instances died where they harm others get processes of their own from now on."""
         change = self._catalog.isolate_variant
-        for name, reason in to_isolate(self._service.view, variants).items():
+        for name, (death, reason) in to_isolate(self._service.view, variants).items():
             at = self._clock.wall()
-            if await asyncio.to_thread(change, name, Isolation.PROCESS, reason, at=at, actor="registrar"):
+            if await asyncio.to_thread(change, name, Isolation.PROCESS, reason, at=at, actor="registrar", death=death):
                 _log.warning("variant isolated", variant=name, reason=reason)
                 self._wake_refill.set()
 
@@ -339,6 +339,7 @@ class Registrar:
         """One turn of `run_refill`. Raises UnavailableError, or PreconditionError when the leadership was lost."""
         lease = None if self._lease is None else self._lease()
         if lease is None and self._lease is not None:
+            self._refill.rest()
             return
         await self._refill.step(await self._reader.read(), lease)
 

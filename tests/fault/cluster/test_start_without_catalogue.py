@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -103,6 +104,47 @@ def test_a_file_that_cannot_be_opened_at_the_start_is_taken_up_later() -> None:
         cluster = Cluster(Path(folder), controllers=1, workers=1)
         with cluster.running():
             bear_a_start_without(cluster, sqlite_away(cluster))
+
+
+@contextmanager
+def sqlite_empty(cluster: Cluster) -> Iterator[None]:
+    """What is left in the place of a disk that was not mounted."""
+    kept = cluster.folder / "kept"
+    cluster.catalogue.rename(kept)
+    cluster.catalogue.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(cluster.catalogue)
+        kept.rename(cluster.catalogue)
+
+
+def refused(cluster: Cluster) -> SystemDocument | None:
+    found = cluster.system()
+    return found if found is not None and "holds no model" in found.catalogue.reason else None
+
+
+def test_a_file_that_is_not_there_at_the_start_empties_no_store_and_is_taken_up_when_it_is_back() -> None:
+    with tempfile.TemporaryDirectory(prefix="infaas-") as folder:
+        cluster = Cluster(Path(folder), controllers=1, workers=1)
+        with cluster.running():
+            cluster.register(MODEL)
+            wait_for(lambda: not ask(cluster).failed, "the store to say what the catalogue does")
+            cluster.kill("controller-1")
+            with sqlite_empty(cluster):
+                cluster.start("controller-1")
+                system = wait_for(lambda: refused(cluster), "the controller to say that this is another catalogue")
+                assert system.catalogue.state == "lost"
+                assert "mount or restore that database" in system.catalogue.reason
+                assert gauge(cluster, "infaas_catalog_up") == 0
+                wait_for(lambda: serving(cluster), "the controller to serve what the store says")
+                assert not ask(cluster).failed
+                cluster.kill("controller-1")
+            cluster.start("controller-1")
+            cluster.wait_whole()
+            with cluster.client() as client:
+                assert [model.name for model in client.models()] == [MODEL]
+            assert not ask(cluster).failed
 
 
 def test_a_server_that_is_stopped_at_the_start_is_taken_up_later(own_postgres_server: PostgresServer) -> None:

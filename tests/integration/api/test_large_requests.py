@@ -238,6 +238,25 @@ async def test_a_killed_bulk_process_costs_its_request_and_the_next_gets_a_new_o
     assert len(edges.service.seen) == before + 2
 
 
+async def test_a_process_that_ends_while_idle_costs_no_request_and_is_counted(
+    edges: Serving, client: httpx.AsyncClient
+) -> None:
+    body = json.dumps(echoed("FP32", [0.5] * 60_000)).encode()
+    assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+    (idle,) = edges.bulk.pids
+    process = psutil.Process(idle)
+    process.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.to_thread(time.sleep, 0.002)
+
+    answer = await client.post(url(edges, "echo-fp32"), content=body)
+
+    assert answer.status_code == 200
+    assert idle not in edges.bulk.pids
+    assert edges.metrics.registry.get_sample_value("infaas_bulk_losses_total", {"reason": "ended"}) == 1
+
+
 async def _until_taken(edges: Serving, busy: int = 1) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while edges.bulk.busy != busy:
@@ -396,6 +415,19 @@ async def test_a_stuck_process_is_ended_and_counted_and_the_next_request_gets_a_
     assert edges.metrics.registry.get_sample_value("infaas_bulk_losses_total", {"reason": "stuck"}) == 1
 
 
+async def connected(edges: Serving, model: str, body: bytes, **fields: str) -> asyncio.StreamWriter:
+    """A caller over a connection of its own, who has sent a query and reads nothing."""
+    host, port = edges.http.split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    writer.write(
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: t\r\ncontent-length: {len(body)}\r\n{head}\r\n".encode()
+    )
+    writer.write(body)
+    await writer.drain()
+    return writer
+
+
 async def test_a_caller_that_leaves_takes_its_waiting_request_along(client: httpx.AsyncClient) -> None:
     body = json.dumps(echoed("FP32", [0.5] * 30_000)).encode()
     async with serving(ComputingService(), bulk_options={"processes": 1, "waiting_at_most": 1}) as edges:
@@ -403,13 +435,68 @@ async def test_a_caller_that_leaves_takes_its_waiting_request_along(client: http
         with stopped(*edges.bulk.pids):
             first = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="first")
             await _until_taken(edges)
-            waiting = asyncio.create_task(edges.bulk.read_rest(memoryview(body), None), name="waiting")
+            waiting = await connected(edges, "echo-fp32", body)
             await _until_taken(edges, 2)
-            waiting.cancel()
+            waiting.close()
+            await waiting.wait_closed()
             await _until_taken(edges, 1)
             next_one = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=body), name="next")
             await _until_taken(edges, 2)
         assert [(await task).status_code for task in (first, next_one)] == [200, 200]
+        cancelled = edges.metrics.registry.get_sample_value(
+            "infaas_request_duration_seconds_count", {"model": "echo-fp32", "code": "cancelled"}
+        )
+    assert cancelled == 1
+
+
+async def test_a_caller_that_leaves_takes_its_waiting_answer_along(client: httpx.AsyncClient) -> None:
+    content, fields = binary(np.arange(100_000, dtype="<f4"))
+    async with serving(ComputingService(), bulk_options=ONE_AT_A_TIME) as edges:
+        assert (await client.post(url(edges, "echo-fp32"), content=content, headers=fields)).status_code == 200
+        with stopped(*edges.bulk.pids):
+            first = asyncio.create_task(client.post(url(edges, "echo-fp32"), content=content, headers=fields))
+            await _until_taken(edges)
+            waiting = await connected(edges, "echo-fp32", content, **fields)
+            await _until_taken(edges, 2)
+            waiting.close()
+            await waiting.wait_closed()
+            await _until_taken(edges, 1)
+        assert (await first).status_code == 200
+
+
+async def test_a_large_request_waits_to_be_read_until_its_deadline_and_no_longer(client: httpx.AsyncClient) -> None:
+    body = json.dumps(echoed("FP32", [0.5] * 30_000)).encode()
+    message = pb.ModelInferRequest(model_name="echo-fp32")
+    message.inputs.add(name="in_fp32", datatype="FP32", shape=[1, 50_000]).contents.fp32_contents.extend([0.5] * 50_000)
+    message.parameters["slo_latency_ms"].double_param = 300
+    async with serving(ComputingService(), bulk_options={"processes": 1}) as edges:
+        assert (await client.post(url(edges, "echo-fp32"), content=body)).status_code == 200
+        with stopped(*edges.bulk.pids):
+            rest = await client.post(
+                url(edges, "echo-fp32"), content=body, headers={"x-infaas-slo-latency-ms": "300"}, timeout=20
+            )
+            async with grpc.aio.insecure_channel(edges.grpc) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as late:
+                    await infer(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer"), message)
+            assert len(edges.service.seen) == 1
+        await _until_taken(edges, 0)
+
+    assert (rest.status_code, rest.json()["code"]) == (504, Code.DEADLINE_PASSED)
+    assert "before the large request was read" in rest.json()["error"]
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "before the large request was read" in (late.value.details() or "")
+
+
+async def test_a_large_request_whose_requirements_are_no_requirements_is_not_read(
+    edges: Serving, client: httpx.AsyncClient
+) -> None:
+    body = json.dumps(echoed("FP32", [0.5] * 30_000)).encode()
+
+    answer = await client.post(url(edges, "echo-fp32"), content=body, headers={"x-infaas-slo-latency-ms": "soon"})
+
+    assert (answer.status_code, answer.json()["code"]) == (400, Code.INVALID)
+    assert "x-infaas-slo-latency-ms" in answer.json()["error"]
+    assert not edges.bulk.pids
 
 
 async def test_what_is_read_or_waits_when_the_pool_closes_may_be_sent_again(client: httpx.AsyncClient) -> None:

@@ -6,11 +6,16 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import pytest
 from infaas_controller.register.foreign import ForeignServers
 
 from infaas.errors import InvalidError, UnavailableError
+from infaas.oip.v2 import grpc_service_pb2 as oip
+from infaas.triton.server import SERVICE
 
 
 @pytest.fixture
@@ -25,6 +30,49 @@ def servers() -> Iterator[ForeignServers]:
     made = ForeignServers(None)
     yield made
     made.close()
+
+
+Mute = tuple[str, set[str]]
+
+
+@pytest.fixture
+def mute_about() -> Iterator[Mute]:
+    """The address of a server that has a model `a`, and those that it never says anything about."""
+    mute: set[str] = set()
+    over = threading.Event()
+
+    def index(_: Any, __: Any) -> Any:
+        names = ["a", *sorted(mute)]
+        models = [oip.RepositoryIndexResponse.ModelIndex(name=name, version="1", state="READY") for name in names]
+        return oip.RepositoryIndexResponse(models=models)
+
+    def metadata(request: Any, _: Any) -> Any:
+        if request.name in mute:
+            over.wait(30.0)
+        return oip.ModelMetadataResponse(name=request.name, versions=["1"], platform="onnxruntime_onnx")
+
+    def config(request: Any, _: Any) -> Any:
+        made = oip.ModelConfigResponse()
+        made.config.name, made.config.platform = request.name, "onnxruntime_onnx"
+        return made
+
+    calls: dict[str, tuple[Any, Any]] = {
+        "ServerLive": (oip.ServerLiveRequest, lambda _, __: oip.ServerLiveResponse(live=True)),
+        "RepositoryIndex": (oip.RepositoryIndexRequest, index),
+        "ModelMetadata": (oip.ModelMetadataRequest, metadata),
+        "ModelConfig": (oip.ModelConfigRequest, config),
+    }
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(call, kind.FromString, lambda message: message.SerializeToString())
+        for name, (kind, call) in calls.items()
+    }
+    server = grpc.server(ThreadPoolExecutor(32))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"grpc://127.0.0.1:{port}", mute
+    over.set()
+    server.stop(None).wait()
 
 
 def asking_threads() -> list[threading.Thread]:
@@ -67,6 +115,48 @@ async def test_a_question_ends_within_its_bound_and_leaves_no_thread_behind(sile
         await servers.facts(silent_url, "m", "")
     await asyncio.to_thread(servers.close)
     assert asking_threads() == []
+
+
+async def test_threads_that_hang_where_no_closed_connection_ends_them_keep_their_servers_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on, resolve = threading.Event(), socket.getaddrinfo
+
+    def hanging(host: str, *rest: Any, **options: Any) -> Any:
+        if host == "slow.example":
+            goes_on.wait(30.0)
+        return resolve(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    servers = ForeignServers(None, discover_s=0.2, facts_s=10.0)
+    try:
+        for _ in range(5):
+            with pytest.raises(UnavailableError, match="did not say all"):
+                await servers.discover("grpc://slow.example:8001")
+        with pytest.raises(InvalidError, match="link-local"):
+            await servers.facts("grpc://169.254.169.254:80", "m", "")
+    finally:
+        goes_on.set()
+        await asyncio.to_thread(servers.close)
+
+
+async def test_a_discovery_lists_the_models_that_it_had_no_time_to_ask_about(mute_about: Mute) -> None:
+    url, mute = mute_about
+    mute.add("b")
+    servers = ForeignServers(url, discover_s=4.0)
+    found = {one.name: one for one in await servers.discover(url)}
+    await asyncio.to_thread(servers.close)
+    assert list(found) == ["a", "b"]
+    assert (found["a"].platform, found["a"].reason) == ("onnxruntime_onnx", "")
+    assert found["b"].platform == ""
+    assert "no Triton server answers" in found["b"].reason
+
+    servers = ForeignServers(url, discover_s=4.0)
+    mute.update(f"m{number}" for number in range(9))
+    late = await servers.discover(url)
+    await asyncio.to_thread(servers.close)
+    assert "before its turn" in late[-1].reason
+    assert len(late) == 11
 
 
 async def test_closing_ends_what_is_still_being_asked(silent_url: str) -> None:

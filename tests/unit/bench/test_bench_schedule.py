@@ -7,7 +7,7 @@ import math
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infaas.bench.schedule import arrivals, played, rate_of, read_trace
@@ -39,6 +39,7 @@ def test_a_trace_of_offsets_is_taken_as_it_is() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=5), st.integers(0, 9))
+@example([(0, 4), (40, 40), (29, 40)], 0)
 def test_a_trace_of_counts_has_each_minutes_queries_in_that_minute(counts: list[tuple[int, int]], seed: int) -> None:
     text = "minute,task0,task1\n" + "\n".join(f"{n},{a},{b}" for n, (a, b) in enumerate(counts))
     found = read_trace(text, seed, burstiness=4.0)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from infaas.catalog.catalog import Catalog
 from infaas.catalog.records import Registration, TaskAppearedError
 from infaas.domain.build import BuildResult
-from infaas.domain.ids import ModelName, TaskName, VersionId
+from infaas.domain.ids import InstanceId, ModelName, TaskName, VersionId
 from infaas.domain.lifecycle import BuildState
 from infaas.domain.query import Decision, Level
 from infaas.domain.variant import Isolation, Runtime, VariantState
@@ -173,6 +174,23 @@ def test_what_runs_on_a_server_is_given_no_process_of_its_own_with_the_reason(
     variant = catalog.variant("m.v1.fp32")
     assert variant is not None
     assert variant.isolation is Isolation.THREAD
+
+
+def test_a_death_that_was_pardoned_since_it_was_seen_isolates_nothing_and_a_later_one_does(
+    catalog: Catalog, registration: MakeRegistration, made: MakeResult
+) -> None:
+    _register(catalog, registration())
+    catalog.record_result(V1, made(), at=2.0)
+    seen, later = InstanceId("i1"), InstanceId("i2")
+    pardon = partial(catalog.isolate_variant, "m.v1.fp32", Isolation.THREAD, "asked for", actor="me", pardoned=(seen,))
+    isolate = partial(catalog.isolate_variant, "m.v1.fp32", Isolation.PROCESS, "it crashed", actor="registrar")
+
+    assert pardon(at=3.0)
+    assert not isolate(at=4.0, death=seen)
+    variant = catalog.variant("m.v1.fp32")
+    assert variant is not None
+    assert (variant.isolation, variant.pardoned) == (Isolation.THREAD, (seen,))
+    assert isolate(at=5.0, death=later)
 
 
 def test_a_variant_whose_name_is_taken_is_a_recorded_failure(

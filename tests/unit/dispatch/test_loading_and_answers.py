@@ -45,6 +45,15 @@ def test_what_drains_is_loaded_anew_and_an_unknown_worker_is_named_with_those_th
         loaded_on(ledger, V, WorkerId("w9"))
 
 
+def test_what_was_told_to_unload_is_loaded_anew() -> None:
+    ledger, _ = followed(having("w1"), having("w2"))
+    ledger.lanes[InstanceId("w1-v")].is_leaving = True
+    assert loaded_on(ledger, V, None) == W2
+    assert loaded_on(ledger, V, W1) is None
+    ledger.lanes[InstanceId("w2-v")].is_leaving = True
+    assert loaded_on(ledger, V, None) is None
+
+
 def test_the_asked_for_worker_takes_it_else_one_that_can() -> None:
     ledger, _ = followed(a_worker("w1", memory_mib=50), a_worker("w2", memory_mib=500))
     assert place_to_load(ledger, V, None, NOW) == W2

@@ -333,6 +333,16 @@ def test_a_large_input_that_is_cleared_before_its_digest_comes_is_not_suspected(
     assert not quarantine.suspects(first, NOW + 2)
 
 
+def test_a_large_input_that_could_not_be_digested_is_asked_for_again_when_it_is_suspected_again() -> None:
+    ordered: list[Ticket] = []
+    quarantine = Quarantine(ordered.append)
+    first = sent(1, LARGE)
+    quarantine.suspect(first, NOW)
+    quarantine.not_digested(first)
+    quarantine.add(first, NOW + 1)
+    assert ordered == [first, first]
+
+
 def sent(number: int, data: bytes) -> Ticket:
     shape = (1, len(data) // 4)
     return Ticket(number, a_query(inputs=(Tensor("image", Datatype.FP32, shape, data),)), None)

@@ -22,7 +22,7 @@ def test_only_a_variant_whose_instance_died_and_that_shares_a_process_is_isolate
         an_instance("i4", variant="gone", **dead),
     ]
     view = a_view(variants=variants, workers=[a_worker("w1", instances=instances)])
-    assert to_isolate(view, variants) == {"crashes": "instance i1 on w1 crashed: SIGFPE"}
+    assert to_isolate(view, variants) == {"crashes": ("i1", "instance i1 on w1 crashed: SIGFPE")}
 
 
 def test_what_runs_on_a_server_shares_no_process_that_it_could_be_taken_out_of() -> None:
@@ -44,4 +44,4 @@ def test_deaths_that_were_known_when_somebody_had_it_share_a_process_do_not_coun
     assert to_isolate(view, [pardoned]) == {}
     again = an_instance("i3", **dead)
     view = a_view(variants=[pardoned], workers=[a_worker("w1", instances=[old, failed, again])])
-    assert to_isolate(view, [pardoned]) == {"v": "instance i3 on w1 crashed: SIGFPE"}
+    assert to_isolate(view, [pardoned]) == {"v": ("i3", "instance i3 on w1 crashed: SIGFPE")}

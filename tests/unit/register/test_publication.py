@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 from infaas_controller.register.options import task_problems
-from infaas_controller.register.publication import Registered, desired_records, model_of, plan_writes
+from infaas_controller.register.publication import (
+    SOURCE,
+    Registered,
+    desired_records,
+    model_of,
+    plan_writes,
+    refusal,
+)
 from infaas_controller.register.warm import preference
 
 from infaas.catalog.records import ModelRow, VersionRow
@@ -53,6 +60,25 @@ def test_a_store_that_says_so_already_is_left_alone() -> None:
 def test_an_empty_store_gets_variants_before_the_models_that_name_them() -> None:
     kinds = [write.kind for write in plan_writes(everything(), [])]
     assert kinds == [Kind.TASK, Kind.VARIANT, Kind.MODEL, Kind.BUILD]
+
+
+@pytest.mark.parametrize(
+    ("source", "catalogue", "models", "in_store", "is_refused"),
+    [
+        ("a", "b", 0, 2, True),
+        ("a", "a", 0, 2, False),
+        ("a", "b", 1, 2, False),
+        ("a", "b", 0, 0, False),
+        (None, "b", 0, 2, False),
+    ],
+)
+def test_only_another_catalogue_without_a_model_is_kept_from_emptying_a_store(
+    source: str | None, catalogue: str, models: int, in_store: int, is_refused: bool
+) -> None:
+    found = [Record(Kind.MODEL, f"m{number}", b"x", 1) for number in range(in_store)]
+    found += [] if source is None else [Record(*SOURCE, source.encode(), 1)]
+    registered = Registered([], [a_row(1, 1)] * models, [], [], {})
+    assert (refusal(catalogue, registered, found) is not None) is is_refused
 
 
 def test_what_is_too_much_goes_and_what_belongs_to_others_stays() -> None:

@@ -27,7 +27,7 @@ ANSWER_BYTES_AT_MOST = 256 << 20
 """Answers that are written or wait to be, and their tensors. What was executed is not refused, so these are no bounds
 for an answer: while they are passed, nothing more is executed whose answer may be large (`Bulk.behind`)."""
 RUN_AT_MOST_S = HARD_LIMIT_S
-"""A process that takes longer over one job is stuck: nobody waits longer for anything."""
+"""A process that takes longer over one job is stuck. How long a caller waits for its turn is its deadline's to say."""
 _log = get_logger(__name__)
 
 _Found = tuple[wire.Reply, list[memoryview]]
@@ -55,7 +55,8 @@ class Bulk:
     and an error of code DEADLINE_PASSED when it took too long; reading also raises one of code SATURATED when too much
     of it waits. Answers go before requests: their work is done already.
 
-    A caller that is cancelled leaves a job that runs to end alone, within `run_at_most_s`.
+    `within_s` is what the caller has left, the wait for a process included. A caller that is cancelled leaves a job
+    that runs to end alone, within `run_at_most_s`.
     """
 
     def __init__(
@@ -102,11 +103,11 @@ class Bulk:
             return None
         return _behind(count, size)
 
-    async def read_rest(self, body: memoryview, header_length: int | None) -> InferRequest:
-        return _as_request(await self._read(wire.ReadRest(header_length), body))
+    async def read_rest(self, body: memoryview, header_length: int | None, within_s: float) -> InferRequest:
+        return _as_request(await self._read(wire.ReadRest(header_length), body, within_s))
 
-    async def read_grpc(self, data: bytes) -> InferRequest:
-        return _as_request(await self._read(wire.ReadGrpc(), data))
+    async def read_grpc(self, data: bytes, within_s: float) -> InferRequest:
+        return _as_request(await self._read(wire.ReadGrpc(), data, within_s))
 
     async def rendered(self, tensor: Tensor, within_s: float) -> bytes | memoryview:
         _, (data,) = await self._answer(wire.Render(wire.outline(tensor)), tensor.data, within_s)
@@ -123,8 +124,8 @@ class Bulk:
         """What runs is given up."""
         await asyncio.to_thread(self._close)
 
-    async def _read(self, job: wire.Job, data: wire.Buffer) -> _Found:
-        return await self._found(_Work(wire.encode(job), data, is_answer=False), HARD_LIMIT_S)
+    async def _read(self, job: wire.Job, data: wire.Buffer, within_s: float) -> _Found:
+        return await self._found(_Work(wire.encode(job), data, is_answer=False), within_s)
 
     async def _answer(self, job: wire.Job, data: wire.Buffer, within_s: float) -> _Found:
         return await self._found(_Work(wire.encode(job), data, is_answer=True), within_s)
@@ -212,31 +213,32 @@ class Bulk:
 
     def _given_up(self, child: Child, error: BaseException) -> InfaasError:
         """Ends a process that cannot go on; returns what its caller is told."""
-        with self._lock:
-            self._all.discard(child)
-            is_closed = self._is_closed
-        status = child.end()
-        if is_closed:
-            return _stopping()
         if isinstance(error, TimeoutError):
             reason, told = "stuck", _stuck(self._run_at_most_s)
         elif isinstance(error, OSError | EOFError | ValueError):  # ValueError: its pipes were closed under us
             reason, told = "ended", _ended(error)
         else:
             reason, told = "failed", InfaasError(HIDDEN_TEXT)
-        _log.warning("a bulk process was lost", pid=child.pid, reason=reason, status=status, error=repr(error))
+        return told if self._count_lost(child, reason, repr(error)) else _stopping()
+
+    def _count_lost(self, child: Child, reason: str, error: str) -> bool:
+        """Ends what is left of a process. False: all of them end now, and this is no loss."""
+        with self._lock:
+            self._all.discard(child)
+            is_closed = self._is_closed
+        status = child.end()
+        if is_closed:
+            return False
+        _log.warning("a bulk process was lost", pid=child.pid, reason=reason, status=status, error=error)
         if self._observer is not None:
             self._observer.observe_bulk_loss(reason)
-        return told
+        return True
 
     def _taken(self) -> Child:
-        with self._lock:
-            if self._idle:
-                child = self._idle.pop()
-                if child.is_alive():
-                    return child
-                self._all.discard(child)
-                child.end()
+        while (idle := self._idle_one()) is not None:
+            if idle.is_alive():
+                return idle
+            self._count_lost(idle, "ended", "it ended while it had nothing to do")
         child = Child()
         with self._lock:
             if not self._is_closed:
@@ -244,6 +246,10 @@ class Bulk:
                 return child
         child.end()
         raise _stopping()
+
+    def _idle_one(self) -> Child | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
 
     def _close(self) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from io import FileIO
 
 from infaas.domain.query import Code
-from infaas.errors import InfaasError
+from infaas.errors import InfaasError, InvalidError
 from infaas.rpc.edges import HIDDEN_TEXT, MAX_PROBLEMS, shortened
 from infaas.rpc.tensors import InferRequest, classify
 from infaas.rpc.tensors_grpc import decode_request as decode_grpc
@@ -31,19 +31,28 @@ MEMORY_BYTES = 4 * 2**30
 def perform(asked: bytes, buffers: Sequence[wire.Buffer]) -> tuple[bytes, Sequence[wire.Buffer]]:
     """From the head of a job to that of its reply. Never raises: an error is a reply."""
     try:
-        reply, made = _performed(wire.job_decoder.decode(asked), buffers)
-        return wire.encode(reply), made
+        job = wire.job_decoder.decode(asked)
+        reply, made = _performed(job, buffers)
+        return _encoded(job, reply), made
     except InfaasError as error:
         problems = tuple(shortened(one) for one in error.problems[:MAX_PROBLEMS])
         failed = wire.Failed(shortened(error.text), error.code.value, problems)
     except MemoryError:
         text = "the request takes too much memory to read; send its tensors as binary data"
         failed = wire.Failed(text, Code.TOO_LARGE.value)
-    except OverflowError:
-        failed = wire.Failed("a number beside the tensors is outside the range of INT64", Code.INVALID.value)
     except Exception:
         failed = wire.Failed(HIDDEN_TEXT, Code.INTERNAL.value, details=traceback.format_exc(limit=-8))
     return wire.encode(failed), ()
+
+
+def _encoded(job: wire.Job, reply: wire.Reply) -> bytes:
+    """Raises InvalidError for a request with a number, beside its tensors, that no reply can carry."""
+    try:
+        return wire.encode(reply)
+    except OverflowError as error:
+        if not isinstance(job, wire.ReadRest | wire.ReadGrpc):
+            raise
+        raise InvalidError("a number beside the tensors is outside the range of INT64") from error
 
 
 def _performed(job: wire.Job, buffers: Sequence[wire.Buffer]) -> tuple[wire.Reply, Sequence[wire.Buffer]]:

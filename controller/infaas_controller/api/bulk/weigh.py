@@ -32,7 +32,7 @@ _INPUTS, _RAW = 5, 7
 
 def is_large_body(body: memoryview, header_length: int | None) -> bool:
     """Of a REST query. Never raises: what is wrong with it is said by its reader."""
-    json_bytes = len(body) if header_length is None else header_length
+    json_bytes = len(body) if header_length is None else min(header_length, len(body))
     if json_bytes > LOOP_BYTES:
         return True
     if len(body) - json_bytes <= 4 * LOOP_ELEMENTS:  # an element takes 4 bytes at least
