@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from infaas.domain.tensor import Datatype, Tensor
+from infaas.domain.tensor import Tensor
+from infaas.rpc.hop.columns import Column, ColumnsError, UnknownDatatypeError, read_columns
+from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.commands import BatchResult
 
 
 class Outputs:
-    """One query's part of a batch's answer. `values` are the bytes of its outputs, in their order."""
+    """One query's place in the columns of a batch's answer."""
 
-    __slots__ = ("_done", "_query", "_values")
+    __slots__ = ("_columns", "_place", "_problem")
 
-    def __init__(self, done: pb.BatchDone, query: pb.QueryOutputs, values: Sequence[memoryview]) -> None:
-        self._done = done
-        self._query = query
-        self._values = values
+    def __init__(self, columns: tuple[Column, ...], place: int, problem: str) -> None:
+        self._columns = columns
+        self._place = place
+        self._problem = problem
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Raises ValueError when names, datatypes and values do not match."""
-        done = self._done
-        return tuple(
-            Tensor(name, Datatype(datatype), tuple(output.shape), value)
-            for name, datatype, output, value in zip(
-                done.output_names, done.output_datatypes, self._query.outputs, self._values, strict=True
-            )
-        )
+        """Views of the answer's bytes. Raises ValueError when it cannot be read."""
+        if self._problem:
+            raise ValueError(self._problem)
+        place = self._place
+        return tuple([Tensor(column.name, column.datatype, *column.part(place)) for column in self._columns])
 
 
-def batch_result(done: pb.BatchDone, values: Sequence[memoryview]) -> BatchResult:
-    """Its outputs, by ticket number, are `Outputs`. `values` are the bytes of all outputs of all queries."""
-    outputs, failed, at = {}, {}, 0
-    for query in done.queries:
-        end = at + len(query.outputs)
-        if query.error_code:
-            failed[query.id] = query.error_code, query.error
-        else:
-            outputs[query.id] = Outputs(done, query, values[at:end])
-        at = end
+def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
+    """Its outputs, by ticket number, are `Outputs`.
+
+    Raises FrameError when the message contradicts itself or the bytes that came with it. A datatype that is not known
+    here is found out by whoever wants the tensors.
+    """
+    items = tuple(done.items)
+    if len(items) != len(done.queries):
+        raise FrameError(f"a batch is done with {len(done.queries)} answers and {len(items)} numbers of items")
+    columns: tuple[Column, ...] = ()
+    problem = ""
+    try:
+        columns = read_columns(done.outputs, items, done.sizes, payload)
+    except UnknownDatatypeError as error:
+        problem = f"output {error}"
+    except ColumnsError as error:
+        raise FrameError(f"what is said of a batch's outputs does not fit them: {error}") from error
+    outputs = {number: Outputs(columns, place, problem) for place, number in enumerate(done.queries)}
+    failed = {failure.id: (failure.error_code, failure.error) for failure in done.failures}
     return BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)

@@ -23,8 +23,10 @@ from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
 from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.endpoint import Endpoint, refused_version
-from infaas.rpc.hop.frames import VERSION, FrameError, cut
+from infaas.rpc.hop.frames import VERSION, FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
+from infaas_controller.answers import batch_result
+from infaas_controller.commands import BatchResult
 from infaas_controller.liveness import redial_pause_s
 from infaas_controller.wire import Outgoing
 
@@ -62,8 +64,7 @@ class Sink(Protocol):
 
     def batch_started(self, batch: int) -> None: ...
 
-    def batch_done(self, done: pb.BatchDone, values: Sequence[memoryview]) -> None:
-        """`values`: the bytes of all outputs of all queries, in order."""
+    def batch_done(self, batch: int, result: BatchResult) -> None: ...
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None: ...
 
@@ -183,9 +184,7 @@ class Link:
         self.heard_at = self._terms.clock.now()
         body = message.WhichOneof("body")
         if body == "done":
-            done = message.done
-            values = cut(payload, [output.size for query in done.queries for output in query.outputs])
-            self._terms.sink.batch_done(done, values)
+            self._terms.sink.batch_done(message.done.id, batch_result(message.done, payload))
         elif body == "started":
             self._terms.sink.batch_started(message.started.id)
         elif body == "report":

@@ -22,7 +22,7 @@ from infaas_controller.loading import LoadOrders
 from infaas_controller.ports import Answer, Outcome, QueryFailedError
 from infaas_controller.queues import Ticket
 from infaas_controller.tally import Tally
-from infaas_controller.wire import WireQuery, encode_batch
+from infaas_controller.wire import encode_batch
 from infaas_controller.workers import WorkerLinks
 
 _log = get_logger(__name__)
@@ -106,8 +106,7 @@ class Performer:
 
     def _send(self, command: SendBatch) -> None:
         now = self._clock.now()
-        queries: list[WireQuery] = [(t.number, t.query, t.deadline - now) for t in command.tickets]
-        message = encode_batch(command.number, command.lane.id, queries)
+        message = encode_batch(command.number, command.lane.id, command.tickets, now)
         try:
             is_sent = self._links.send(command.lane.worker.id, message)
         except FrameError as error:

@@ -20,11 +20,13 @@ from infaas.domain.cluster import InstanceRecord, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.query import Code
+from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Variant
 from infaas.errors import UnauthenticatedError
 from infaas.rpc.codec import decode, encode
+from infaas.rpc.hop.columns import read_columns, write_column
 from infaas.rpc.hop.endpoint import Endpoint
-from infaas.rpc.hop.frames import cut
+from infaas.rpc.hop.frames import Buffer
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
@@ -261,7 +263,7 @@ class FakeWorker:
             await asyncio.sleep(self.run_s)
         await self.gate.wait()
         done = pb.BatchDone(id=batch.id, staged_s=begun - staged.arrived_at, run_s=time.monotonic() - begun)
-        segments: list[bytes] = []
+        segments: list[Buffer] = []
         try:
             self._answer(done, segments, self.record.instances[instance], batch, queries)
         except ModelRaisedError as error:
@@ -273,26 +275,25 @@ class FakeWorker:
     def _answer(
         self,
         done: pb.BatchDone,
-        segments: list[bytes],
+        segments: list[Buffer],
         instance: InstanceRecord,
         batch: pb.Batch,
         queries: list[FakeQuery],
     ) -> None:
+        answered: list[tuple[FakeQuery, list[Output]]] = []
         for query in queries:
             try:
-                outputs = self.compute(instance, list(batch.input_names), query)
+                answered.append((query, self.compute(instance, [column.name for column in batch.inputs], query)))
             except ModelRaisedError as error:
                 if not self.fails_alone:
                     raise
-                failure = pb.QueryOutputs(id=query.id, error_code=Code.MODEL_FAILED.value, error=str(error))
-                done.queries.append(failure)
-                continue
-            if not done.output_names:
-                done.output_names.extend(output[0] for output in outputs)
-                done.output_datatypes.extend(output[1] for output in outputs)
-            values = [pb.TensorValue(shape=output[2], size=len(output[3])) for output in outputs]
-            segments += [output[3] for output in outputs]
-            done.queries.append(pb.QueryOutputs(id=query.id, outputs=values))
+                done.failures.add(id=query.id, error_code=Code.MODEL_FAILED.value, error=str(error))
+        done.queries.extend(query.id for query, _ in answered)
+        done.items.extend(query.items for query, _ in answered)
+        for column in zip(*(outputs for _, outputs in answered), strict=True):
+            name, datatype = column[0][:2]
+            parts = [(shape, data) for _, _, shape, data in column]
+            segments += write_column(done.outputs, done.sizes, name, Datatype(datatype), done.items, parts)
 
     async def _load(self, order: pb.LoadInstance) -> None:
         variant = decode(order.variant, Variant)
@@ -337,7 +338,7 @@ class _Stream:
         self._endpoint = endpoint
         self.beat: asyncio.Task[None] | None = None
 
-    def say(self, message: pb.WorkerMessage, segments: Sequence[bytes] = ()) -> None:
+    def say(self, message: pb.WorkerMessage, segments: Sequence[Buffer] = ()) -> None:
         if not self._worker.is_silent:
             self._endpoint.send(message.SerializeToString(), segments)
 
@@ -355,14 +356,12 @@ class _Stream:
 
 
 def _queries(batch: pb.Batch, payload: memoryview) -> list[FakeQuery]:
-    values = iter(cut(payload, [value.size for query in batch.queries for value in query.inputs]))
+    items = tuple(batch.items)
+    columns = read_columns(batch.inputs, items, batch.sizes, payload)
+    inputs = [[column.part(place) for column in columns] for place in range(len(items))]
     return [
-        FakeQuery(
-            query.id,
-            query.items,
-            tuple(FakeInput(tuple(value.shape), bytes(next(values))) for value in query.inputs),
-        )
-        for query in batch.queries
+        FakeQuery(number, count, tuple(FakeInput(shape, bytes(data)) for shape, data in parts))
+        for number, count, parts in zip(batch.queries, items, inputs, strict=True)
     ]
 
 

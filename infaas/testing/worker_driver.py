@@ -24,8 +24,9 @@ from infaas.domain.variant import Variant
 from infaas.repository.base import Repository, open_repository
 from infaas.rpc.codec import decode, encode
 from infaas.rpc.hop.address import dial
+from infaas.rpc.hop.columns import read_columns, write_column
 from infaas.rpc.hop.endpoint import Endpoint
-from infaas.rpc.hop.frames import cut
+from infaas.rpc.hop.frames import Buffer
 from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
 
 WAIT_S = 60.0
@@ -114,10 +115,12 @@ class QueryAnswer:
 
 @dataclass(frozen=True)
 class BatchAnswer:
-    """`BatchDone` with the bytes of its tensors."""
+    """`BatchDone` with the bytes of its tensors; its queries in the order of their numbers."""
 
     message: worker_pb2.BatchDone
     queries: tuple[QueryAnswer, ...]
+    output_names: tuple[str, ...]
+    output_datatypes: tuple[str, ...]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.message, name)
@@ -199,29 +202,22 @@ class ControllerEnd:
         outputs: Sequence[str] = (),
         own_s: Sequence[float] = (),
     ) -> int:
-        """Send a batch of one-input queries, numbered from 1; returns its number. `own_s`: their own deadlines."""
+        """Send a batch of one-input queries, numbered from 1; returns its number. `own_s`: each one's own deadline."""
         number = next(self._numbers)
-        own = list(own_s) or [0.0] * len(queries)
-        values = [
-            worker_pb2.QueryInputs(
-                id=index + 1,
-                items=query.items,
-                inputs=[worker_pb2.TensorValue(shape=query.shape, size=len(query.data))],
-                remaining_us=int(own[index] * 1e6),
-            )
-            for index, query in enumerate(queries)
-        ]
         batch = worker_pb2.Batch(
             id=number,
             instance=instance,
-            input_names=[queries[0].name] if queries else [],
-            input_datatypes=[queries[0].datatype.value] if queries else [],
             outputs=list(outputs),
-            queries=values,
-            remaining_us=int(remaining_s * 1e6),
+            queries=range(1, len(queries) + 1),
+            items=[query.items for query in queries],
+            remaining_us=[int(left_s * 1e6) for left_s in own_s or [remaining_s] * len(queries)],
         )
-        message = worker_pb2.ControllerMessage(batch=batch)
-        self.endpoint.send(message.SerializeToString(), [query.data for query in queries])
+        segments: list[Buffer] = []
+        if queries:
+            parts = [(query.shape, query.data) for query in queries]
+            name, datatype = queries[0].name, queries[0].datatype
+            segments = write_column(batch.inputs, batch.sizes, name, datatype, batch.items, parts)
+        self.endpoint.send(worker_pb2.ControllerMessage(batch=batch).SerializeToString(), segments)
         return number
 
     async def answer(self, number: int) -> BatchAnswer:
@@ -276,14 +272,14 @@ class ControllerEnd:
 
 
 def _answer(done: worker_pb2.BatchDone, payload: memoryview) -> BatchAnswer:
-    values = iter(cut(payload, [output.size for query in done.queries for output in query.outputs]))
-    queries = tuple(
-        QueryAnswer(
-            query.id,
-            tuple(Output(tuple(output.shape), bytes(next(values))) for output in query.outputs),
-            query.error,
-            query.error_code,
-        )
-        for query in done.queries
+    columns = read_columns(done.outputs, tuple(done.items), done.sizes, payload)
+    queries = [QueryAnswer(failure.id, (), failure.error, failure.error_code) for failure in done.failures]
+    for place, number in enumerate(done.queries):
+        parts = [column.part(place) for column in columns]
+        queries.append(QueryAnswer(number, tuple(Output(shape, bytes(data)) for shape, data in parts), "", ""))
+    return BatchAnswer(
+        done,
+        tuple(sorted(queries, key=lambda query: query.id)),
+        tuple(column.name for column in columns),
+        tuple(column.datatype.value for column in columns),
     )
-    return BatchAnswer(done, queries)

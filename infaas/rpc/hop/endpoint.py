@@ -18,6 +18,7 @@ from infaas.rpc.hop.frames import (
     PREFACE_BYTES,
     VERSION,
     Buffer,
+    Frame,
     FrameError,
     FrameReader,
     pack,
@@ -104,8 +105,8 @@ class Endpoint(asyncio.BufferedProtocol):
         self._put([preface()])
 
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None:
-        """The segments must not change until they have left. What is sent after the end goes nowhere. Raises FrameError,
-        and sends nothing, when it is too large."""
+        """The segments must not change until they have left. What is sent after the end goes nowhere. Raises
+        FrameError, and sends nothing, when it is too large."""
         self._put(pack(head, segments))
         if self.is_congested and self.unsent_bytes > UNSENT_LIMIT_BYTES:
             # Later: whoever sends is in the middle of something that must not hear of the end.
@@ -188,11 +189,9 @@ class Endpoint(asyncio.BufferedProtocol):
                 if not self._meet():
                     return
                 nbytes = 0
-            for head, payload in self._reader.took(nbytes):
-                if head or payload:
-                    self._handler.received(head, payload)
-                if self._is_over:
-                    return
+            self._take(self._reader.took(nbytes))
+            while self._reader.is_holding_back and not self._is_over:
+                self._take(self._reader.took(0))
         except FrameError as error:
             self.cut(f"the peer broke the protocol: {error}")
         except Exception as error:  # a handler's fault; it has said what it is where it is known
@@ -222,14 +221,20 @@ class Endpoint(asyncio.BufferedProtocol):
 
     # -- inside
 
+    def _take(self, frames: list[Frame]) -> None:
+        for head, payload in frames:
+            if head or payload:
+                self._handler.received(head, payload)
+            if self._is_over:
+                return
+
     def _put(self, pieces: list[Buffer]) -> None:
         if self._is_over or self._transport is None:
             return
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox += pieces
-        for piece in pieces:
-            self._outbox_bytes += len(piece)
+        self._outbox_bytes += sum(map(len, pieces))
         if self._beat_s is not None:
             self._said_at = self._loop.time()
 

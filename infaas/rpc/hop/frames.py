@@ -2,8 +2,8 @@
 
 Each side opens with a preface: six bytes that say what this is and two with the version of the protocol. Frames follow,
 in both directions: two little-endian 32-bit lengths, a protobuf message (the head), and the bytes of its tensors (the
-payload) one after the other in the order in which the message names them. So a tensor is never copied into a message
-or out of one. A frame with neither head nor payload says only that its sender lives.
+payload) one after the other in the order in which the message names them (`columns`). So a tensor is never copied into
+a message or out of one. A frame with neither head nor payload says only that its sender lives.
 
 Whatever the version, the preface, `Hello` and `Refusal` (see the protocol's definition) keep their form, so that a
 program of another version can be told why it is turned away.
@@ -51,9 +51,7 @@ def version_of(first: Buffer) -> int | None:
 def pack(head: bytes, segments: Sequence[Buffer] = ()) -> list[Buffer]:
     """A frame as the pieces to write, in order; nothing is copied. Segments are flat bytes. Raises FrameError when it
     is larger than a reader takes."""
-    size = 0
-    for segment in segments:
-        size += len(segment)
+    size = sum(map(len, segments))
     if len(head) + size > LIMIT_BYTES:
         raise FrameError(f"a message of {len(head) + size} bytes; {LIMIT_BYTES} can be sent at once")
     return [_LENGTHS.pack(len(head), size) + head, *segments]
@@ -66,19 +64,6 @@ def flat(data: Buffer) -> Buffer:
     return data
 
 
-def cut(payload: memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    """The payload's tensors, without a copy. Raises FrameError when the sizes are not those of the payload."""
-    if sum(sizes) != len(payload):
-        raise FrameError(f"{len(sizes)} tensors of {sum(sizes)} bytes in all come with {len(payload)} bytes")
-    if len(sizes) == 1:
-        return [payload]
-    pieces, at = [], 0
-    for size in sizes:
-        pieces.append(payload[at : at + size])
-        at += size
-    return pieces
-
-
 class FrameReader:
     """Turns what a socket delivers into frames: `room` is where the next bytes go, `took` says how many came.
 
@@ -88,6 +73,7 @@ class FrameReader:
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
+        self.is_holding_back = False
         self._scratch = bytearray(SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._begin = 0
@@ -120,7 +106,9 @@ class FrameReader:
 
     def took(self, count: int) -> list[Frame]:
         """The frames that are whole now, in order. Raises FrameError for one that is larger than the limit; nothing may
-        be asked of the reader afterwards."""
+        be asked of the reader afterwards. Frames before such a one come alone, because they may change the limit: while
+        `is_holding_back`, ask again."""
+        self.is_holding_back = False
         if self._large is not None:
             return self._took_of_large(self._large, count)
         self._end += count
@@ -131,6 +119,10 @@ class FrameReader:
             head, payload = _LENGTHS.unpack_from(view, begin)
             need = 8 + head + payload
             if need > self.limit_bytes + 8:
+                if frames:
+                    self.is_holding_back = True
+                    need = 0
+                    break
                 raise FrameError(f"a frame of {head + payload} bytes is announced; {self.limit_bytes} are allowed")
             if end - begin < need:
                 break

@@ -443,7 +443,7 @@ def test_what_a_handler_raises_ends_its_own_connection(run: Run, listen: str) ->
 def test_a_listener_closes_although_a_controller_does_not_read(run: Run, listen: str) -> None:
     async def test() -> None:
         async with Host(listen) as host:
-            reader, writer = await host.raw(GREETING)
+            _, writer = await host.raw(GREETING)
             while not host.controllers:  # noqa: ASYNC110  (a plain list of the test's own)
                 await asyncio.sleep(0.01)
             ((_, heard, back),) = host.controllers

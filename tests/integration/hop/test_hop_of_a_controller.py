@@ -9,6 +9,8 @@ from typing import cast
 
 import grpc.aio
 import pytest
+from infaas_controller.answers import Outputs
+from infaas_controller.commands import BatchResult
 from infaas_controller.link import Link, LinkTerms, ViewSource
 from structlog.testing import capture_logs
 
@@ -45,8 +47,9 @@ class Told:
     def batch_started(self, batch: int) -> None:
         self.said.append(f"started {batch}")
 
-    def batch_done(self, done: pb.BatchDone, values: Sequence[memoryview]) -> None:
-        self.said.append(f"done {done.id} {[bytes(value) for value in values]}")
+    def batch_done(self, batch: int, result: BatchResult) -> None:
+        outputs = (found for found in (result.outputs or {}).values() if isinstance(found, Outputs))
+        self.said.append(f"done {batch} {[bytes(tensor.data) for found in outputs for tensor in found.tensors()]}")
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         self.said.append(f"loads {len(loads)}")
@@ -87,8 +90,8 @@ def framed(message: pb.WorkerMessage, *segments: bytes) -> bytes:
 
 
 def a_done(size: int, *segments: bytes) -> bytes:
-    done = pb.BatchDone(id=7, output_names=["y"], output_datatypes=["UINT8"])
-    done.queries.add(id=1).outputs.add(shape=[size], size=size)
+    outputs = [pb.Column(name="y", datatype="UINT8", tail=[size])]
+    done = pb.BatchDone(id=7, queries=[1], items=[1], outputs=outputs)
     return framed(pb.WorkerMessage(done=done), *segments)
 
 

@@ -10,10 +10,10 @@ from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.stream import ControllerStream
 from infaas_worker.batches import Ran
 from infaas_worker.decide.advance import advance
-from infaas_worker.decide.events import Event, InstanceTold, LoadAsked, Run, Ticked
+from infaas_worker.decide.events import Event, InstanceTold, LoadAsked, Run, StagedQuery, Ticked
 from infaas_worker.decide.instances import Loaded, WorkDone, WorkKind
 from infaas_worker.decide.serving import Serving
-from infaas_worker.executors.base import BatchOut, QueryError, Value
+from infaas_worker.executors.base import BatchOut, QueryError, Value, Whole
 from infaas_worker.instances import Instances
 from infaas_worker.monitor import Monitor
 from infaas_worker.reports import Reporter
@@ -100,8 +100,8 @@ async def test_a_controller_that_reads_slowly_gets_the_newest_report_and_every_o
         stream, end = wire.stream, wire.end
         end.serve(stream, silence_s=20.0)
         wire.far.pause(True)
-        large = BatchOut(("y",), (Datatype.UINT8,), ((Value((1,), bytes(8 * 2**20)),),), 0.01)
-        stream._queries[1] = (1,)
+        large = BatchOut(("y",), (Datatype.UINT8,), ((Value((1, 8 * 2**20), bytes(8 * 2**20)),),), 0.01)
+        stream._queries[1] = (StagedQuery(1, 1, 0.0),)
         stream.ran(1, Ran((1,), large, frozenset(), 0.0, 0.01))
         async with asyncio.timeout(20):
             while not end.is_congested:  # noqa: ASYNC110  (the transport's own state)
@@ -122,21 +122,31 @@ async def test_a_controller_that_reads_slowly_gets_the_newest_report_and_every_o
 async def test_outputs_beyond_what_a_message_holds_are_an_error_of_their_batch_and_the_stream_lives() -> None:
     async with Wire() as wire:
         stream = wire.stream
-        stream._queries[7] = (1, 2)
-        with mmap.mmap(-1, 200 * 2**20) as large:  # never touched, so it costs no memory
-            values = (Value((1,), memoryview(large)),)
-            result = BatchOut(("y",), (Datatype.UINT8,), (values, values), 0.01)
-            ran = Ran((1, 2), result, frozenset(), 0.0, 0.01)
-            assert ran.output_bytes == 400 * 2**20
-            stream.ran(7, ran)
-            del values, result, ran
-        stream._queries[8] = (3, 4)
-        small = (Value((1,), b"abc"),)
+        one, two, three, four = (StagedQuery(number, 1, 0.0) for number in range(1, 5))
+        stream._queries[7] = (one, two)
+        stream._queries[9] = (one, two)
+        with mmap.mmap(-1, 400 * 2**20) as large:  # never touched, so it costs no memory
+            whole = Whole((1, 1), (Value((2, 200 * 2**20), memoryview(large)),))
+            result = BatchOut.of_whole(("y",), (Datatype.UINT8,), whole, 0.01)
+            apart = BatchOut(("y",), (Datatype.UINT8,), whole.parts(), 0.01)
+            for number, out in ((9, result), (7, apart)):
+                ran = Ran((1, 2), out, frozenset(), 0.0, 0.01)
+                assert ran.output_bytes == 400 * 2**20
+                stream.ran(number, ran)
+            for value in apart.queries:
+                value[0].data.release()
+            whole.values[0].data.release()
+            del whole, result, apart, ran, out
+        stream._queries[8] = (three, four)
+        small = (Value((1, 3), b"abc"),)
         mixed = BatchOut(("y",), (Datatype.UINT8,), (small, QueryError(Code.INVALID, "no")), 0.01)
         stream.ran(8, Ran((3, 4), mixed, frozenset(), 0.0, 0.01))
-        refused, answered = (message.done for message in await wire.told())
-        assert (refused.id, refused.error_code, refused.was_running) == (7, Code.TOO_LARGE.value, True)
-        assert "419430400 bytes" in refused.error
+        *refused, answered = (message.done for message in await wire.told())
+        assert [done.id for done in refused] == [9, 7]
+        for done in refused:
+            assert (done.error_code, done.was_running) == (Code.TOO_LARGE.value, True)
+            assert "419430400 bytes" in done.error
         assert (answered.id, answered.error_code) == (8, "")
-        assert [query.error_code for query in answered.queries] == ["", Code.INVALID.value]
-        assert wire.heard.frames[1][1] == b"abc"
+        assert list(answered.queries) == [3]
+        assert [(failure.id, failure.error_code) for failure in answered.failures] == [(4, Code.INVALID.value)]
+        assert wire.heard.frames[2][1] == b"abc"

@@ -26,6 +26,7 @@ from infaas_worker.api.auth import is_token
 from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.batches import Ran
+from infaas_worker.decide.events import StagedQuery
 from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
@@ -78,7 +79,7 @@ class ControllerStream:
         self._instances = instances
         self._publisher = publisher
         self._spans = spans
-        self._queries: dict[int, tuple[int, ...]] = {}
+        self._queries: dict[int, tuple[StagedQuery, ...]] = {}
         self._report: worker_pb2.WorkerMessage | None = None
         self._is_over = False
 
@@ -186,8 +187,7 @@ class ControllerStream:
         except InvalidError as error:
             self._send(messages.refused(batch.id, error.code, error.text, False, 0.0))
             return
-        queries = messages.to_queries(batch, self._instances.now())
-        self._queries[batch.id] = tuple(query.id for query in queries)
+        queries = self._queries[batch.id] = messages.to_queries(batch, self._instances.now())
         if self._spans is not None:
             self._spans.arrived(self._id, batch)
         self._instances.submit(self, batch.id, InstanceId(batch.instance), value, queries)
