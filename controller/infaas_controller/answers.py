@@ -33,9 +33,9 @@ def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
     Raises FrameError when the message contradicts itself or the bytes that came with it. A datatype that is not known
     here is found out by whoever wants the tensors.
     """
-    items = tuple(done.items)
-    if len(items) != len(done.queries):
-        raise FrameError(f"a batch is done with {len(done.queries)} answers and {len(items)} numbers of items")
+    numbers, items = done.queries[:], done.items[:]  # a slice is read in one go
+    if len(items) != len(numbers):
+        raise FrameError(f"a batch is done with {len(numbers)} answers and {len(items)} numbers of items")
     columns: tuple[Column, ...] = ()
     problem = ""
     try:
@@ -44,6 +44,6 @@ def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
         problem = f"output {error}"
     except ColumnsError as error:
         raise FrameError(f"what is said of a batch's outputs does not fit them: {error}") from error
-    outputs = {number: Outputs(columns, place, problem) for place, number in enumerate(done.queries)}
+    outputs = {number: Outputs(columns, place, problem) for place, number in enumerate(numbers)}
     failed = {failure.id: (failure.error_code, failure.error) for failure in done.failures}
     return BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)

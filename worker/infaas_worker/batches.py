@@ -16,6 +16,7 @@ class Ran:
     """How a batch that ran ended: per query its values or its error, in the order of `queries`."""
 
     queries: tuple[int, ...]
+    """Those that ran, in the order of the batch."""
     result: BatchOut | InfaasError
     cancelled: frozenset[int]
     """Queries whose callers left, before or while it ran. Others that are not in `queries` passed their deadline."""

@@ -19,7 +19,7 @@ from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, QueryIn,
 def to_batch(batch: worker_pb2.Batch, payload: memoryview) -> BatchIn:
     """Raises InvalidError when the message contradicts itself or the bytes that came with it, and for a datatype that
     is not OIP's."""
-    items = tuple(batch.items)
+    items = tuple(batch.items[:])  # a slice is read in one go
     _check_numbers(batch, len(items))
     try:
         columns = read_columns(batch.inputs, items, batch.sizes, payload)
@@ -39,13 +39,10 @@ def to_batch(batch: worker_pb2.Batch, payload: memoryview) -> BatchIn:
 
 def to_queries(batch: worker_pb2.Batch, now: float) -> tuple[StagedQuery, ...]:
     """Of a batch that `to_batch` took: each with its own deadline, else the hard limit."""
-    left_us = batch.remaining_us or [0] * len(batch.queries)
-    return tuple(
-        [
-            StagedQuery(number, items, now + (us / 1e6 if us else HARD_LIMIT_S))
-            for number, items, us in zip(batch.queries, batch.items, left_us, strict=True)
-        ]
-    )
+    numbers = batch.queries[:]
+    left_us = batch.remaining_us[:] or [0] * len(numbers)
+    deadlines = [now + (us / 1e6 if us else HARD_LIMIT_S) for us in left_us]
+    return tuple(map(StagedQuery, numbers, batch.items[:], deadlines))
 
 
 def started(number: int) -> worker_pb2.WorkerMessage:
@@ -82,7 +79,7 @@ def _check_numbers(batch: worker_pb2.Batch, count: int) -> None:
         raise InvalidError(
             f"{len(numbers)} queries come with {count} numbers of items and {len(batch.remaining_us)} deadlines"
         )
-    if len(set(numbers)) != count:
+    if len(set(numbers[:])) != count:
         raise InvalidError("the batch names a query twice")
     for trace in batch.traces:
         if trace.place >= count:
@@ -105,18 +102,18 @@ def _add_whole(
     done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: Ran, result: BatchOut, values: Sequence[Value]
 ) -> list[Buffer]:
     """Everybody who ran has an answer, and the answers lie together as they are sent."""
-    items_of = {query.id: query.items for query in queries}
-    items = [items_of[number] for number in ran.queries]
+    are_there = set(ran.queries) if len(ran.queries) < len(queries) else None
+    there = queries if are_there is None else [query for query in queries if query.id in are_there]
+    items = [query.items for query in there]
     if problem := _misfit(result, values, sum(items)):
         raise InfaasError(problem)
-    done.queries.extend(ran.queries)
+    done.queries.extend([query.id for query in there])
     done.items.extend(items)
     for name, datatype, value in zip(result.output_names, result.datatypes, values, strict=True):
         done.outputs.add(name=name, datatype=datatype.value, tail=value.shape[1:])
-    if len(ran.queries) < len(queries):
-        there = set(ran.queries)
+    if are_there is not None:
         for query in queries:
-            if query.id not in there:
+            if query.id not in are_there:
                 _add_unanswered(done, query, is_cancelled=query.id in ran.cancelled)
     return [flat(value.data) for value in values]
 
