@@ -72,9 +72,10 @@ async def capacity_of_the_rest(cluster: Cluster, rate: float, share: float) -> t
 def make_ready(cluster: Cluster, fault: faults.Fault) -> None:
     """Every variant that serves is on all workers, in processes of its own where the fault needs that."""
     isolation = "process" if fault.is_isolated else None
+    # One such instance says nothing: a query whose worker died is tried again in a process of its own.
+    if isolation is not None and cluster.published_isolation(cluster.places()) != {isolation}:
+        cluster.isolate(MODEL, isolation)
     if not any(cluster.places(isolation).values()):
-        if isolation is not None:
-            cluster.isolate(MODEL, isolation)
         asyncio.run(capacity(cluster, 1))
     cluster.wait_spread(list(cluster.places()), WORKERS, isolation)
 

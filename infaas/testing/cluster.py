@@ -25,7 +25,10 @@ import psutil
 from infaas.client import Client
 from infaas.control import SystemDocument
 from infaas.demo import family
+from infaas.domain.variant import Variant
 from infaas.errors import InfaasError
+from infaas.rpc.codec import decode
+from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.store.server import find_redis_server, redis_command, wait_until_serving
 from infaas.testing.slow_link import SlowLink
@@ -243,8 +246,11 @@ class Cluster:
             wait_for(self.is_whole, "the cluster to be whole", patience_s)
         except TimeoutError as error:
             states = [self.system(n) for n in range(len(self.controllers))]
-            tails = "\n".join(f"-- {name}\n{self.log(name)[-1500:]}" for name in self.names)
-            raise TimeoutError(f"{error}: {states}\n{tails}") from None
+            raise TimeoutError(f"{error}: {states}\n{self._tails()}") from None
+
+    def _tails(self) -> str:
+        """What every program logged last."""
+        return "\n".join(f"-- {name}\n{self.log(name)[-3000:]}" for name in self.names)
 
     def places(self, isolation: str | None = None) -> dict[str, set[str]]:
         """Where each variant is READY, as the first controller sees it; of that isolation only, if one is given."""
@@ -264,19 +270,38 @@ class Cluster:
             places = self.places(isolation)
             return all(len(places.get(variant, ())) >= workers for variant in variants)
 
-        wait_for(is_spread, f"{sorted(variants)} to be on {workers} workers")
+        try:
+            wait_for(is_spread, f"{sorted(variants)} to be on {workers} workers")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; all there is: {self.places()}\n{self._tails()}") from None
 
     def isolate(self, model: str, isolation: str) -> None:
         """Say how a model's instances are to be isolated, and begin with empty workers."""
         with self.client() as client:
-            for variant in client.variants(model=model):
-                client.isolate_variant(variant.name, isolation)
+            names = [variant.name for variant in client.variants(model=model)]
+            for variant in names:
+                client.isolate_variant(variant, isolation)
+        wait_for(lambda: self.published_isolation(names) == {isolation}, "the leader to tell the controllers so")
         for name in self.workers:
             self.kill(name)
         wait_for(lambda: self.connected() == 0, "the controllers to miss the workers")
         for name in self.workers:
             self.start(name)
         self.wait_whole()
+
+    def published_isolation(self, variants: Collection[str]) -> set[str]:
+        """What the store says of these: what controllers load from now on. The catalogue may be ahead of it."""
+
+        async def work() -> set[str]:
+            store = RedisStore(self.redis_url)
+            try:
+                records = (await store.list((Kind.VARIANT,))).records
+            finally:
+                await store.close()
+            found = (decode(record.value, Variant) for record in records if record.key in variants)
+            return {variant.isolation.value for variant in found}
+
+        return asyncio.run(work())
 
     def connected(self) -> int:
         """Workers that some controller has a stream to; -1 while one of them does not answer."""

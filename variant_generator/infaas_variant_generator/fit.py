@@ -2,14 +2,17 @@
 
 Outliers. Spoiled rounds (see `rounds`) count only where there are no others, and then by the processor time of the
 measuring thread where that is known: on a machine that never leaves it alone, this is what it would have taken. The
-typical figures, median and mean, come from the rounds in which the host was not slow (see `pace`), and of these from
-the half with the lowest medians: noise of a shared host only ever adds time, so this half is what repeated profiling
-agrees on. The tail, 95 and 99 %, comes from slow rounds too, because a promise must hold for them. Rounds of few runs
-are joined with their neighbours first, and where too few are left to choose from, all count.
+typical figures, median and mean, come from the rounds with the lowest medians: noise of a shared host only ever adds
+time, so these are what repeated profiling agrees on. Of one thread it is half of the rounds in which the host was not
+slow (see `pace`). Of several it is the best tenth of all: for minutes on end a host may run the processors of a guest
+on one core of its own, and then no more than a few rounds show what two cores do. The tail, 95 and 99 %, comes from all
+rounds, because a promise must hold for them. Rounds of few runs are joined with their neighbours first, and where too
+few are left to choose from, all count.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +26,9 @@ GROUP_S = 0.02
 """A group is full with so many samples or so much time: a long run is hit by noise about once, whoever its
 neighbours are."""
 MIN_GROUPS = 4
+BEST_SHARE, BEST_SHARE_OF_SEVERAL = 0.5, 0.1
+"""Of the groups, for one thread and for several."""
+MIN_BEST_GROUPS = 2
 MIN_CLEAN_SAMPLES = 5
 HUBER = 1.345
 FIT_STEPS = 25
@@ -106,10 +112,9 @@ def latency_points(samples: Samples, threads: int = 1) -> tuple[LatencyPoint, ..
         mask = samples.batch == batch
         all_that_count = _groups(samples, mask)
         quick = mask & ~samples.is_slow
-        has_quick = bool((quick & ~samples.is_spoiled).sum() >= MIN_CLEAN_SAMPLES)
-        points.append(
-            _point(int(batch), _groups(samples, quick) if has_quick else all_that_count, all_that_count, threads)
-        )
+        is_choosy = threads == 1 and bool((quick & ~samples.is_spoiled).sum() >= MIN_CLEAN_SAMPLES)
+        usual = _groups(samples, quick) if is_choosy else all_that_count
+        points.append(_point(int(batch), usual, all_that_count, threads))
     return tuple(points)
 
 
@@ -176,9 +181,8 @@ def _point(batch: int, groups: list[Floats], all_that_count: list[Floats], threa
     typical = np.concatenate(groups)
     if len(groups) >= MIN_GROUPS:
         ranked = sorted(groups, key=lambda group: float(np.median(group)))
-        half = (len(ranked) + 1) // 2
-        first = 0 if threads == 1 else (len(ranked) - half) // 2
-        typical = np.concatenate(ranked[first : first + half])
+        share = BEST_SHARE if threads == 1 else BEST_SHARE_OF_SEVERAL
+        typical = np.concatenate(ranked[: max(MIN_BEST_GROUPS, math.ceil(share * len(ranked)))])
     p95, p99 = np.quantile(everything, (0.95, 0.99))
     return LatencyPoint(
         batch=batch,
