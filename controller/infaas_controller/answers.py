@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from infaas.domain.tensor import Datatype, Tensor
+from infaas.domain.tensor import Tensor
+from infaas.rpc.hop.columns import Column, ColumnsError, UnknownDatatypeError, read_columns
+from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.commands import BatchResult
 
-_DATATYPES = {datatype.value: datatype for datatype in Datatype}
-
 
 class Outputs:
-    """One query's part of a batch's answer."""
+    """One query's place in the columns of a batch's answer."""
 
-    __slots__ = ("_datatypes", "_names", "_query")
+    __slots__ = ("_columns", "_place", "_problem")
 
-    def __init__(self, names: Sequence[str], datatypes: Sequence[str], query: pb.QueryOutputs) -> None:
-        self._names = names
-        self._datatypes = datatypes
-        self._query = query
+    def __init__(self, columns: tuple[Column, ...], place: int, problem: str) -> None:
+        self._columns = columns
+        self._place = place
+        self._problem = problem
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Raises ValueError when names, datatypes and values do not match."""
-        found = zip(self._names, self._datatypes, self._query.outputs, strict=True)
-        return tuple(
-            [Tensor(name, _datatype(datatype), tuple(value.shape), value.data) for name, datatype, value in found]
-        )
+        """Views of the answer's bytes. Raises ValueError when it cannot be read."""
+        if self._problem:
+            raise ValueError(self._problem)
+        place = self._place
+        return tuple([Tensor(column.name, column.datatype, *column.part(place)) for column in self._columns])
 
 
-def batch_result(done: pb.BatchDone) -> BatchResult:
-    """Its outputs, by ticket number, are `Outputs`."""
-    names, datatypes = tuple(done.output_names), tuple(done.output_datatypes)
-    outputs: dict[int, object] = {}
-    failed: dict[int, tuple[str, str]] = {}
-    for query in done.queries:
-        code = query.error_code
-        if code:
-            failed[query.id] = (code, query.error)
-        else:
-            outputs[query.id] = Outputs(names, datatypes, query)
+def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
+    """Its outputs, by ticket number, are `Outputs`.
+
+    Raises FrameError when the message contradicts itself or the bytes that came with it. A datatype that is not known
+    here is found out by whoever wants the tensors.
+    """
+    numbers, items = done.queries[:], done.items[:]  # a slice is read in one go
+    if len(items) != len(numbers):
+        raise FrameError(f"a batch is done with {len(numbers)} answers and {len(items)} numbers of items")
+    columns: tuple[Column, ...] = ()
+    problem = ""
+    try:
+        columns = read_columns(done.outputs, items, done.sizes, payload)
+    except UnknownDatatypeError as error:
+        problem = f"output {error}"
+    except ColumnsError as error:
+        raise FrameError(f"what is said of a batch's outputs does not fit them: {error}") from error
+    outputs = {number: Outputs(columns, place, problem) for place, number in enumerate(numbers)}
+    failed = {failure.id: (failure.error_code, failure.error) for failure in done.failures}
     return BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)
-
-
-def _datatype(text: str) -> Datatype:
-    found = _DATATYPES.get(text)
-    return Datatype(text) if found is None else found  # which says what is wrong with it

@@ -20,7 +20,7 @@ from infaas.errors import InfaasError, NotFoundError
 from infaas.observe.log import get_logger
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
-from infaas_controller.answers import batch_result
+from infaas_controller.commands import BatchResult
 from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
@@ -281,15 +281,14 @@ class Dispatcher:
     def batch_started(self, batch: int) -> None:
         self.engine.started(batch, self._clock.now())
 
-    def batch_done(self, done: pb.BatchDone) -> None:
-        result = batch_result(done)
+    def batch_done(self, batch: int, result: BatchResult) -> None:
         try:
-            if not done.error_code and (ran := self.engine.ran(done.id, result)) is not None:
+            if not result.error and (ran := self.engine.ran(batch, result)) is not None:
                 lane, items = ran
-                self._tally.batch_ran(lane.variant, items, done.run_s)
+                self._tally.batch_ran(lane.variant, items, result.run_s)
                 if self._observer is not None:
                     self._observer.observe_batch(lane.variant, items)
-            self.engine.done(done.id, result, self._clock.now())
+            self.engine.done(batch, result, self._clock.now())
         finally:
             self._after()
 

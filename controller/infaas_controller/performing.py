@@ -11,6 +11,7 @@ from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import encode
+from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import Outputs
 from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
@@ -21,7 +22,7 @@ from infaas_controller.loading import LoadOrders
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, Waiter
 from infaas_controller.queues import Ticket
 from infaas_controller.tally import Tally
-from infaas_controller.wire import WireQuery, encode_batch
+from infaas_controller.wire import encode_batch
 from infaas_controller.workers import WorkerLinks
 
 _log = get_logger(__name__)
@@ -105,9 +106,13 @@ class Performer:
 
     def _send(self, command: SendBatch) -> None:
         now = self._clock.now()
-        queries: list[WireQuery] = [(t.number, t.query, t.deadline - now) for t in command.tickets]
-        message = encode_batch(command.number, command.lane.id, queries)
-        if not self._links.send(command.lane.worker.id, message):
+        message = encode_batch(command.number, command.lane.id, command.tickets, now)
+        try:
+            is_sent = self._links.send(command.lane.worker.id, message)
+        except FrameError as error:
+            self._engine.done(command.number, BatchResult(Code.TOO_LARGE.value, str(error)), now)
+            return
+        if not is_sent:
             self._engine.batch_unsent(command.number, now)
 
     def _load(self, command: LoadOn) -> None:

@@ -1,99 +1,83 @@
-"""Batches as bytes of the worker protocol, written by hand so that tensors are copied once, into the message itself.
+"""Batches as frames of the worker protocol: one message for all queries, their tensors beside it as they came.
 
-Protocol buffers' own encoder copies every tensor twice (into the message object, then into its bytes) and wants `bytes`
-where we hold a memoryview of the request's body. Everything else on the stream is small and uses the generated classes.
+A message is written in two halves, which protobuf merges where it is read. What every batch of queries of one signature
+says (names, datatypes, shapes) is written once and kept. The other half is numbers in columns, so that one query more
+costs little more than handing over its tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
-from infaas.domain.query import Query
+from infaas.domain.tensor import Datatype, Signature, Tensor
+from infaas.rpc.hop.frames import Buffer, flat
 from infaas.rpc.v1 import worker_pb2 as pb
+from infaas_controller.queues import Ticket
 
-# Field numbers of proto/infaas/rpc/v1/worker.proto. Wire type 2 (length-delimited) unless said otherwise.
-_MESSAGE_BATCH = 2
-_BATCH_ID, _BATCH_INSTANCE, _BATCH_NAMES, _BATCH_DATATYPES, _BATCH_OUTPUTS, _BATCH_QUERIES = 1, 2, 3, 4, 5, 6
-_BATCH_REMAINING_US = 7
-_QUERY_ID, _QUERY_ITEMS, _QUERY_INPUTS, _QUERY_REMAINING_US = 1, 2, 3, 4
-_QUERY_TRACEPARENT, _QUERY_TRACESTATE = 5, 6
-_TENSOR_SHAPE, _TENSOR_DATA = 1, 2
-
-Buffer = bytes | memoryview
-WireQuery = tuple[int, Query, float]
-"""Number, query, and the seconds that are left to it."""
+FORMS_KEPT = 512
+Outgoing = tuple[bytes, list[Buffer]]
+"""A message and its tensors' bytes, in the order in which it names them."""
 
 
-def encode_batch(number: int, instance: str, queries: Sequence[WireQuery]) -> bytes:
-    """A `ControllerMessage` with a `Batch`. All queries share a signature and requested outputs; tensors are put in the
-    order of the first query's, by name."""
-    first = queries[0][1]
-    names = [tensor.name for tensor in first.inputs]
-    parts: list[Buffer] = [
-        _number(_BATCH_ID, number),
-        _bytes(_BATCH_INSTANCE, instance.encode()),
-        *(_bytes(_BATCH_NAMES, name.encode()) for name in names),
-        *(_bytes(_BATCH_DATATYPES, tensor.datatype.value.encode()) for tensor in first.inputs),
-        *(_bytes(_BATCH_OUTPUTS, name.encode()) for name in first.outputs),
-    ]
-    for wire in queries:
-        chunks = _query_chunks(wire, names)
-        parts.append(_head(_BATCH_QUERIES, sum(map(len, chunks))))
-        parts += chunks
-    parts.append(_number(_BATCH_REMAINING_US, _micros(min(left for _, _, left in queries))))
-    return b"".join([_head(_MESSAGE_BATCH, sum(map(len, parts))), *parts])
+class _Form(NamedTuple):
+    """What batches of queries with one signature and the same requested outputs have in common."""
+
+    names: list[str]
+    """Of the inputs, in the order in which they travel."""
+    bytes_at: list[int]
+    """The places of those that are BYTES."""
+    half: bytes
 
 
-def encode(message: pb.ControllerMessage | bytes) -> bytes:
-    """Serializer of the stream: what is bytes already goes as it is."""
-    return message if isinstance(message, bytes) else message.SerializeToString()
+def encode_batch(number: int, instance: str, tickets: Sequence[Ticket], now: float) -> Outgoing:
+    """A `ControllerMessage` with a `Batch`. All queries share a signature and requested outputs, and each input's first
+    dimension is the query's items; `now` is on the clock of their deadlines."""
+    first = tickets[0].query
+    form = _form(first.signature, first.outputs)
+    message = pb.ControllerMessage()
+    batch = message.batch
+    batch.id = number
+    batch.instance = instance
+    batch.queries.extend([ticket.number for ticket in tickets])
+    batch.items.extend([ticket.items for ticket in tickets])
+    batch.remaining_us.extend([_micros(ticket.deadline - now) for ticket in tickets])
+    segments = _segments(tickets, form.names)
+    for place in form.bytes_at:
+        begin = place * len(tickets)
+        batch.sizes.extend([len(segment) for segment in segments[begin : begin + len(tickets)]])
+    for place, ticket in enumerate(tickets):
+        if (trace := ticket.query.trace) is not None:
+            batch.traces.add(place=place, traceparent=trace.traceparent, tracestate=trace.tracestate)
+    return form.half + message.SerializeToString(), segments
 
 
-def _query_chunks(wire: WireQuery, names: list[str]) -> list[Buffer]:
-    number, query, left_s = wire
-    chunks: list[Buffer] = [_number(_QUERY_ID, number), _number(_QUERY_ITEMS, query.items)]
-    inputs = query.inputs
-    if [tensor.name for tensor in inputs] != names:
-        by_name = {tensor.name: tensor for tensor in inputs}
-        inputs = tuple(by_name[name] for name in names)
-    for tensor in inputs:
-        data = tensor.data
-        if isinstance(data, memoryview):
-            data = data.cast("B") if data.format != "B" or data.ndim != 1 else data
-        shape = _bytes(_TENSOR_SHAPE, b"".join(map(_varint, tensor.shape)))
-        head = _head(_TENSOR_DATA, len(data))
-        chunks += (_head(_QUERY_INPUTS, len(shape) + len(head) + len(data)), shape, head, data)
-    chunks.append(_number(_QUERY_REMAINING_US, _micros(left_s)))
-    if query.trace is not None:
-        chunks.append(_bytes(_QUERY_TRACEPARENT, query.trace.traceparent.encode()))
-        if query.trace.tracestate:
-            chunks.append(_bytes(_QUERY_TRACESTATE, query.trace.tracestate.encode()))
-    return chunks
+@lru_cache(maxsize=FORMS_KEPT)
+def _form(signature: Signature, outputs: tuple[str, ...]) -> _Form:
+    """Larger elements go first, so that every column begins where its elements may be read in place."""
+    inputs = sorted(signature, key=lambda column: -column[1].itemsize)
+    columns = [pb.Column(name=name, datatype=datatype.value, tail=tail) for name, datatype, tail in inputs]
+    half = pb.ControllerMessage(batch=pb.Batch(inputs=columns, outputs=outputs))
+    bytes_at = [place for place, (_, datatype, _) in enumerate(inputs) if datatype is Datatype.BYTES]
+    return _Form([name for name, _, _ in inputs], bytes_at, half.SerializeToString())
+
+
+def _segments(tickets: Sequence[Ticket], names: list[str]) -> list[Buffer]:
+    """Column by column, query by query."""
+    if len(names) == 1:
+        return [flat(ticket.query.inputs[0].data) for ticket in tickets]
+    queries = [_in_order(ticket.query.inputs, names) for ticket in tickets]
+    return [flat(inputs[place].data) for place in range(len(names)) for inputs in queries]
+
+
+def _in_order(inputs: Sequence[Tensor], names: list[str]) -> Sequence[Tensor]:
+    if [tensor.name for tensor in inputs] == names:
+        return inputs
+    by_name = {tensor.name: tensor for tensor in inputs}
+    return [by_name[name] for name in names]
 
 
 def _micros(seconds: float) -> int:
     """At least 1: 0 says that there is no deadline."""
     return max(1, int(seconds * 1e6))
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _number(field: int, value: int) -> bytes:
-    return bytes((field << 3,)) + _varint(value)
-
-
-def _head(field: int, length: int) -> bytes:
-    return bytes((field << 3 | 2,)) + _varint(length)
-
-
-def _bytes(field: int, data: bytes) -> bytes:
-    return _head(field, len(data)) + data

@@ -1,4 +1,4 @@
-"""A worker without models: a real gRPC server that speaks the worker protocol and does what a test tells it to.
+"""A worker without models: a real listener that speaks the worker protocol and does what a test tells it to.
 
 It keeps the protocol's promises (a report first and on every change, started before done, work of a lost stream
 forgotten) and computes answers with a plain function instead of a runtime. Latency, refusals, hangs and deaths are set
@@ -8,9 +8,9 @@ by the test, per instance or for all.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,17 +20,42 @@ from infaas.domain.cluster import InstanceRecord, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.query import Code
+from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Variant
+from infaas.errors import UnauthenticatedError
 from infaas.rpc.codec import decode, encode
+from infaas.rpc.hop.columns import read_columns, write_column
+from infaas.rpc.hop.endpoint import Endpoint
+from infaas.rpc.hop.frames import Buffer
+from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 
 Output = tuple[str, str, tuple[int, ...], bytes]
 """Name, datatype, shape, bytes."""
-Compute = Callable[[InstanceRecord, list[str], pb.QueryInputs], list[Output]]
 
 
-def echo(instance: InstanceRecord, names: list[str], query: pb.QueryInputs) -> list[Output]:
+@dataclass(frozen=True)
+class FakeInput:
+    """A tensor as it came."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class FakeQuery:
+    """A query as it came, with the bytes of its tensors."""
+
+    id: int
+    items: int
+    inputs: tuple[FakeInput, ...]
+
+
+Compute = Callable[[InstanceRecord, list[str], FakeQuery], list[Output]]
+
+
+def echo(instance: InstanceRecord, names: list[str], query: FakeQuery) -> list[Output]:
     """Every input back as an output of the same name, as bytes."""
     return [(name, "UINT8", (len(value.data),), value.data) for name, value in zip(names, query.inputs, strict=True)]
 
@@ -48,15 +73,10 @@ class RanBatch:
     items: int
 
 
-@dataclass(eq=False)
-class _Stream:
-    outbox: asyncio.Queue[pb.WorkerMessage | None] = field(default_factory=asyncio.Queue)
-    runs: set[asyncio.Task[None]] = field(default_factory=set)
-
-
 @dataclass
 class _Staged:
     batch: pb.Batch
+    queries: list[FakeQuery]
     stream: _Stream
     arrived_at: float
     cancelled: set[int] = field(default_factory=set)
@@ -103,6 +123,8 @@ class FakeWorker:
             instances={each.id: each for each in instances},
         )  # fmt: skip
         self._server: Any = None
+        self._listener: Listener | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._streams: set[_Stream] = set()
         self._staged: dict[str, asyncio.Queue[_Staged]] = {}
         self._holding: dict[int, _Staged] = {}
@@ -122,13 +144,14 @@ class FakeWorker:
 
     async def start(self, address: str = "127.0.0.1:0") -> None:
         """Listen; a port of 0 picks a free one, a `unix:` path is used as it is."""
-        self._server = grpc.aio.server(
-            options=(("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-        )
+        self._folder = tempfile.TemporaryDirectory(prefix="infaas-fake-")
+        control = f"unix:{self._folder.name}/control.sock"
+        self._server = grpc.aio.server()
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(_Servicer(self), self._server)
-        port = self._server.add_insecure_port(address)
+        self._server.add_insecure_port(control)
         await self._server.start()
-        bound = address if address.startswith("unix:") else f"127.0.0.1:{port}"
+        self._listener = Listener(self._admit, control)
+        bound = await self._listener.start(address)
         self.record = replace(self.record, address=bound)
         for instance in self.record.instances:
             self._serve(instance)
@@ -136,14 +159,19 @@ class FakeWorker:
     async def stop(self) -> None:
         """End at once, as a killed process would: streams break, work is gone."""
         server, self._server = self._server, None
+        listener, self._listener = self._listener, None
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._staged.clear()
         self._holding.clear()
+        if listener is not None:
+            await listener.close()
         if server is not None:
             await server.stop(None)
+        if self._folder is not None:
+            self._folder.cleanup()
 
     kill = stop
 
@@ -171,59 +199,48 @@ class FakeWorker:
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
-    async def attach(self, requests: AsyncIterator[pb.ControllerMessage], context: Any) -> AsyncIterator[Any]:
-        await self._check(context)
-        stream = _Stream()
+    def _admit(self, hello: pb.Hello, endpoint: Endpoint) -> _Stream:
+        if self.token is not None and hello.token != self.token:
+            raise UnauthenticatedError("no or wrong token")
+        stream = _Stream(self, endpoint)
         self._streams.add(stream)
-        reader = self._spawn(self._read(requests, stream), "fake-reader")
-        beat = self._spawn(self._beat(stream), "fake-heartbeat")
-        try:
-            stream.outbox.put_nowait(self._report_message())
-            while (message := await stream.outbox.get()) is not None:
-                if not self.is_silent:
-                    yield message
-        finally:
-            self._streams.discard(stream)
-            reader.cancel()
-            beat.cancel()
+        stream.beat = self._spawn(self._beat(stream), "fake-heartbeat")
+        stream.say(self._report_message())
+        return stream
 
-    async def _check(self, context: Any) -> None:
-        if self.token is None:
-            return
-        given = dict(context.invocation_metadata()).get("authorization", "")
-        if given != f"Bearer {self.token}":
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no or wrong token")
+    def _left(self, stream: _Stream) -> None:
+        self._streams.discard(stream)
+        if stream.beat is not None:
+            stream.beat.cancel()
 
-    async def _read(self, requests: AsyncIterator[pb.ControllerMessage], stream: _Stream) -> None:
-        async for message in requests:
-            body = message.WhichOneof("body")
-            if body == "batch":
-                self._stage(message.batch, stream)
-            elif body == "cancel":
-                self.cancelled += message.cancel.queries
-                held = self._holding.get(message.cancel.batch)
-                if held is not None:
-                    held.cancelled |= set(message.cancel.queries)
-            elif body == "load":
-                self._spawn(self._load(message.load), "fake-load")
-            elif body == "unload":
-                self.remove_instance(message.unload.instance)
-        stream.outbox.put_nowait(None)
+    def _take(self, message: pb.ControllerMessage, payload: memoryview, stream: _Stream) -> None:
+        body = message.WhichOneof("body")
+        if body == "batch":
+            self._stage(message.batch, payload, stream)
+        elif body == "cancel":
+            self.cancelled += message.cancel.queries
+            held = self._holding.get(message.cancel.batch)
+            if held is not None:
+                held.cancelled |= set(message.cancel.queries)
+        elif body == "load":
+            self._spawn(self._load(message.load), "fake-load")
+        elif body == "unload":
+            self.remove_instance(message.unload.instance)
 
     async def _beat(self, stream: _Stream) -> None:
         while True:
             await asyncio.sleep(self.heartbeat_s)
-            stream.outbox.put_nowait(self._report_message())
+            stream.say(self._report_message())
 
-    def _stage(self, batch: pb.Batch, stream: _Stream) -> None:
+    def _stage(self, batch: pb.Batch, payload: memoryview, stream: _Stream) -> None:
         queue = self._staged.get(batch.instance)
         instance = self.record.instances.get(InstanceId(batch.instance))
         if queue is None or instance is None or self.refuse is not None:
             code = self.refuse or Code.UNAVAILABLE
             done = pb.BatchDone(id=batch.id, error_code=code.value, error="refused by the test's worker")
-            stream.outbox.put_nowait(pb.WorkerMessage(done=done))
+            stream.say(pb.WorkerMessage(done=done))
             return
-        staged = _Staged(batch, stream, time.monotonic())
+        staged = _Staged(batch, _queries(batch, payload), stream, time.monotonic())
         self._holding[batch.id] = staged
         queue.put_nowait(staged)
 
@@ -236,40 +253,47 @@ class FakeWorker:
             await self._run(instance, await queue.get())
 
     async def _run(self, instance: InstanceId, staged: _Staged) -> None:
-        batch, outbox = staged.batch, staged.stream.outbox
-        queries = [query for query in batch.queries if query.id not in staged.cancelled]
+        batch, say = staged.batch, staged.stream.say
+        queries = [query for query in staged.queries if query.id not in staged.cancelled]
         begun = time.monotonic()
-        outbox.put_nowait(pb.WorkerMessage(started=pb.BatchStarted(id=batch.id)))
+        say(pb.WorkerMessage(started=pb.BatchStarted(id=batch.id)))
         items = sum(query.items for query in queries)
         self.ran.append(RanBatch(instance, tuple(query.id for query in queries), items))
         if self.run_s:
             await asyncio.sleep(self.run_s)
         await self.gate.wait()
         done = pb.BatchDone(id=batch.id, staged_s=begun - staged.arrived_at, run_s=time.monotonic() - begun)
+        segments: list[Buffer] = []
         try:
-            self._answer(done, self.record.instances[instance], batch, queries)
+            self._answer(done, segments, self.record.instances[instance], batch, queries)
         except ModelRaisedError as error:
             done = pb.BatchDone(id=batch.id, error_code=Code.MODEL_FAILED.value, error=str(error), was_running=True)
+            segments.clear()
         self._holding.pop(batch.id, None)
-        outbox.put_nowait(pb.WorkerMessage(done=done))
+        say(pb.WorkerMessage(done=done), segments)
 
     def _answer(
-        self, done: pb.BatchDone, instance: InstanceRecord, batch: pb.Batch, queries: list[pb.QueryInputs]
+        self,
+        done: pb.BatchDone,
+        segments: list[Buffer],
+        instance: InstanceRecord,
+        batch: pb.Batch,
+        queries: list[FakeQuery],
     ) -> None:
+        answered: list[tuple[FakeQuery, list[Output]]] = []
         for query in queries:
             try:
-                outputs = self.compute(instance, list(batch.input_names), query)
+                answered.append((query, self.compute(instance, [column.name for column in batch.inputs], query)))
             except ModelRaisedError as error:
                 if not self.fails_alone:
                     raise
-                failure = pb.QueryOutputs(id=query.id, error_code=Code.MODEL_FAILED.value, error=str(error))
-                done.queries.append(failure)
-                continue
-            if not done.output_names:
-                done.output_names.extend(output[0] for output in outputs)
-                done.output_datatypes.extend(output[1] for output in outputs)
-            values = [pb.TensorValue(shape=output[2], data=output[3]) for output in outputs]
-            done.queries.append(pb.QueryOutputs(id=query.id, outputs=values))
+                done.failures.add(id=query.id, error_code=Code.MODEL_FAILED.value, error=str(error))
+        done.queries.extend(query.id for query, _ in answered)
+        done.items.extend(query.items for query, _ in answered)
+        for column in zip(*(outputs for _, outputs in answered), strict=True):
+            name, datatype = column[0][:2]
+            parts = [(shape, data) for _, _, shape, data in column]
+            segments += write_column(done.outputs, done.sizes, name, Datatype(datatype), done.items, parts)
 
     async def _load(self, order: pb.LoadInstance) -> None:
         variant = decode(order.variant, Variant)
@@ -293,32 +317,57 @@ class FakeWorker:
 
     def _report(self) -> None:
         for stream in self._streams:
-            stream.outbox.put_nowait(self._report_message())
+            stream.say(self._report_message())
 
     def _report_message(self) -> pb.WorkerMessage:
         self._sequence += 1
         return pb.WorkerMessage(report=pb.WorkerReport(worker=encode(self.record), sequence=self._sequence))
 
     def _spawn(self, coro: Any, name: str) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_quiet(coro), name=name)
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coro, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
 
-async def _quiet(coro: Any) -> None:
-    """A stream that breaks is part of what this fake is for; its readers end without a word."""
-    with contextlib.suppress(grpc.aio.UsageError, asyncio.InvalidStateError):
-        await coro
+class _Stream:
+    """One controller's connection: a `Handler`."""
+
+    def __init__(self, worker: FakeWorker, endpoint: Endpoint) -> None:
+        self._worker = worker
+        self._endpoint = endpoint
+        self.beat: asyncio.Task[None] | None = None
+
+    def say(self, message: pb.WorkerMessage, segments: Sequence[Buffer] = ()) -> None:
+        if not self._worker.is_silent:
+            self._endpoint.send(message.SerializeToString(), segments)
+
+    def met(self, version: int) -> None: ...
+
+    def stranger(self, first: bytes) -> None: ...
+
+    def received(self, head: bytes, payload: memoryview) -> None:
+        self._worker._take(pb.ControllerMessage.FromString(head), payload, self)
+
+    def congested(self, is_congested: bool) -> None: ...
+
+    def lost(self, reason: str) -> None:
+        self._worker._left(self)
+
+
+def _queries(batch: pb.Batch, payload: memoryview) -> list[FakeQuery]:
+    items = tuple(batch.items)
+    columns = read_columns(batch.inputs, items, batch.sizes, payload)
+    inputs = [[column.part(place) for column in columns] for place in range(len(items))]
+    return [
+        FakeQuery(number, count, tuple(FakeInput(shape, bytes(data)) for shape, data in parts))
+        for number, count, parts in zip(batch.queries, items, inputs, strict=True)
+    ]
 
 
 class _Servicer(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]  # generated code is untyped
     def __init__(self, worker: FakeWorker) -> None:
         self._worker = worker
-
-    async def Attach(self, requests: AsyncIterator[pb.ControllerMessage], context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        async for message in self._worker.attach(requests, context):
-            yield message
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainReply:  # noqa: N802
         self._worker.set_worker_state(WorkerState.DRAINING)

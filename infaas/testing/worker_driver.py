@@ -1,4 +1,4 @@
-"""A real worker process, and a controller's end of its stream: for tests that drive a worker from outside."""
+"""A real worker process, and a controller's end of its connection: for tests that drive a worker from outside."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,11 +23,15 @@ from infaas.domain.tensor import Tensor
 from infaas.domain.variant import Variant
 from infaas.repository.base import Repository, open_repository
 from infaas.rpc.codec import decode, encode
+from infaas.rpc.hop.address import dial
+from infaas.rpc.hop.columns import read_columns, write_column
+from infaas.rpc.hop.endpoint import Endpoint
+from infaas.rpc.hop.frames import Buffer
 from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
 
 WAIT_S = 60.0
 """For anything that must happen: far longer than it takes on a busy machine."""
-_OPTIONS = (("grpc.max_receive_message_length", 256 * 2**20), ("grpc.max_send_message_length", 256 * 2**20))
+_REDIAL_S = 0.02
 
 
 class WorkerProcess:
@@ -90,37 +95,78 @@ class WorkerProcess:
         return self._process
 
 
+@dataclass(frozen=True)
+class Output:
+    """A tensor of an answer."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class QueryAnswer:
+    """What a batch's answer says of one query."""
+
+    id: int
+    outputs: tuple[Output, ...]
+    error: str
+    error_code: str
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """`BatchDone` with the bytes of its tensors; its queries in the order of their numbers."""
+
+    message: worker_pb2.BatchDone
+    queries: tuple[QueryAnswer, ...]
+    output_names: tuple[str, ...]
+    output_datatypes: tuple[str, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.message, name)
+
+
 class ControllerEnd:
-    """One `Attach` stream. Enter it to connect (waits for the worker's listener); leave it to vanish."""
+    """A controller's connection. Enter it to connect (waits for the worker's listener); leave it to vanish. `stub` is
+    for the worker's gRPC calls."""
 
     def __init__(self, address: str, name: str = "c1", token: str | None = None) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address)
         self.stub: Any = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        self._address = address
         self._name = name
+        self._token = token
         self.metadata = None if token is None else (("authorization", f"Bearer {token}"),)
         self._numbers = itertools.count(1)
         self.reports: list[worker_pb2.WorkerReport] = []
-        self.done: dict[int, worker_pb2.BatchDone] = {}
-        self.outcomes: list[worker_pb2.BatchDone] = []
+        self.done: dict[int, BatchAnswer] = {}
+        self.outcomes: list[BatchAnswer] = []
         self.started: list[int] = []
-        self._news = asyncio.Condition()
+        self.refusal: worker_pb2.Refusal | None = None
+        self._news = asyncio.Event()
         self.is_over = False
-        self.error: grpc.aio.AioRpcError | None = None
+        self.error = ""
+        """Why the connection is over."""
 
     async def __aenter__(self) -> Self:
-        self.call = self.stub.Attach(metadata=self.metadata, wait_for_ready=True)
-        try:
-            await self.send(hello=worker_pb2.Hello(controller=self._name, version="test"))
-        except grpc.aio.AioRpcError as error:  # refused before the first word was out
-            self.error = error
-        self._reader = asyncio.create_task(self._read(), name=f"read-{self._name}")
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                self.endpoint = Endpoint(self, silence_s=WAIT_S, beat_s=1.0)
+                try:
+                    await dial(self._address, lambda: self.endpoint)
+                    break
+                except OSError:
+                    await asyncio.sleep(_REDIAL_S)
+        self.endpoint.greet()
+        hello = worker_pb2.Hello(controller=self._name, version="test", token=self._token or "")
+        await self.send(hello=hello)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reader.cancel()
-        await asyncio.wait((self._reader,))
+        self.endpoint.cut("it vanished")
+        await self.endpoint.ended
         await self._channel.close()
 
     @property
@@ -136,7 +182,7 @@ class ControllerEnd:
         return f"{found.state.value}: {found.reason}" if found.reason else found.state.value
 
     async def send(self, **body: Any) -> None:
-        await self.call.write(worker_pb2.ControllerMessage(**body))
+        self.endpoint.send(worker_pb2.ControllerMessage(**body).SerializeToString())
 
     async def load(self, instance: str, variant: Variant) -> None:
         await self.send(load=worker_pb2.LoadInstance(instance=instance, variant=encode(variant)))
@@ -156,68 +202,84 @@ class ControllerEnd:
         outputs: Sequence[str] = (),
         own_s: Sequence[float] = (),
     ) -> int:
-        """Send a batch of one-input queries, numbered from 1; returns its number. `own_s`: their own deadlines."""
+        """Send a batch of one-input queries, numbered from 1; returns its number. `own_s`: each one's own deadline."""
         number = next(self._numbers)
-        own = list(own_s) or [0.0] * len(queries)
-        values = [
-            worker_pb2.QueryInputs(
-                id=index + 1,
-                items=query.items,
-                inputs=[worker_pb2.TensorValue(shape=query.shape, data=bytes(query.data))],
-                remaining_us=int(own[index] * 1e6),
-            )
-            for index, query in enumerate(queries)
-        ]
-        await self.send(
-            batch=worker_pb2.Batch(
-                id=number,
-                instance=instance,
-                input_names=[queries[0].name] if queries else [],
-                input_datatypes=[queries[0].datatype.value] if queries else [],
-                outputs=list(outputs),
-                queries=values,
-                remaining_us=int(remaining_s * 1e6),
-            )
+        batch = worker_pb2.Batch(
+            id=number,
+            instance=instance,
+            outputs=list(outputs),
+            queries=range(1, len(queries) + 1),
+            items=[query.items for query in queries],
+            remaining_us=[int(left_s * 1e6) for left_s in own_s or [remaining_s] * len(queries)],
         )
+        segments: list[Buffer] = []
+        if queries:
+            parts = [(query.shape, query.data) for query in queries]
+            name, datatype = queries[0].name, queries[0].datatype
+            segments = write_column(batch.inputs, batch.sizes, name, datatype, batch.items, parts)
+        self.endpoint.send(worker_pb2.ControllerMessage(batch=batch).SerializeToString(), segments)
         return number
 
-    async def answer(self, number: int) -> worker_pb2.BatchDone:
+    async def answer(self, number: int) -> BatchAnswer:
         await self.until(lambda: number in self.done)
         return self.done[number]
 
-    async def infer(self, instance: str, *queries: Tensor, **facts: Any) -> worker_pb2.BatchDone:
+    async def infer(self, instance: str, *queries: Tensor, **facts: Any) -> BatchAnswer:
         return await self.answer(await self.submit(instance, *queries, **facts))
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until what was received makes it so, or the stream is over."""
-        async with asyncio.timeout(WAIT_S), self._news:
-            await self._news.wait_for(lambda: holds() or self.is_over)
+        """Wait until what was received makes it so, or the connection is over."""
+        async with asyncio.timeout(WAIT_S):
+            while not holds() and not self.is_over:
+                self._news.clear()
+                await self._news.wait()
         if not holds():
-            raise AssertionError(f"the stream ended first: {self.error}")
+            raise AssertionError(f"the connection ended first: {self.error}")
 
     async def over(self) -> None:
-        async with asyncio.timeout(WAIT_S), self._news:
-            await self._news.wait_for(lambda: self.is_over)
+        await self.until(lambda: self.is_over)
 
-    async def _read(self) -> None:
-        try:
-            while (message := await self.call.read()) is not grpc.aio.EOF:
-                async with self._news:
-                    self._take(message)
-                    self._news.notify_all()
-        except grpc.aio.AioRpcError as error:
-            self.error = self.error or error
-        finally:
-            async with self._news:
-                self.is_over = True
-                self._news.notify_all()
+    # -- a connection's handler
 
-    def _take(self, message: worker_pb2.WorkerMessage) -> None:
+    def met(self, version: int) -> None:
+        """Whatever it is: tests look at what follows."""
+
+    def stranger(self, first: bytes) -> None:
+        """The connection ends, with that reason."""
+
+    def received(self, head: bytes, payload: memoryview) -> None:
+        message = worker_pb2.WorkerMessage.FromString(head)
         match message.WhichOneof("body"):
             case "report":
                 self.reports.append(message.report)
             case "done":
-                self.done[message.done.id] = message.done
-                self.outcomes.append(message.done)
+                answer = _answer(message.done, payload)
+                self.done[answer.id] = answer
+                self.outcomes.append(answer)
             case "started":
                 self.started.append(message.started.id)
+            case "refusal":
+                self.refusal = message.refusal
+        self._news.set()
+
+    def congested(self, is_congested: bool) -> None:
+        """Tests send little."""
+
+    def lost(self, reason: str) -> None:
+        self.error = reason
+        self.is_over = True
+        self._news.set()
+
+
+def _answer(done: worker_pb2.BatchDone, payload: memoryview) -> BatchAnswer:
+    columns = read_columns(done.outputs, tuple(done.items), done.sizes, payload)
+    queries = [QueryAnswer(failure.id, (), failure.error, failure.error_code) for failure in done.failures]
+    for place, number in enumerate(done.queries):
+        parts = [column.part(place) for column in columns]
+        queries.append(QueryAnswer(number, tuple(Output(shape, bytes(data)) for shape, data in parts), "", ""))
+    return BatchAnswer(
+        done,
+        tuple(sorted(queries, key=lambda query: query.id)),
+        tuple(column.name for column in columns),
+        tuple(column.datatype.value for column in columns),
+    )

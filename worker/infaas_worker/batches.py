@@ -16,6 +16,7 @@ class Ran:
     """How a batch that ran ended: per query its values or its error, in the order of `queries`."""
 
     queries: tuple[int, ...]
+    """Those that ran, in the order of the batch."""
     result: BatchOut | InfaasError
     cancelled: frozenset[int]
     """Queries whose callers left, before or while it ran. Others that are not in `queries` passed their deadline."""
@@ -25,9 +26,12 @@ class Ran:
     @property
     def output_bytes(self) -> int:
         """Of all outputs of all queries."""
-        if isinstance(self.result, InfaasError):
+        result = self.result
+        if isinstance(result, InfaasError):
             return 0
-        outcomes = (outcome for outcome in self.result.queries if not isinstance(outcome, QueryError))
+        if result.whole is not None:
+            return sum([memoryview(value.data).nbytes for value in result.whole.values])
+        outcomes = (outcome for outcome in result.queries if not isinstance(outcome, QueryError))
         return sum(memoryview(value.data).nbytes for outcome in outcomes for value in outcome)
 
 
@@ -69,4 +73,4 @@ class Held:
             return self.batch
         wanted = set(queries)
         kept = tuple(query for key, query in zip(self.queries, self.batch.queries, strict=True) if key in wanted)
-        return replace(self.batch, queries=kept)
+        return replace(self.batch, queries=kept, whole=None)

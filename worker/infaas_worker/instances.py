@@ -121,13 +121,13 @@ class Instances:
         """`number` is the owner's own for the batch. The owner may be called back before this returns."""
         self._keys += 1
         key = self._keys
-        ids = tuple(query.id for query in queries)
+        ids = tuple([query.id for query in queries])
         now = self._clock.now()
-        useful_until = max((query.deadline for query in queries), default=now)
+        useful_until = max([query.deadline for query in queries], default=now)
         self._held[key] = Held(owner, number, instance, batch, ids, now, useful_until)
         self._key_of[owner.id, number] = key
         variant = self.variants.get(instance)
-        items = sum(query.items for query in queries)
+        items = sum([query.items for query in queries])
         profile = variant.profile if variant else None
         expected_s = profile.latency_s(items, "p50_s") if profile else None
         slow_s = profile.latency_s(items, "p99_s") if profile else None
@@ -239,7 +239,7 @@ class Instances:
         held.ran = queries
         held.owner.started(held.number)
         batch = replace(held.only(queries), timeout_s=held.useful_until - held.started_at)
-        held.items = sum(query.items for query in batch.queries)
+        held.items = sum(batch.items)
         future = self._residence.run(instance, batch)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, key, instance, done))

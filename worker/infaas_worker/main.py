@@ -26,19 +26,22 @@ from infaas.aio.every import every
 from infaas.aio.supervise import Supervisor
 from infaas.clock import Clock, SystemClock
 from infaas.domain.cluster import WorkerRecord
+from infaas.domain.ids import WorkerId
 from infaas.domain.lifecycle import WorkerState
 from infaas.domain.variant import Runtime
-from infaas.errors import SettingsError
+from infaas.errors import InvalidError, SettingsError
 from infaas.exposure import host_of, require_safe_binding
 from infaas.observe.log import get_logger
 from infaas.observe.trace import open_tracing
 from infaas.repository.base import open_repository
+from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.settings import Settings
 from infaas.store.redis import RedisStore
 from infaas.up.restart import HUNG_EXIT
 from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
 from infaas_worker.api.publisher import Publisher
+from infaas_worker.api.stream import Controllers
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.blackbox import BlackBox
 from infaas_worker.decide.hang import Patience
@@ -57,6 +60,8 @@ from infaas_worker.reports import Reporter
 _log = get_logger(__name__)
 _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
+_CONTROL = "~control"
+"""Ends the name of a socket; no worker's id has such a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Place:
 
     record: WorkerRecord
     listen: str
+    control: str
+    """A private socket, where gRPC listens behind the address above."""
     core_ids: tuple[int, ...]
 
 
@@ -111,7 +118,8 @@ def find_place(settings: Settings, clock: Clock) -> Place:
         started_at=clock.wall(),
         version=infaas.__version__,
     )
-    return Place(record, listen, core_ids)
+    control = default_listen(settings.state_dir, WorkerId(f"{identity}{_CONTROL}"))
+    return Place(record, listen, control, core_ids)
 
 
 class Worker:
@@ -132,6 +140,7 @@ class Worker:
         if host is not None:
             require_safe_binding("worker.listen", host, settings.token())
         prepare_socket(place.listen)
+        prepare_socket(place.control)
         stop = _stop_signal()
         box = BlackBox(settings.state_dir / "run", place.record.id)
         monitor = Monitor()
@@ -156,14 +165,17 @@ class Worker:
         publisher.attach(lambda: reporter.report(instances.serving))
         tracing = open_tracing(settings, "worker", self._clock)
         spans = None if tracing is None else RunSpans(tracing, place.record.id, self._clock)
-        service = WorkerService(instances, publisher, settings.token(), spans)
+        service = WorkerService(instances, settings.token())
+        controllers = Controllers(instances, publisher, settings.token(), spans)
         probes = health.HealthServicer()
         server = _server(service, probes, place)
+        listener = Listener(controllers.admit, place.control)
         monitor.start()
         if box.own_fault:
             _log.error("this worker's last life ended in its own code", cause=box.own_fault)
         obituary = Obituary(box, publisher, instances.remember)
         box.arm()
+        await _listen(listener, place)
         await server.start()
         await probes.set("", health_pb2.HealthCheckResponse.SERVING)
         supervisor = Supervisor("worker")
@@ -185,18 +197,22 @@ class Worker:
         try:
             await asyncio.wait({crash, asked, failed}, return_when=asyncio.FIRST_COMPLETED)
             await probes.enter_graceful_shutdown()
-            ending = await self._drain(instances, publisher, service)
+            service.begin_stop()
+            controllers.begin_stop()
+            ending = await self._drain(instances, publisher)
             if ending is Ending.HUNG:
                 box.condemned(instances.serving.failure)
         finally:
             await registration.withdraw()
             await supervisor.stop()
-            await server.stop(_LISTENER_GRACE_S)
+            await listener.close(_LISTENER_GRACE_S)
+            await server.stop(None)
             await store.close()
             monitor.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close, _LAST_SPANS_S)
             remove_socket(place.listen)
+            remove_socket(place.control)
             asked.cancel()
             failed.cancel()
         _log.info("worker stopped", worker=place.record.id, ending=ending.value)
@@ -205,10 +221,9 @@ class Worker:
             box.disarm()
         return ending
 
-    async def _drain(self, instances: Instances, publisher: Publisher, service: WorkerService) -> Ending:
+    async def _drain(self, instances: Instances, publisher: Publisher) -> Ending:
         """Not-ready first; then what is held is finished, as far as the time allows. What hangs is not waited for."""
         instances.begin_drain("the worker stops")
-        service.begin_stop()
         try:
             async with asyncio.timeout(self._settings.worker.drain_timeout_s):
                 await instances.drained()
@@ -248,12 +263,18 @@ def _server(service: WorkerService, probes: health.HealthServicer, place: Place)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(probes, server)
     try:
-        bound = server.add_insecure_port(place.listen)
+        server.add_insecure_port(place.control)
     except RuntimeError as error:
-        raise SettingsError(f"worker.listen {place.listen!r} cannot be bound: {error}") from error
-    if bound == 0:
-        raise SettingsError(f"worker.listen {place.listen!r} cannot be bound")
+        raise SettingsError(f"{place.control!r} cannot be bound: {error}") from error
     return server
+
+
+async def _listen(listener: Listener, place: Place) -> None:
+    """Raises SettingsError when the address cannot be bound."""
+    try:
+        await listener.start(place.listen)
+    except (OSError, InvalidError) as error:
+        raise SettingsError(f"worker.listen {place.listen!r} cannot be bound: {error}") from error
 
 
 def _stop_signal() -> asyncio.Event:

@@ -21,64 +21,84 @@ class ControllerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., cancel: _Optional[_Union[CancelQueries, _Mapping]] = ..., load: _Optional[_Union[LoadInstance, _Mapping]] = ..., unload: _Optional[_Union[UnloadInstance, _Mapping]] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("report", "done", "started")
+    __slots__ = ("report", "done", "started", "refusal")
     REPORT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     report: WorkerReport
     done: BatchDone
     started: BatchStarted
-    def __init__(self, report: _Optional[_Union[WorkerReport, _Mapping]] = ..., done: _Optional[_Union[BatchDone, _Mapping]] = ..., started: _Optional[_Union[BatchStarted, _Mapping]] = ...) -> None: ...
+    refusal: Refusal
+    def __init__(self, report: _Optional[_Union[WorkerReport, _Mapping]] = ..., done: _Optional[_Union[BatchDone, _Mapping]] = ..., started: _Optional[_Union[BatchStarted, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("controller", "version")
+    __slots__ = ("controller", "version", "token")
     CONTROLLER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     controller: str
     version: str
-    def __init__(self, controller: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    token: str
+    def __init__(self, controller: _Optional[str] = ..., version: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("error_code", "reason")
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    error_code: str
+    reason: str
+    def __init__(self, error_code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("id", "instance", "input_names", "input_datatypes", "outputs", "queries", "remaining_us")
+    __slots__ = ("id", "instance", "inputs", "outputs", "queries", "items", "remaining_us", "sizes", "traces")
     ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
-    INPUT_NAMES_FIELD_NUMBER: _ClassVar[int]
-    INPUT_DATATYPES_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
     REMAINING_US_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    TRACES_FIELD_NUMBER: _ClassVar[int]
     id: int
     instance: str
-    input_names: _containers.RepeatedScalarFieldContainer[str]
-    input_datatypes: _containers.RepeatedScalarFieldContainer[str]
+    inputs: _containers.RepeatedCompositeFieldContainer[Column]
     outputs: _containers.RepeatedScalarFieldContainer[str]
-    queries: _containers.RepeatedCompositeFieldContainer[QueryInputs]
-    remaining_us: int
-    def __init__(self, id: _Optional[int] = ..., instance: _Optional[str] = ..., input_names: _Optional[_Iterable[str]] = ..., input_datatypes: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[_Union[QueryInputs, _Mapping]]] = ..., remaining_us: _Optional[int] = ...) -> None: ...
+    queries: _containers.RepeatedScalarFieldContainer[int]
+    items: _containers.RepeatedScalarFieldContainer[int]
+    remaining_us: _containers.RepeatedScalarFieldContainer[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    traces: _containers.RepeatedCompositeFieldContainer[QueryTrace]
+    def __init__(self, id: _Optional[int] = ..., instance: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., remaining_us: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., traces: _Optional[_Iterable[_Union[QueryTrace, _Mapping]]] = ...) -> None: ...
 
-class QueryInputs(_message.Message):
-    __slots__ = ("id", "items", "inputs", "remaining_us", "traceparent", "tracestate")
-    ID_FIELD_NUMBER: _ClassVar[int]
-    ITEMS_FIELD_NUMBER: _ClassVar[int]
-    INPUTS_FIELD_NUMBER: _ClassVar[int]
-    REMAINING_US_FIELD_NUMBER: _ClassVar[int]
+class Column(_message.Message):
+    __slots__ = ("name", "datatype", "tail", "shapes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATATYPE_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    SHAPES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    datatype: str
+    tail: _containers.RepeatedScalarFieldContainer[int]
+    shapes: _containers.RepeatedCompositeFieldContainer[Shape]
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., tail: _Optional[_Iterable[int]] = ..., shapes: _Optional[_Iterable[_Union[Shape, _Mapping]]] = ...) -> None: ...
+
+class Shape(_message.Message):
+    __slots__ = ("dims",)
+    DIMS_FIELD_NUMBER: _ClassVar[int]
+    dims: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, dims: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class QueryTrace(_message.Message):
+    __slots__ = ("place", "traceparent", "tracestate")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
-    id: int
-    items: int
-    inputs: _containers.RepeatedCompositeFieldContainer[TensorValue]
-    remaining_us: int
+    place: int
     traceparent: str
     tracestate: str
-    def __init__(self, id: _Optional[int] = ..., items: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ..., remaining_us: _Optional[int] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
-
-class TensorValue(_message.Message):
-    __slots__ = ("shape", "data")
-    SHAPE_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
-    shape: _containers.RepeatedScalarFieldContainer[int]
-    data: bytes
-    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, place: _Optional[int] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class BatchStarted(_message.Message):
     __slots__ = ("id",)
@@ -87,38 +107,40 @@ class BatchStarted(_message.Message):
     def __init__(self, id: _Optional[int] = ...) -> None: ...
 
 class BatchDone(_message.Message):
-    __slots__ = ("id", "error_code", "error", "was_running", "output_names", "output_datatypes", "queries", "staged_s", "run_s")
+    __slots__ = ("id", "error_code", "error", "was_running", "staged_s", "run_s", "queries", "items", "outputs", "sizes", "failures")
     ID_FIELD_NUMBER: _ClassVar[int]
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     WAS_RUNNING_FIELD_NUMBER: _ClassVar[int]
-    OUTPUT_NAMES_FIELD_NUMBER: _ClassVar[int]
-    OUTPUT_DATATYPES_FIELD_NUMBER: _ClassVar[int]
-    QUERIES_FIELD_NUMBER: _ClassVar[int]
     STAGED_S_FIELD_NUMBER: _ClassVar[int]
     RUN_S_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     id: int
     error_code: str
     error: str
     was_running: bool
-    output_names: _containers.RepeatedScalarFieldContainer[str]
-    output_datatypes: _containers.RepeatedScalarFieldContainer[str]
-    queries: _containers.RepeatedCompositeFieldContainer[QueryOutputs]
     staged_s: float
     run_s: float
-    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., output_names: _Optional[_Iterable[str]] = ..., output_datatypes: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[_Union[QueryOutputs, _Mapping]]] = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ...) -> None: ...
+    queries: _containers.RepeatedScalarFieldContainer[int]
+    items: _containers.RepeatedScalarFieldContainer[int]
+    outputs: _containers.RepeatedCompositeFieldContainer[Column]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    failures: _containers.RepeatedCompositeFieldContainer[QueryFailure]
+    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sizes: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[QueryFailure, _Mapping]]] = ...) -> None: ...
 
-class QueryOutputs(_message.Message):
-    __slots__ = ("id", "outputs", "error", "error_code")
+class QueryFailure(_message.Message):
+    __slots__ = ("id", "error_code", "error")
     ID_FIELD_NUMBER: _ClassVar[int]
-    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
-    ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     id: int
-    outputs: _containers.RepeatedCompositeFieldContainer[TensorValue]
-    error: str
     error_code: str
-    def __init__(self, id: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[TensorValue, _Mapping]]] = ..., error: _Optional[str] = ..., error_code: _Optional[str] = ...) -> None: ...
+    error: str
+    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
 
 class CancelQueries(_message.Message):
     __slots__ = ("batch", "queries")

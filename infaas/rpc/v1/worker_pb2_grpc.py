@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class WorkerServiceStub(object):
-    """Between controllers and workers. One `Attach` stream per controller and worker carries everything: batches down,
-    outcomes and the worker's own state up. Tensor bytes are opaque on the way.
+    """Between controllers and workers. One framed connection per controller and worker (infaas.rpc.hop.frames) carries
+    everything: batches down, outcomes and the worker's own state up. Tensor bytes follow the message that names them.
+    What is asked seldom, and by others too, is a gRPC call to the same address.
     """
 
     def __init__(self, channel):
@@ -36,11 +37,6 @@ class WorkerServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Attach = channel.stream_stream(
-                '/infaas.rpc.v1.WorkerService/Attach',
-                request_serializer=infaas_dot_rpc_dot_v1_dot_worker__pb2.ControllerMessage.SerializeToString,
-                response_deserializer=infaas_dot_rpc_dot_v1_dot_worker__pb2.WorkerMessage.FromString,
-                _registered_method=True)
         self.LeaseCores = channel.unary_stream(
                 '/infaas.rpc.v1.WorkerService/LeaseCores',
                 request_serializer=infaas_dot_rpc_dot_v1_dot_worker__pb2.LeaseCoresRequest.SerializeToString,
@@ -59,15 +55,10 @@ class WorkerServiceStub(object):
 
 
 class WorkerServiceServicer(object):
-    """Between controllers and workers. One `Attach` stream per controller and worker carries everything: batches down,
-    outcomes and the worker's own state up. Tensor bytes are opaque on the way.
+    """Between controllers and workers. One framed connection per controller and worker (infaas.rpc.hop.frames) carries
+    everything: batches down, outcomes and the worker's own state up. Tensor bytes follow the message that names them.
+    What is asked seldom, and by others too, is a gRPC call to the same address.
     """
-
-    def Attach(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
     def LeaseCores(self, request, context):
         """The first answer says that the cores are free for the caller; the lease ends when either side ends the stream.
@@ -91,11 +82,6 @@ class WorkerServiceServicer(object):
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Attach': grpc.stream_stream_rpc_method_handler(
-                    servicer.Attach,
-                    request_deserializer=infaas_dot_rpc_dot_v1_dot_worker__pb2.ControllerMessage.FromString,
-                    response_serializer=infaas_dot_rpc_dot_v1_dot_worker__pb2.WorkerMessage.SerializeToString,
-            ),
             'LeaseCores': grpc.unary_stream_rpc_method_handler(
                     servicer.LeaseCores,
                     request_deserializer=infaas_dot_rpc_dot_v1_dot_worker__pb2.LeaseCoresRequest.FromString,
@@ -120,36 +106,10 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService(object):
-    """Between controllers and workers. One `Attach` stream per controller and worker carries everything: batches down,
-    outcomes and the worker's own state up. Tensor bytes are opaque on the way.
+    """Between controllers and workers. One framed connection per controller and worker (infaas.rpc.hop.frames) carries
+    everything: batches down, outcomes and the worker's own state up. Tensor bytes follow the message that names them.
+    What is asked seldom, and by others too, is a gRPC call to the same address.
     """
-
-    @staticmethod
-    def Attach(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/infaas.rpc.v1.WorkerService/Attach',
-            infaas_dot_rpc_dot_v1_dot_worker__pb2.ControllerMessage.SerializeToString,
-            infaas_dot_rpc_dot_v1_dot_worker__pb2.WorkerMessage.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def LeaseCores(request,

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from infaas.testing.triton import TritonProcess, why_no_triton
 
-COLUMNS = ("onnxruntime", "isolated", "triton")
+COLUMNS = ("onnxruntime", "onnxruntime_whole", "isolated", "isolated_whole", "triton")
 
 
 @pytest.fixture(scope="session")

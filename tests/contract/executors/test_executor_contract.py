@@ -8,14 +8,24 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from infaas_worker.executors.base import BatchIn, BatchOut, Executor, Executors, LoadedModel, QueryError, QueryIn, Value
+from infaas_worker.executors.base import (
+    BatchIn,
+    BatchOut,
+    Executor,
+    Executors,
+    LoadedModel,
+    QueryError,
+    QueryIn,
+    Value,
+    Whole,
+)
 from infaas_worker.executors.isolated import IsolatedExecutor
 from infaas_worker.executors.onnxruntime import OnnxRuntimeExecutor
 from infaas_worker.executors.sample import open_sizes, sample, warm_up_sizes
@@ -47,13 +57,24 @@ class Column:
     is_text_only: bool = True
     """Whether BYTES must be UTF-8; else they are handed on as they are."""
     isolation: Isolation = Isolation.THREAD
+    is_whole: bool = False
+    """Whether it is given what lies together as such, as it comes from a controller."""
 
 
-@pytest.fixture(params=["onnxruntime", "isolated", pytest.param("triton", marks=pytest.mark.long)])
+@pytest.fixture(
+    params=[
+        "onnxruntime",
+        "onnxruntime_whole",
+        "isolated",
+        "isolated_whole",
+        pytest.param("triton", marks=pytest.mark.long),
+    ]
+)
 def column(request: pytest.FixtureRequest) -> Column:
     if request.param == "triton":
         return request.getfixturevalue("triton_column")
-    if request.param == "isolated":
+    is_whole = request.param.endswith("_whole")
+    if request.param.startswith("isolated"):
         return Column(
             make=IsolatedExecutor,
             runtime=Runtime.ONNXRUNTIME,
@@ -62,6 +83,7 @@ def column(request: pytest.FixtureRequest) -> Column:
             held=lambda model: model._process,
             refused=({"hardware": Hardware.GPU}, {"isolation": Isolation.THREAD}),
             isolation=Isolation.PROCESS,
+            is_whole=is_whole,
         )
     return Column(
         make=OnnxRuntimeExecutor,
@@ -70,6 +92,7 @@ def column(request: pytest.FixtureRequest) -> Column:
         write=lambda graph, folder: graph.write(folder),
         held=lambda model: model._graph,
         refused=({"hardware": Hardware.GPU}, {"isolation": Isolation.PROCESS}),
+        is_whole=is_whole,
     )
 
 
@@ -102,15 +125,44 @@ def put(column: Column, tmp_path: Path):
     return _put
 
 
+def joined(batch: BatchIn) -> BatchIn:
+    """The same batch with each tensor in one piece, if the queries' own can lie together."""
+    if Datatype.BYTES in batch.datatypes or not batch.input_names:
+        return batch
+    values: list[Value] = []
+    for place in range(len(batch.input_names)):
+        parts = [query.inputs[place] for query in batch.queries]
+        tails = {part.shape[1:] for part in parts}
+        if len(tails) > 1 or [part.shape[0] for part in parts] != list(batch.items):
+            return batch
+        data = parts[0].data if len(parts) == 1 else b"".join(part.data for part in parts)
+        values.append(Value((sum(batch.items), *tails.pop()), data))
+    whole = Whole(tuple(batch.items), tuple(values))
+    return BatchIn.of_whole(batch.input_names, batch.datatypes, whole, batch.outputs)
+
+
+class Together:
+    """A loaded model to which whole batches are given."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+
+    def submit(self, batch: BatchIn) -> Future[BatchOut]:
+        return self._model.submit(joined(batch))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 @pytest.fixture
-def load(executor: Executor, put):
+def load(column: Column, executor: Executor, put):
     """Loads a graph; everything is closed after the test."""
     models: list[LoadedModel] = []
 
-    def _load(graph: graphs.Graph, **facts) -> LoadedModel:
+    def _load(graph: graphs.Graph, **facts) -> LoadedModel | Together:
         model = executor.load(*put(graph, **facts))
         models.append(model)
-        return model
+        return Together(model) if column.is_whole else model
 
     yield _load
     for model in models:
@@ -169,6 +221,45 @@ def test_outputs_are_views_of_one_result_not_copies(load):
     assert all(isinstance(view, memoryview) for view in views)
     arrays = [np.frombuffer(view, np.uint8) for view in views]
     assert arrays[1].ctypes.data - arrays[0].ctypes.data == 16
+
+
+def told(out: BatchOut) -> list[tuple[tuple[tuple[int, ...], bytes], ...] | Code]:
+    return [
+        each.code if isinstance(each, QueryError) else tuple((value.shape, bytes(value.data)) for value in each)
+        for each in out.queries
+    ]
+
+
+@pytest.mark.parametrize(
+    ("graph", "batch"),
+    [
+        (graphs.double(), fp32_batch(rows(7), rows(8, 9), rows(10, 11, 12))),
+        (graphs.double(), fp32_batch(rows(7), rows(8), outputs=("z",))),
+        (graphs.look_up(), BatchIn(("index",), (Datatype.INT64,), (indices(1), indices(99), indices(2, 3)))),
+    ],
+    ids=["rows", "one-output", "poison"],
+)
+def test_queries_that_lie_together_are_answered_as_those_that_do_not(load, graph, batch):
+    together = joined(batch)
+    assert together.whole is not None
+    model = load(graph)
+    apart, whole = (model.submit(each).result(WAIT_S) for each in (batch, together))
+    assert told(whole) == told(apart)
+    assert (whole.output_names, whole.datatypes) == (apart.output_names, apart.datatypes)
+
+
+def test_a_runtime_in_this_process_gives_whole_answers_and_each_querys_as_views_of_them(tmp_path):
+    graph = graphs.double()
+    model = OnnxRuntimeExecutor().load(graph.variant("v1"), graph.write(tmp_path))
+    out = model.submit(joined(fp32_batch(rows(1), rows(2, 3)))).result(WAIT_S)
+    model.close()
+    assert out.whole is not None
+    assert out.whole.items == (1, 2)
+    for place, value in enumerate(out.whole.values):
+        assert value.shape == (3, 4)
+        assert bytes(value.data) == b"".join(query[place].data for query in out.queries)
+        begins = [np.frombuffer(data, np.uint8).ctypes.data for data in (value.data, out.queries[0][place].data)]
+        assert begins[0] == begins[1]
 
 
 def test_memoryviews_are_taken_as_inputs_even_when_unaligned(load):

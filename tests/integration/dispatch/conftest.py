@@ -1,4 +1,4 @@
-"""A dispatcher over real gRPC streams to fake workers, with the real view keeper on a memory store."""
+"""A dispatcher over real connections to fake workers, with the real view keeper on a memory store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dispatcher over real gRPC streams: answers, losses, cancellation, deadlines, loads."""
+"""The dispatcher over real connections to workers: answers, losses, cancellation, deadlines, loads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from infaas.domain.cluster import InstanceRecord
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype, Tensor
-from infaas.rpc.v1 import worker_pb2 as pb
+from infaas.rpc.hop import frames
 from infaas.settings import Settings
 from infaas.testing.builders import a_variant, an_instance
-from infaas.testing.fake_worker import FakeWorker, ModelRaisedError, Output
+from infaas.testing.fake_worker import FakeQuery, FakeWorker, ModelRaisedError, Output
 
 Opener = Callable[..., Any]
 
@@ -162,7 +162,7 @@ async def test_an_input_that_kills_its_instance_twice_is_a_model_failure_and_is_
 async def test_one_input_that_makes_the_model_raise_does_not_fail_its_neighbours(
     cluster: Opener, fails_alone: bool
 ) -> None:
-    def picky(instance: InstanceRecord, names: list[str], query: pb.QueryInputs) -> list[Output]:
+    def picky(instance: InstanceRecord, names: list[str], query: FakeQuery) -> list[Output]:
         data = query.inputs[0].data
         if struct.unpack_from("<f", data)[0] == 3:
             raise ModelRaisedError("three is not allowed")
@@ -447,6 +447,21 @@ async def test_a_command_that_cannot_be_performed_is_told_to_whoever_waits_for_i
         assert "RuntimeError: a fault of ours" in failed[0].text
         assert sum(isinstance(each, Answer) for each in found) == 4
         assert c.dispatcher.in_flight() == 0
+        await c.until(c.dispatcher.engine.ledger.is_settled)
+
+
+async def test_a_batch_that_is_too_large_for_one_message_is_refused_and_the_link_lives(
+    cluster: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = FakeWorker("w1", [an_instance("i1")])
+    async with cluster([a_variant("v1")], [worker]) as c:
+        monkeypatch.setattr(frames, "LIMIT_BYTES", 20_000)
+        large = (Tensor("image", Datatype.FP32, (1, 6_400), bytes(25_600)),)
+        error = await failure(c.dispatcher.submit(c.query(inputs=large)))
+        assert error.code is Code.TOO_LARGE
+        assert "20000 can be sent at once" in error.text
+        assert value_of(await c.dispatcher.submit(c.query(inputs=image(2)))) == 2
+        assert len(worker.ran) == 1
         await c.until(c.dispatcher.engine.ledger.is_settled)
 
 

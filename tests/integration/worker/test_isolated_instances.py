@@ -14,9 +14,8 @@ from worker_values import in_store
 from infaas.domain.lifecycle import Death, InstanceState, WorkerState
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.domain.variant import Isolation
-from infaas.rpc.v1 import worker_pb2
 from infaas.testing import graphs
-from infaas.testing.worker_driver import WAIT_S, ControllerEnd, WorkerProcess
+from infaas.testing.worker_driver import WAIT_S, BatchAnswer, ControllerEnd, WorkerProcess
 from infaas.up.restart import HUNG_EXIT
 
 IMPATIENT = {"hang_after_s": 1.0, "hang_factor": 1.0}
@@ -28,7 +27,7 @@ def x(*values: int) -> Tensor:
     return Tensor("x", Datatype.INT64, array.shape, array.tobytes())
 
 
-def answers(done: worker_pb2.BatchDone) -> list[list[int]]:
+def answers(done: BatchAnswer) -> list[list[int]]:
     return [np.frombuffer(query.outputs[0].data, np.int64).tolist() for query in done.queries]
 
 

@@ -12,11 +12,10 @@ from infaas.domain.cluster import WorkerRecord
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.domain.variant import Variant
 from infaas.rpc.codec import decode
-from infaas.rpc.v1 import worker_pb2
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.testing import graphs
-from infaas.testing.worker_driver import WAIT_S, WorkerProcess
+from infaas.testing.worker_driver import WAIT_S, BatchAnswer, WorkerProcess
 
 SLOW = 2000
 """Rounds that take a few tenths of a second: long enough for messages to arrive while a batch runs."""
@@ -34,7 +33,7 @@ def index(*values: int) -> Tensor:
     return Tensor("index", Datatype.INT64, array.shape, array.tobytes())
 
 
-def column(done: worker_pb2.BatchDone, query: int, output: int = 0) -> list[float]:
+def column(done: BatchAnswer, query: int, output: int = 0) -> list[float]:
     value = done.queries[query].outputs[output]
     return np.frombuffer(value.data, np.float32).reshape(tuple(value.shape))[:, 0].tolist()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from infaas_controller.answers import Outputs, batch_result
+from infaas_controller.commands import BatchResult
 from infaas_controller.ledger import Ledger
 from infaas_controller.loading import LoadOrders, loaded_on, place_to_load
 
@@ -12,6 +13,7 @@ from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.errors import NotFoundError, UnavailableError
+from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.testing.builders import a_variant, a_view, a_worker, an_instance
 
@@ -81,34 +83,69 @@ def test_an_order_is_told_once_when_it_is_ready_and_forgotten_when_it_is_gone() 
     assert orders.take_loaded(ledger, NOW + 4) == []
 
 
-def a_done(*queries: pb.QueryOutputs) -> pb.BatchDone:
-    return pb.BatchDone(
-        id=7, was_running=True, staged_s=0.5, run_s=0.25,
-        output_names=["a", "b"], output_datatypes=["FP32", "INT64"], queries=queries,
-    )  # fmt: skip
+def a_done(**given: object) -> pb.BatchDone:
+    """Of two queries with two items each, and outputs `a` (FP32 [items, 2]) and `b` (INT64 [items])."""
+    outputs = [pb.Column(name="a", datatype="FP32", tail=[2]), pb.Column(name="b", datatype="INT64")]
+    said = {"queries": [1, 2], "items": [2, 2], "outputs": outputs, **given}
+    return pb.BatchDone(id=7, was_running=True, staged_s=0.5, run_s=0.25, **said)  # type: ignore[arg-type]
 
 
-def test_answers_and_failures_of_a_batch_are_kept_apart_and_tensors_read_when_wanted() -> None:
-    values = [pb.TensorValue(shape=[1, 2], data=bytes(8)), pb.TensorValue(shape=[1], data=bytes(range(8)))]
-    result = batch_result(
-        a_done(pb.QueryOutputs(id=1, outputs=values), pb.QueryOutputs(id=2, error_code="x", error="y"))
-    )
+A, B = bytes(range(32)), bytes(range(100, 132))
+
+
+def tensors(result: BatchResult, number: int) -> tuple[Tensor, ...]:
+    found = (result.outputs or {})[number]
+    assert isinstance(found, Outputs)
+    return found.tensors()
+
+
+def test_answers_and_failures_of_a_batch_are_kept_apart_and_tensors_are_views_made_when_wanted() -> None:
+    payload = memoryview(A + B)
+    result = batch_result(a_done(failures=[pb.QueryFailure(id=3, error_code="x", error="y")]), payload)
     assert (result.error, result.was_running, result.staged_s, result.run_s) == ("", True, 0.5, 0.25)
-    assert result.failed == {2: ("x", "y")}
-    assert result.outputs is not None
-    (found,) = result.outputs.values()
-    assert isinstance(found, Outputs)
-    assert found.tensors() == (
-        Tensor("a", Datatype.FP32, (1, 2), bytes(8)),
-        Tensor("b", Datatype.INT64, (1,), bytes(range(8))),
-    )
+    assert result.failed == {3: ("x", "y")}
+    assert list(result.outputs or {}) == [1, 2]
+    for number, half in ((1, slice(0, 16)), (2, slice(16, 32))):
+        a, b = tensors(result, number)
+        assert a == Tensor("a", Datatype.FP32, (2, 2), A[half])
+        assert b == Tensor("b", Datatype.INT64, (2,), B[half])
+        assert isinstance(a.data, memoryview)
+        assert a.data.obj is payload.obj
 
 
-@pytest.mark.parametrize("values", [1, 3])
-def test_an_answer_with_too_few_or_too_many_tensors_cannot_be_read(values: int) -> None:
-    outputs = [pb.TensorValue(shape=[1], data=bytes(8))] * values
-    result = batch_result(a_done(pb.QueryOutputs(id=1, outputs=outputs)))
-    found = (result.outputs or {})[1]
-    assert isinstance(found, Outputs)
-    with pytest.raises(ValueError, match="zip"):
-        found.tensors()
+def test_a_batch_that_failed_as_a_whole_has_no_answers() -> None:
+    result = batch_result(pb.BatchDone(id=7, error_code="model-failed", error="it raised"), memoryview(b""))
+    assert (result.error, result.reason, result.outputs, result.failed) == ("model-failed", "it raised", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "payload", "fact"),
+    [
+        ({}, A + B[:-1], "2 tensors of 64 bytes in all come with 63 bytes"),
+        ({}, A + B + b"x", "2 tensors of 64 bytes in all come with 65 bytes"),
+        ({"items": [2]}, A + B, "2 answers and 1 numbers of items"),
+        ({"items": [4, 0]}, A + B, "a query holds no items"),
+        ({"items": [2**32 - 1, 2**32 - 1]}, A + B, "come with 64 bytes"),
+        ({"sizes": [1]}, A + B, "1 sizes of BYTES come with 0 such columns"),
+        ({"outputs": [pb.Column(name="a", datatype="BYTES")]}, A + B, "2 queries come with 0 sizes of BYTES"),
+        ({"outputs": [pb.Column(name="a", datatype="BYTES")], "sizes": [9, 9]}, A + B, "of 18 bytes in all come"),
+        ({"outputs": [pb.Column(name="a", datatype="INT8", tail=[-4, -4])]}, A + B, "cannot have the dimensions"),
+        ({"outputs": [pb.Column(name="a", datatype="INT8", tail=[2**62] * 65)]}, b"", "cannot have the dimensions"),
+        ({"outputs": [pb.Column(name="a", datatype="INT8", tail=[2**62] * 64)]}, b"", "come with 0 bytes"),
+        ({"outputs": [pb.Column(name="a", datatype="INT8", shapes=[pb.Shape(dims=[64])])]}, A + B, "1 shapes for 2"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_does_not_fit_its_bytes_breaks_the_protocol(
+    given: dict[str, object], payload: bytes, fact: str
+) -> None:
+    with pytest.raises(FrameError, match=fact):
+        batch_result(a_done(**given), memoryview(payload))
+
+
+def test_a_datatype_that_is_not_known_is_found_out_by_whoever_wants_the_tensors_and_by_nobody_else() -> None:
+    outputs = [pb.Column(name="a", datatype="FP32", tail=[2]), pb.Column(name="b", datatype="FP8")]
+    failures = [pb.QueryFailure(id=3, error_code="cancelled")]
+    result = batch_result(a_done(outputs=outputs, failures=failures), memoryview(A + B))
+    assert (list(result.outputs or {}), result.failed) == ([1, 2], {3: ("cancelled", "")})
+    with pytest.raises(ValueError, match="output 'b' has datatype 'FP8'"):
+        tensors(result, 1)

@@ -1,4 +1,4 @@
-"""The parts under the engine: batch forming, turns, curves, wire bytes, predictions, quarantine, pauses."""
+"""The parts under the engine: batch forming, turns, curves, predictions, quarantine, pauses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
 from infaas_controller.observed import PRIOR_WEIGHT, WINDOW, Recent
 from infaas_controller.quarantine import DIGESTED_AT_ONCE_BYTES, Quarantine, RetryBudget, digest
 from infaas_controller.queues import Ticket
-from infaas_controller.wire import encode_batch
 
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Priority
-from infaas.domain.tensor import Datatype, Tensor, signature
-from infaas.rpc.v1 import worker_pb2 as pb
+from infaas.domain.tensor import Datatype, Tensor
 from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
 
 NOW = 1_000.0
@@ -120,36 +118,6 @@ def test_the_preferred_batch_counts_the_cost_of_the_hop() -> None:
     linear = [0.0, *(0.001 * n for n in range(1, 33))]
     assert preferred_batch(linear, 0.0) == 1
     assert preferred_batch(linear, 0.001) > 6
-
-
-# -- wire
-
-
-@given(
-    st.lists(st.tuples(st.binary(max_size=400), st.integers(1, 300)), min_size=1, max_size=5),
-    st.integers(1, 2**40), st.booleans(), st.floats(-1, 100),
-)  # fmt: skip
-def test_hand_written_batches_read_back_as_the_protocol_says(
-    inputs: list[tuple[bytes, int]], number: int, as_view: bool, left_s: float
-) -> None:
-    queries = []
-    for n, (data, items) in enumerate(inputs):
-        body = memoryview(b"xx" + data)[2:] if as_view else data
-        tensors = (Tensor("a", Datatype.UINT8, (items, 300), body), Tensor("é", Datatype.FP32, (items,), b""))
-        query = a_query(items=items, inputs=tensors if n % 2 == 0 else tensors[::-1], outputs=("y",))
-        queries.append((n + 7, query, left_s))
-    message = pb.ControllerMessage.FromString(encode_batch(number, "i-1", queries))
-    batch = message.batch
-    assert (batch.id, batch.instance, list(batch.outputs)) == (number, "i-1", ["y"])
-    assert list(batch.input_names) == ["a", "é"]
-    assert list(batch.input_datatypes) == ["UINT8", "FP32"]
-    assert batch.remaining_us == max(1, int(left_s * 1e6))
-    assert [(q.id, q.items) for q in batch.queries] == [(n + 7, items) for n, (_, items) in enumerate(inputs)]
-    for got, (data, items) in zip(batch.queries, inputs, strict=True):
-        assert (got.inputs[0].data, list(got.inputs[0].shape)) == (data, [items, 300])
-        assert (got.inputs[1].data, list(got.inputs[1].shape)) == (b"", [items])
-        assert got.remaining_us == max(1, int(left_s * 1e6))
-    assert signature(queries[0][1].inputs) == queries[0][1].signature
 
 
 # -- ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infaas_controller.queues import Ticket
 from infaas_controller.wire import encode_batch
 from infaas_worker.api.tracing import RUN, RunSpans
 from infaas_worker.batches import Ran
@@ -40,8 +41,8 @@ class Recorded:
 
 def a_batch(number: int, *traces: TraceContext | None) -> pb.Batch:
     """As it comes over the wire: query 1 has the first trace, and so on."""
-    queries = [(n, a_query(trace=trace), 1.0) for n, trace in enumerate(traces, 1)]
-    return pb.ControllerMessage.FromString(encode_batch(number, INSTANCE, queries)).batch
+    tickets = [Ticket(n, a_query(trace=trace), None) for n, trace in enumerate(traces, 1)]
+    return pb.ControllerMessage.FromString(encode_batch(number, INSTANCE, tickets, 0.0)[0]).batch
 
 
 def ran(*queries: int, result: InfaasError | None = None) -> Ran:

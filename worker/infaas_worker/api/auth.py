@@ -1,4 +1,4 @@
-"""Who may talk to the worker: whoever sends the bearer token, when one is set."""
+"""Who may talk to the worker: whoever shows the token, when one is set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def is_allowed(metadata: Iterable[tuple[str, str | bytes]] | None, token: str | None) -> bool:
-    """Compared in constant time."""
+    """For a call with metadata. Compared in constant time."""
     if token is None:
         return True
     want = f"Bearer {token}".encode()
@@ -16,3 +16,8 @@ def is_allowed(metadata: Iterable[tuple[str, str | bytes]] | None, token: str | 
             got = value if isinstance(value, bytes) else value.encode()
             return hmac.compare_digest(got, want)
     return False
+
+
+def is_token(given: str, token: str | None) -> bool:
+    """For a connection that opens with a token. Compared in constant time."""
+    return token is None or hmac.compare_digest(given.encode(), token.encode())

@@ -1,44 +1,48 @@
-"""Between the wire's messages and the worker's values. Tensor bytes pass through untouched."""
+"""Between the wire's messages and the worker's values. Tensor bytes pass through untouched, beside the messages."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from infaas.domain.query import HARD_LIMIT_S, Code
 from infaas.domain.tensor import Datatype
 from infaas.errors import InfaasError, InvalidError
+from infaas.rpc.hop.columns import ColumnsError, read_columns, write_column
+from infaas.rpc.hop.frames import Buffer, flat
 from infaas.rpc.v1 import worker_pb2
 from infaas_worker.batches import Ran
 from infaas_worker.decide.events import StagedQuery
-from infaas_worker.executors.base import BatchIn, QueryError, QueryIn, Value
+from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, QueryIn, Value, Whole
 
 
-def to_batch(batch: worker_pb2.Batch) -> BatchIn:
-    """Raises InvalidError for a datatype that is not OIP's or a query whose inputs are not those of the batch."""
-    names = tuple(batch.input_names)
+def to_batch(batch: worker_pb2.Batch, payload: memoryview) -> BatchIn:
+    """Raises InvalidError when the message contradicts itself or the bytes that came with it, and for a datatype that
+    is not OIP's."""
+    items = tuple(batch.items[:])  # a slice is read in one go
+    _check_numbers(batch, len(items))
     try:
-        datatypes = tuple(Datatype(word) for word in batch.input_datatypes)
-    except ValueError as error:
-        raise InvalidError(f"datatype unknown: {error}") from error
-    if len(datatypes) != len(names):
-        raise InvalidError(f"{len(names)} input names come with {len(datatypes)} datatypes")
-    queries = tuple(
-        QueryIn(query.items, tuple(Value(tuple(value.shape), value.data) for value in query.inputs))
-        for query in batch.queries
-    )
-    for query in queries:
-        if len(query.inputs) != len(names):
-            raise InvalidError(f"a query has {len(query.inputs)} inputs, the batch names {len(names)}")
-    return BatchIn(names, datatypes, queries, tuple(batch.outputs))
+        columns = read_columns(batch.inputs, items, batch.sizes, payload)
+    except ColumnsError as error:
+        raise InvalidError(f"what is said of the batch's inputs does not fit them: {error}") from error
+    names = tuple([column.name for column in columns])
+    datatypes = tuple([column.datatype for column in columns])
+    outputs = tuple(batch.outputs)
+    if all(column.is_even for column in columns):
+        whole = Whole(items, tuple([Value(column.shape, column.data) for column in columns]))
+        return BatchIn.of_whole(names, datatypes, whole, outputs)
+    queries = [
+        QueryIn(count, tuple([Value(*column.part(place)) for column in columns])) for place, count in enumerate(items)
+    ]
+    return BatchIn(names, datatypes, queries, outputs)
 
 
 def to_queries(batch: worker_pb2.Batch, now: float) -> tuple[StagedQuery, ...]:
-    """Each with its own deadline, else the batch's, else the hard limit."""
-    whole_s = batch.remaining_us / 1e6 if batch.remaining_us else HARD_LIMIT_S
-    return tuple(
-        StagedQuery(query.id, query.items, now + (query.remaining_us / 1e6 if query.remaining_us else whole_s))
-        for query in batch.queries
-    )
+    """Of a batch that `to_batch` took: each with its own deadline, else the hard limit."""
+    numbers = batch.queries[:]
+    left_us = batch.remaining_us[:] or [0] * len(numbers)
+    deadlines = [now + (us / 1e6 if us else HARD_LIMIT_S) for us in left_us]
+    return tuple(map(StagedQuery, numbers, batch.items[:], deadlines))
 
 
 def started(number: int) -> worker_pb2.WorkerMessage:
@@ -52,32 +56,110 @@ def refused(number: int, code: Code, text: str, was_running: bool, held_s: float
     return worker_pb2.WorkerMessage(done=done)
 
 
-def ran(number: int, queries: Sequence[int], ran: Ran) -> worker_pb2.WorkerMessage:
-    """`queries` are all of the batch, in the order they came, also those that did not run."""
-    done = worker_pb2.BatchDone(id=number, was_running=True, staged_s=ran.staged_s, run_s=ran.run_s)
-    if isinstance(ran.result, InfaasError):
-        done.error_code = ran.result.code.value
-        done.error = ran.result.text
-        return worker_pb2.WorkerMessage(done=done)
-    done.output_names.extend(ran.result.output_names)
-    done.output_datatypes.extend(datatype.value for datatype in ran.result.datatypes)
-    outcomes = dict(zip(ran.queries, ran.result.queries, strict=True))
+def ran(number: int, queries: Sequence[StagedQuery], ran: Ran) -> tuple[worker_pb2.WorkerMessage, list[Buffer]]:
+    """The message, and the bytes of the outputs that it names. `queries` are all of the batch, in the order they came,
+    also those that did not run."""
+    message = worker_pb2.WorkerMessage()
+    done = message.done
+    done.id = number
+    done.was_running = True
+    done.staged_s = ran.staged_s
+    done.run_s = ran.run_s
+    try:
+        return message, _add_outputs(done, queries, ran)
+    except InfaasError as error:
+        done.error_code = error.code.value
+        done.error = error.text
+        return message, []
+
+
+def _check_numbers(batch: worker_pb2.Batch, count: int) -> None:
+    numbers = batch.queries
+    if len(numbers) != count or len(batch.remaining_us) not in (0, count):
+        raise InvalidError(
+            f"{len(numbers)} queries come with {count} numbers of items and {len(batch.remaining_us)} deadlines"
+        )
+    if len(set(numbers[:])) != count:
+        raise InvalidError("the batch names a query twice")
+    for trace in batch.traces:
+        if trace.place >= count:
+            raise InvalidError(f"a trace is of query {trace.place} of {count}")
+
+
+def _add_outputs(done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: Ran) -> list[Buffer]:
+    """Raises what the batch ended with, before anything is added."""
+    result = ran.result
+    if isinstance(result, InfaasError):
+        raise result
+    if len(result.queries) != len(ran.queries):
+        raise InfaasError(f"the executor gave {len(result.queries)} answers to {len(ran.queries)} queries")
+    if result.whole is not None and ran.cancelled.isdisjoint(ran.queries):
+        return _add_whole(done, queries, ran, result, result.whole.values)
+    return _add_parts(done, queries, ran, result)
+
+
+def _add_whole(
+    done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: Ran, result: BatchOut, values: Sequence[Value]
+) -> list[Buffer]:
+    """Everybody who ran has an answer, and the answers lie together as they are sent."""
+    are_there = set(ran.queries) if len(ran.queries) < len(queries) else None
+    there = queries if are_there is None else [query for query in queries if query.id in are_there]
+    items = [query.items for query in there]
+    if problem := _misfit(result, values, sum(items)):
+        raise InfaasError(problem)
+    done.queries.extend([query.id for query in there])
+    done.items.extend(items)
+    for name, datatype, value in zip(result.output_names, result.datatypes, values, strict=True):
+        done.outputs.add(name=name, datatype=datatype.value, tail=value.shape[1:])
+    if are_there is not None:
+        for query in queries:
+            if query.id not in are_there:
+                _add_unanswered(done, query, is_cancelled=query.id in ran.cancelled)
+    return [flat(value.data) for value in values]
+
+
+def _add_parts(done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: Ran, result: BatchOut) -> list[Buffer]:
+    outcomes = dict(zip(ran.queries, result.queries, strict=True))
+    answered: list[tuple[Value, ...]] = []
+    items: list[int] = []
     for query in queries:
-        _add(done, query, None if query in ran.cancelled else outcomes.get(query), query in ran.cancelled)
-    return worker_pb2.WorkerMessage(done=done)
+        is_cancelled = query.id in ran.cancelled
+        outcome = None if is_cancelled else outcomes.get(query.id)
+        if outcome is None:
+            _add_unanswered(done, query, is_cancelled=is_cancelled)
+        elif isinstance(outcome, QueryError):
+            done.failures.add(id=query.id, error_code=outcome.code.value, error=outcome.text)
+        elif problem := _misfit(result, outcome):
+            done.failures.add(id=query.id, error_code=Code.INTERNAL.value, error=problem)
+        else:
+            done.queries.append(query.id)
+            items.append(query.items)
+            answered.append(outcome)
+    done.items.extend(items)
+    segments: list[Buffer] = []
+    for place, (name, datatype) in enumerate(zip(result.output_names, result.datatypes, strict=True)):
+        parts = [(outcome[place].shape, outcome[place].data) for outcome in answered]
+        segments += write_column(done.outputs, done.sizes, name, datatype, items, parts)
+    return segments
 
 
-def _add(
-    done: worker_pb2.BatchDone, query: int, outcome: tuple[Value, ...] | QueryError | None, is_cancelled: bool
-) -> None:
-    answer = done.queries.add(id=query)
-    if isinstance(outcome, QueryError):
-        answer.error_code, answer.error = outcome.code.value, outcome.text
-    elif outcome is not None:
-        for value in outcome:
-            answer.outputs.add(shape=value.shape, data=bytes(value.data))
-    elif is_cancelled:
-        answer.error_code, answer.error = Code.CANCELLED.value, "taken back by its controller"
+def _add_unanswered(done: worker_pb2.BatchDone, query: StagedQuery, *, is_cancelled: bool) -> None:
+    if is_cancelled:
+        code, text = Code.CANCELLED, "taken back by its controller"
     else:
-        answer.error_code = Code.DEADLINE_PASSED.value
-        answer.error = "the deadline passed before the batch began to run"
+        code, text = Code.DEADLINE_PASSED, "the deadline passed before the batch began to run"
+    done.failures.add(id=query.id, error_code=code.value, error=text)
+
+
+def _misfit(result: BatchOut, values: Sequence[Value], rows: int | None = None) -> str:
+    """What is wrong with an executor's values, which its controller would take for a broken connection; empty: nothing.
+    `rows`: what the first dimension must be, where it must."""
+    if len(values) != len(result.output_names):
+        return f"the executor gave {len(values)} values for {len(result.output_names)} outputs"
+    for name, datatype, value in zip(result.output_names, result.datatypes, values, strict=True):
+        size, want = memoryview(value.data).nbytes, math.prod(value.shape) * datatype.itemsize
+        if datatype is not Datatype.BYTES and size != want:
+            return f"output {name!r} came with {size} bytes; shape {list(value.shape)} of {datatype.value} takes {want}"
+        if rows is not None and value.shape[:1] != (rows,):
+            return f"output {name!r} came in shape {list(value.shape)} for {rows} items"
+    return ""

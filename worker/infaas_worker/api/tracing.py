@@ -29,9 +29,8 @@ class RunSpans:
         self._traced: dict[tuple[str, int], tuple[InstanceId, dict[int, TraceContext]]] = {}
 
     def arrived(self, stream: str, batch: worker_pb2.Batch) -> None:
-        found = {
-            query.id: TraceContext(query.traceparent, query.tracestate) for query in batch.queries if query.traceparent
-        }
+        """Of a batch that was taken: every trace is of one of its queries."""
+        found = {batch.queries[one.place]: TraceContext(one.traceparent, one.tracestate) for one in batch.traces}
         traced = {number: trace for number, trace in found.items() if is_sampled(trace)}
         if traced:
             self._traced[stream, batch.id] = InstanceId(batch.instance), traced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import Death
@@ -11,8 +12,9 @@ from infaas.domain.variant import Isolation
 from infaas_worker.decide.instances import InstanceEvent, WorkKind
 
 
-@dataclass(frozen=True, slots=True)
-class StagedQuery:
+class StagedQuery(NamedTuple):
+    """One per query of every batch, so made as cheaply as can be."""
+
     id: int
     items: int
     deadline: float

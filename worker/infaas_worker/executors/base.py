@@ -8,12 +8,13 @@ imports its runtime when it first loads something, so that an idle worker stays 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, TypeVar, overload, runtime_checkable
 
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
@@ -21,6 +22,7 @@ from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
 from infaas.errors import UnsupportedError
 
 GROUP = "infaas.executors"
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,60 @@ class Value:
 
     shape: tuple[int, ...]
     data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The tensors of all queries of a batch together: each value holds the queries' rows one after the other, in the
+    order of the queries. Only of datatypes whose elements have one size."""
+
+    items: tuple[int, ...]
+    """Of each query."""
+    values: tuple[Value, ...]
+    """In the order of `input_names` or `output_names`; the first dimension of each is all items."""
+
+    def parts(self) -> list[tuple[Value, ...]]:
+        """Each query's own values, as views."""
+        if not self.values:
+            return [() for _ in self.items]
+        marks = [0, *accumulate(self.items)]
+        columns = []
+        for value in self.values:
+            data, tail = memoryview(value.data), value.shape[1:]
+            row = len(data) // marks[-1] if marks[-1] else 0
+            columns.append([Value((end - at, *tail), data[at * row : end * row]) for at, end in pairwise(marks)])
+        return list(zip(*columns, strict=True))
+
+
+class Later(Sequence[T_co]):
+    """So many members, which are made when somebody looks at one of them. Any thread may."""
+
+    __slots__ = ("_count", "_made", "_make")
+
+    def __init__(self, count: int, make: Callable[[], Sequence[T_co]]) -> None:
+        self._count = count
+        self._make = make
+        self._made: Sequence[T_co] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[T_co]:
+        return iter(self._all())
+
+    @overload
+    def __getitem__(self, index: int) -> T_co: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T_co]: ...
+
+    def __getitem__(self, index: int | slice) -> T_co | Sequence[T_co]:
+        return self._all()[index]
+
+    def _all(self) -> Sequence[T_co]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +100,29 @@ class BatchIn:
 
     input_names: tuple[str, ...]
     datatypes: tuple[Datatype, ...]
-    queries: tuple[QueryIn, ...]
+    queries: Sequence[QueryIn]
     outputs: tuple[str, ...] = ()
     """Requested, in order; empty: all."""
     timeout_s: float | None = None
     """From now until the last of the queries is useless; an executor whose work is done elsewhere gives up then."""
+    whole: Whole | None = None
+    """The same tensors as in `queries`, where they lie together. An executor takes whichever it can use."""
+
+    @classmethod
+    def of_whole(
+        cls, input_names: tuple[str, ...], datatypes: tuple[Datatype, ...], whole: Whole, outputs: tuple[str, ...] = ()
+    ) -> Self:
+        """The queries are cut apart only if somebody asks for them."""
+
+        def queries() -> list[QueryIn]:
+            return [QueryIn(items, inputs) for items, inputs in zip(whole.items, whole.parts(), strict=True)]
+
+        return cls(input_names, datatypes, Later(len(whole.items), queries), outputs, whole=whole)
+
+    @property
+    def items(self) -> Sequence[int]:
+        """Of each query."""
+        return [query.items for query in self.queries] if self.whole is None else self.whole.items
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +139,17 @@ class BatchOut:
 
     output_names: tuple[str, ...]
     datatypes: tuple[Datatype, ...]
-    queries: tuple[tuple[Value, ...] | QueryError, ...]
+    queries: Sequence[tuple[Value, ...] | QueryError]
     run_s: float
+    whole: Whole | None = None
+    """The same values as in `queries`, where they lie together and no query has an error."""
+
+    @classmethod
+    def of_whole(
+        cls, output_names: tuple[str, ...], datatypes: tuple[Datatype, ...], whole: Whole, run_s: float
+    ) -> Self:
+        """The queries' values are cut apart only if somebody asks for them."""
+        return cls(output_names, datatypes, Later(len(whole.items), whole.parts), run_s, whole)
 
 
 @dataclass(frozen=True, slots=True)

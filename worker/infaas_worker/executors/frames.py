@@ -2,8 +2,8 @@
 
 A frame is a fixed head (kind, length of the facts, length of the tensors), the facts as MessagePack, and the tensors'
 bytes as they are, one after another. Tensors are sent from where they lie and read as views of the one buffer that they
-arrived in. Values of one output follow each other, so that the views of a batch's rows are neighbours as they are in
-the runtime's own result.
+arrived in. What lies together crosses together. Otherwise the values of one output follow each other, so that the views
+of a batch's rows are neighbours as they are in the runtime's own result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError, InvalidError, ModelError, UnavailableError, UnsupportedError
-from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, QueryIn, Value
+from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, QueryIn, Value, Whole
 
 _HEAD = struct.Struct("<IQ")
 _BUFFERS_AT_ONCE = 512
@@ -44,7 +44,10 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     datatypes: tuple[Datatype, ...]
     outputs: tuple[str, ...]
     queries: tuple[tuple[int, tuple[Size, ...]], ...]
-    """Items and the inputs' sizes."""
+    """Items and the inputs' sizes. Empty where all lie together."""
+    items: tuple[int, ...] = ()
+    whole: tuple[Size, ...] | None = None
+    """Of the inputs of all queries together, which have `items`."""
 
 
 class Ran(msgspec.Struct, frozen=True, tag=True):
@@ -56,6 +59,9 @@ class Ran(msgspec.Struct, frozen=True, tag=True):
     """None: it failed alone."""
     failed: tuple[tuple[int, Code, str], ...] = ()
     """Place in `queries`, code, text."""
+    items: tuple[int, ...] = ()
+    whole: tuple[Size, ...] | None = None
+    """Of the outputs of all queries together, which have `items`; `queries` is empty then."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -100,12 +106,19 @@ def receive(stream: socket.socket) -> tuple[Facts, memoryview] | None:
 
 
 def run(key: int, batch: BatchIn) -> tuple[Run, list[Buffer]]:
+    whole = batch.whole
+    if whole is not None:
+        facts = Run(key, batch.input_names, batch.datatypes, batch.outputs, (), whole.items, _sizes(whole))
+        return facts, [value.data for value in whole.values]
     queries = tuple((q.items, tuple((value.shape, len(value.data)) for value in q.inputs)) for q in batch.queries)
     tensors = [value.data for query in batch.queries for value in query.inputs]
     return Run(key, batch.input_names, batch.datatypes, batch.outputs, queries), tensors
 
 
 def batch_of(facts: Run, tensors: memoryview) -> BatchIn:
+    if facts.whole is not None:
+        whole = _lying_together(facts.items, facts.whole, tensors)
+        return BatchIn.of_whole(facts.names, facts.datatypes, whole, facts.outputs)
     at = 0
     queries = []
     for items, sizes in facts.queries:
@@ -118,6 +131,10 @@ def batch_of(facts: Run, tensors: memoryview) -> BatchIn:
 
 
 def ran(key: int, out: BatchOut) -> tuple[Ran, list[Buffer]]:
+    whole = out.whole
+    if whole is not None:
+        facts = Ran(key, out.output_names, out.datatypes, out.run_s, (), (), whole.items, _sizes(whole))
+        return facts, [value.data for value in whole.values]
     queries: list[tuple[Size, ...] | None] = []
     failed: list[tuple[int, Code, str]] = []
     answered: list[tuple[Value, ...]] = []
@@ -133,6 +150,9 @@ def ran(key: int, out: BatchOut) -> tuple[Ran, list[Buffer]]:
 
 
 def result_of(facts: Ran, tensors: memoryview) -> BatchOut:
+    if facts.whole is not None:
+        whole = _lying_together(facts.items, facts.whole, tensors)
+        return BatchOut.of_whole(facts.names, facts.datatypes, whole, facts.run_s)
     values: list[list[Value]] = [[] for _ in facts.queries]
     at = 0
     for index in range(len(facts.names)):
@@ -155,6 +175,18 @@ def error_of(facts: Failed) -> InfaasError:
     """The same error on this side; of a kind that is not told apart here, its code and text."""
     kind = _ERRORS.get(facts.kind)
     return InfaasError(facts.text, code=facts.code) if kind is None else kind(facts.text)
+
+
+def _sizes(whole: Whole) -> tuple[Size, ...]:
+    return tuple([(value.shape, len(value.data)) for value in whole.values])
+
+
+def _lying_together(items: tuple[int, ...], sizes: Sequence[Size], tensors: memoryview) -> Whole:
+    values, at = [], 0
+    for shape, size in sizes:
+        values.append(Value(shape, tensors[at : at + size]))
+        at += size
+    return Whole(items, tuple(values))
 
 
 def _send_all(stream: socket.socket, parts: Sequence[memoryview]) -> None:

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU: one owned thread per instance, one batch after another.
 
-Input bytes are looked at in place; several queries are gathered by one concatenation, a single one by none; outputs
-are cut per query as views. The session is opened exactly as the profiler opens it (`infaas.runtimes`), and a session
-that ended up on anything but the CPU provider is refused instead of used.
+Input bytes are looked at in place, those of several queries too where they lie together; else one concatenation gathers
+them. Outputs are given as they came, and as views per query. The session is opened exactly as the profiler opens it
+(`infaas.runtimes`), and a session that ended up on anything but the CPU provider is refused instead of used.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import importlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
 from infaas.errors import InfaasError, InvalidError, ModelError, UnavailableError, UnsupportedError
 from infaas.runtimes.onnxruntime_options import PROVIDERS, open_session
-from infaas_worker.executors.base import BatchIn, BatchOut, Device, LoadedModel, QueryError, QueryIn, Value
+from infaas_worker.executors.base import BatchIn, BatchOut, Device, LoadedModel, QueryError, QueryIn, Value, Whole
 from infaas_worker.executors.tensors import Array, datatype_of, to_array, to_value
 
 _ONNX_TYPES = {
@@ -153,46 +154,31 @@ class _Graph:
     def run(self, batch: BatchIn) -> BatchOut:
         started = time.perf_counter()
         names = self._requested(batch)
+        items = tuple(batch.items)
         try:
-            arrays, queries = self._run(batch, batch.queries, names)
+            arrays = self._infer(self._feed(batch), sum(items), names)
         except (InvalidError, ModelError) as error:
-            if len(batch.queries) == 1:
+            if len(items) == 1:
                 raise
-            arrays, queries = self._run_alone(batch, names, error)
-        datatypes = tuple(datatype_of(array.dtype) for array in arrays)
-        return BatchOut(names, datatypes, queries, time.perf_counter() - started)
+            return self._run_alone(batch, names, error, started)
+        return _together(names, arrays, items, started)
 
-    def _run(
-        self, batch: BatchIn, queries: Sequence[QueryIn], names: tuple[str, ...]
-    ) -> tuple[list[Array], tuple[tuple[Value, ...] | QueryError, ...]]:
-        items = [query.items for query in queries]
-        arrays = self._infer(self._feed(batch, queries), sum(items), names)
-        if len(queries) == 1:
-            return arrays, (tuple(to_value(array) for array in arrays),)
-        cut: list[tuple[Value, ...]] = []
-        at = 0
-        for count in items:
-            cut.append(tuple(to_value(array[at : at + count]) for array in arrays))
-            at += count
-        return arrays, tuple(cut)
-
-    def _run_alone(
-        self, batch: BatchIn, names: tuple[str, ...], cause: InfaasError
-    ) -> tuple[list[Array], tuple[tuple[Value, ...] | QueryError, ...]]:
+    def _run_alone(self, batch: BatchIn, names: tuple[str, ...], cause: InfaasError, started: float) -> BatchOut:
         """Each query once by itself, so that one that makes the model fail hurts nobody else."""
         arrays: list[Array] | None = None
         outcomes: list[tuple[Value, ...] | QueryError] = []
         for query in batch.queries:
             try:
-                arrays, (outcome,) = self._run(batch, (query,), names)
+                arrays = self._infer(self._feed(replace(batch, queries=(query,), whole=None)), query.items, names)
             except (InvalidError, ModelError) as error:
-                outcome = QueryError(error.code, error.text)
-            outcomes.append(outcome)
+                outcomes.append(QueryError(error.code, error.text))
+            else:
+                outcomes.append(tuple([to_value(array) for array in arrays]))
         if arrays is None:
             raise cause
-        return arrays, tuple(outcomes)
+        return BatchOut(names, _datatypes(arrays), outcomes, time.perf_counter() - started)
 
-    def _feed(self, batch: BatchIn, queries: Sequence[QueryIn]) -> dict[str, Array]:
+    def _feed(self, batch: BatchIn) -> dict[str, Array]:
         feed: dict[str, Array] = {}
         for index, (name, datatype) in enumerate(zip(batch.input_names, batch.datatypes, strict=True)):
             if name not in self._inputs:
@@ -202,24 +188,18 @@ class _Graph:
                 raise InvalidError(
                     f"input {name!r} is {datatype.value}, {self.name} takes {want.value if want else '?'}"
                 )
-            parts = [self._part(name, datatype, query, index) for query in queries]
-            feed[name] = parts[0] if len(parts) == 1 else self._gather(name, parts)
+            if batch.whole is not None:
+                feed[name] = _rows(name, datatype, batch.whole.values[index], sum(batch.whole.items))
+            else:
+                feed[name] = self._gather(name, [_part(name, datatype, query, index) for query in batch.queries])
         missing = [name for name in self._inputs if name not in feed]
         if missing:
             raise InvalidError(f"{self.name} lacks input {', '.join(repr(name) for name in missing)}")
         return feed
 
-    def _part(self, name: str, datatype: Datatype, query: QueryIn, index: int) -> Array:
-        if index >= len(query.inputs):
-            raise InvalidError(f"a query has {len(query.inputs)} inputs, input {name!r} is number {index + 1}")
-        array = to_array(name, datatype, query.inputs[index])
-        if array.ndim == 0 or array.shape[0] != query.items:
-            raise InvalidError(
-                f"input {name!r} has shape {list(array.shape)}, a query of {query.items} items starts with that"
-            )
-        return array
-
     def _gather(self, name: str, parts: list[Array]) -> Array:
+        if len(parts) == 1:
+            return parts[0]
         try:
             return np.concatenate(parts)
         except ValueError as error:
@@ -285,6 +265,34 @@ class _Graph:
         ]
         if problems:
             raise ModelError(f"the artifact of {variant.name} does not fit it: {'; '.join(problems)}")
+
+
+def _together(names: tuple[str, ...], arrays: list[Array], items: tuple[int, ...], started: float) -> BatchOut:
+    """The answer of a run that all queries shared."""
+    datatypes = _datatypes(arrays)
+    if Datatype.BYTES not in datatypes:
+        whole = Whole(items, tuple([to_value(array) for array in arrays]))
+        return BatchOut.of_whole(names, datatypes, whole, time.perf_counter() - started)
+    marks = [0, *accumulate(items)]
+    queries = [tuple([to_value(array[begin:end]) for array in arrays]) for begin, end in pairwise(marks)]
+    return BatchOut(names, datatypes, queries, time.perf_counter() - started)
+
+
+def _datatypes(arrays: list[Array]) -> tuple[Datatype, ...]:
+    return tuple([datatype_of(array.dtype) for array in arrays])
+
+
+def _part(name: str, datatype: Datatype, query: QueryIn, index: int) -> Array:
+    if index >= len(query.inputs):
+        raise InvalidError(f"a query has {len(query.inputs)} inputs, input {name!r} is number {index + 1}")
+    return _rows(name, datatype, query.inputs[index], query.items)
+
+
+def _rows(name: str, datatype: Datatype, value: Value, items: int) -> Array:
+    array = to_array(name, datatype, value)
+    if array.ndim == 0 or array.shape[0] != items:
+        raise InvalidError(f"input {name!r} has shape {list(array.shape)}, a query of {items} items starts with that")
+    return array
 
 
 def _word(datatype: Datatype | None) -> str:

@@ -1,0 +1,59 @@
+"""Where a worker listens, as records and settings write it: `unix:/path`, `unix-abstract:name` or `host:port`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infaas.errors import InvalidError
+
+Make = Callable[[], asyncio.BaseProtocol]
+_EVERY_HOST = {"", "*", "::"}
+"""What stands for all addresses of both families."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path (one that begins with a zero byte is an abstract name), or a host and a port."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+
+def parse(address: str) -> Place:
+    """Raises InvalidError."""
+    if address.startswith("unix-abstract:"):
+        return Place(path="\0" + address.removeprefix("unix-abstract:"))
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        return Place(path=path.removeprefix("//") if path.startswith("///") else path)
+    host, separator, port = address.removeprefix("dns:///").rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise InvalidError(f"the address {address!r} is neither unix:/path nor host:port")
+    return Place(host=host.removeprefix("[").removesuffix("]"), port=int(port))
+
+
+async def dial(address: str, make: Make) -> None:
+    """Connect a protocol. Raises OSError when nobody listens there, InvalidError for an address that is none."""
+    place, loop = parse(address), asyncio.get_running_loop()
+    if place.path:
+        await loop.create_unix_connection(make, place.path)
+    else:
+        await loop.create_connection(make, place.host, place.port)
+
+
+async def listen(address: str, make: Make) -> tuple[asyncio.Server, str]:
+    """Accept with a protocol each; also returns the address with the port that was found for port 0.
+
+    Raises OSError when the place cannot be taken, InvalidError for an address that is none.
+    """
+    place, loop = parse(address), asyncio.get_running_loop()
+    if place.path:
+        return await loop.create_unix_server(make, place.path), address
+    host = None if place.host in _EVERY_HOST else place.host
+    server = await loop.create_server(make, host, place.port, reuse_port=False)
+    if place.port:
+        return server, address
+    return server, f"{address.rpartition(':')[0]}:{server.sockets[0].getsockname()[1]}"
