@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -39,6 +41,9 @@ from infaas.rpc.tensors import (
     unpack_bytes,
 )
 
+FEW = 256
+"""Up to so many elements the standard library is quicker than arrays are made."""
+_FLOAT_CODES = {Datatype.FP32: "f", Datatype.FP64: "d"}
 _SPACE = frozenset(b" \t\r\n")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -372,6 +377,11 @@ def _data_decoder(element: type, depth: int) -> msgspec.json.Decoder[Any]:
 
 
 def _packed(name: str, flat: list[Any], datatype: Datatype) -> bytes:
+    if len(flat) <= FEW and (code := _FLOAT_CODES.get(datatype)) is not None:
+        try:
+            return struct.pack(f"<{len(flat)}{code}", *flat)
+        except OverflowError:
+            raise InvalidError(f"input {name!r} has a value outside the range of {datatype.value}") from None
     dtype = NUMPY[datatype]
     try:
         with np.errstate(over="ignore"):
@@ -400,11 +410,19 @@ def encode_data(tensor: Tensor) -> bytes:
     refusal = json_refusal(tensor.datatype, tensor.name)
     if refusal is not None:
         raise refusal
+    code = _FLOAT_CODES.get(tensor.datatype)
+    if code is not None and len(tensor.data) <= FEW * tensor.datatype.itemsize:
+        few = struct.unpack(f"<{len(tensor.data) // tensor.datatype.itemsize}{code}", tensor.data)
+        return _encoder.encode(few) if all(map(math.isfinite, few)) else _with_infinities(few)
     array = np.frombuffer(tensor.data, NUMPY[tensor.datatype])
     values = array.tolist()
     if tensor.datatype in FLOATS and not np.isfinite(array).all():
-        return json.dumps(values, separators=(",", ":")).encode()
+        return _with_infinities(values)
     return _encoder.encode(values)
+
+
+def _with_infinities(values: Sequence[float]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _flag(name: str, parameters: Mapping[str, Scalar]) -> bool:

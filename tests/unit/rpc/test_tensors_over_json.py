@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from infaas.domain.tensor import Datatype, Tensor, TensorSpec
 from infaas.errors import InvalidError, UnsupportedError
 from infaas.rpc.tensors import NUMPY, RequestedOutput, as_array, check_inputs, classify, pack_bytes, unpack_bytes
-from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request, encode_answer
+from infaas.rpc.tensors_json import FEW, answer_parts, decode_raw_request, decode_request, encode_answer, encode_data
 
 NUMBERS = [d for d in Datatype if d not in (Datatype.BYTES, Datatype.FP16)]
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
@@ -318,3 +318,21 @@ def test_binary_data_of_an_answer_are_not_copied() -> None:
         length,
         (bytes(head) + bytes(16), length),
     )
+
+
+@given(st.lists(st.floats(), min_size=1, max_size=8), st.sampled_from([Datatype.FP32, Datatype.FP64]))
+def test_few_numbers_and_many_are_read_and_written_alike(values: list[float], datatype: Datatype) -> None:
+    many = values * (FEW // len(values) + 1)
+    read: list[bytes | str] = []
+    for data in (values, many):
+        try:
+            (tensor,) = decode(a_request(shape=[len(data)], datatype=datatype.value, data=data)).inputs
+        except InvalidError as error:
+            read.append(error.text)
+            continue
+        np.testing.assert_array_equal(as_array(tensor), np.array(data, NUMPY[datatype]))
+        read.append(bytes(tensor.data)[: len(values) * datatype.itemsize])
+        assert json.loads(encode_data(tensor))[: len(values)] == pytest.approx(
+            np.array(values, NUMPY[datatype]).tolist(), nan_ok=True
+        )
+    assert read[0] == read[1]
