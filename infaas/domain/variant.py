@@ -69,7 +69,8 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class LatencyPoint:
-    """What was measured at one batch size, in seconds for the whole batch."""
+    """What was measured at one batch size, in seconds for the whole batch. Mean and median are of the best rounds, the
+    rest of all that count."""
 
     batch: int
     mean_s: float
@@ -102,7 +103,7 @@ class Profile:
     samples: Digest | None = None
     budget_s: float = 0.0
     stalled_rounds: int = 0
-    """Rounds repeated because the host stopped the process in the middle of them."""
+    """Rounds measured again because the host stopped the process in the middle of them, or was slow."""
     measured_at: str = ""
     host: str = ""
 

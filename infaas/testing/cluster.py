@@ -266,14 +266,17 @@ class Cluster:
     def wait_spread(self, variants: Collection[str], workers: int, isolation: str | None = None) -> None:
         """Until each of `variants` is READY on so many workers. Needs `controller.min_replicas`."""
 
+        places: dict[str, set[str]] = {}
+
         def is_spread() -> bool:
+            nonlocal places
             places = self.places(isolation)
             return all(len(places.get(variant, ())) >= workers for variant in variants)
 
         try:
             wait_for(is_spread, f"{sorted(variants)} to be on {workers} workers")
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; all there is: {self.places()}\n{self._tails()}") from None
+            raise TimeoutError(f"{error}; all there is: {places}\n{self._tails()}") from None
 
     def isolate(self, model: str, isolation: str) -> None:
         """Say how a model's instances are to be isolated, and begin with empty workers."""
@@ -281,7 +284,7 @@ class Cluster:
             names = [variant.name for variant in client.variants(model=model)]
             for variant in names:
                 client.isolate_variant(variant, isolation)
-        wait_for(lambda: self.published_isolation(names) == {isolation}, "the leader to tell the controllers so")
+        wait_for(lambda: self.published_isolation(names) == {isolation}, "the store to say so")
         for name in self.workers:
             self.kill(name)
         wait_for(lambda: self.connected() == 0, "the controllers to miss the workers")

@@ -31,7 +31,7 @@ expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
 """Whether a model is ready is told by the status (SURFACE §1): one that is not loaded is a 503, and no fault."""
 HURRIED = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "4xx", 504]\n'
-"""Whoever asks for an answer within a millisecond may be told that it has passed."""
+"""Whoever asks for an answer within a millisecond may be told that it has passed by."""
 EXAMPLE = {
     "inputs": [
         {"name": name, "shape": [1, 16], "datatype": "INT32", "data": list(range(16))} for name in ("INPUT0", "INPUT1")
@@ -75,7 +75,7 @@ def in_flight(system: System) -> float:
     return float(found[1])
 
 
-def test_reading_and_inferring_are_never_answered_with_a_server_error(
+def test_reading_and_inferring_meet_no_server_error_that_is_none_of_the_protocol(
     system: System, schemathesis: Path, tmp_path: Path
 ) -> None:
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "40")

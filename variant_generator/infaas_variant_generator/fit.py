@@ -6,8 +6,8 @@ typical figures, median and mean, come from the rounds with the lowest medians: 
 time, so these are what repeated profiling agrees on. Of one thread it is half of the rounds in which the host was not
 slow (see `pace`). Of several it is the best tenth of all: for minutes on end a host may run the processors of a guest
 on one core of its own, and then no more than a few rounds show what two cores do. The tail, 95 and 99 %, comes from all
-rounds, because a promise must hold for them. Rounds of few runs are joined with their neighbours first, and where too
-few are left to choose from, all count.
+rounds that are not spoiled, because a promise must hold for them. Rounds of few runs are joined with their neighbours
+first, and where too few are left to choose from, all count.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ GROUP_S = 0.02
 neighbours are."""
 MIN_GROUPS = 4
 BEST_SHARE, BEST_SHARE_OF_SEVERAL = 0.5, 0.1
-"""Of the groups, for one thread and for several."""
-MIN_BEST_GROUPS = 2
+"""Of the groups, for one thread and for several, or as many as hold `MIN_CLEAN_SAMPLES` runs."""
 MIN_CLEAN_SAMPLES = 5
 HUBER = 1.345
 FIT_STEPS = 25
@@ -112,7 +111,8 @@ def latency_points(samples: Samples, threads: int = 1) -> tuple[LatencyPoint, ..
         mask = samples.batch == batch
         all_that_count = _groups(samples, mask)
         quick = mask & ~samples.is_slow
-        is_choosy = threads == 1 and bool((quick & ~samples.is_spoiled).sum() >= MIN_CLEAN_SAMPLES)
+        has_quick = bool((quick & ~samples.is_spoiled).sum() >= MIN_CLEAN_SAMPLES)
+        is_choosy = has_quick and (threads == 1 or len(all_that_count) < MIN_GROUPS)
         usual = _groups(samples, quick) if is_choosy else all_that_count
         points.append(_point(int(batch), usual, all_that_count, threads))
     return tuple(points)
@@ -181,8 +181,10 @@ def _point(batch: int, groups: list[Floats], all_that_count: list[Floats], threa
     typical = np.concatenate(groups)
     if len(groups) >= MIN_GROUPS:
         ranked = sorted(groups, key=lambda group: float(np.median(group)))
-        share = BEST_SHARE if threads == 1 else BEST_SHARE_OF_SEVERAL
-        typical = np.concatenate(ranked[: max(MIN_BEST_GROUPS, math.ceil(share * len(ranked)))])
+        count = math.ceil((BEST_SHARE if threads == 1 else BEST_SHARE_OF_SEVERAL) * len(ranked))
+        while count < len(ranked) and sum(map(len, ranked[:count])) < MIN_CLEAN_SAMPLES:
+            count += 1
+        typical = np.concatenate(ranked[:count])
     p95, p99 = np.quantile(everything, (0.95, 0.99))
     return LatencyPoint(
         batch=batch,

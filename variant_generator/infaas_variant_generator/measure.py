@@ -208,15 +208,17 @@ class Profiler:
         budget_s = self._request.budget_s
         usual = dict.fromkeys(batches, 0.0)
         log = RoundLog(batches, self._request.best_reference_s)
-        is_steady = self._request.threads == 1
+        # What several threads take depends on where the host has put their processors, which may stay so for minutes:
+        # however alike the rounds are, the budget is used up.
+        may_end_early = self._request.threads == 1
         with _without_garbage_collection():
-            while not rounds.is_enough(log.tallies, budget_s, is_steady=is_steady):
+            while not rounds.is_enough(log.tallies, budget_s, may_end_early=may_end_early):
                 expected_s = 1.5 * usual[rounds.next_batch(log.tallies)]
                 with self._slice(expected_s):
                     until = time.perf_counter() + SLICE_S
                     reference = self._paced()
                     while time.perf_counter() < until and not rounds.is_enough(
-                        log.tallies, budget_s, is_steady=is_steady
+                        log.tallies, budget_s, may_end_early=may_end_early
                     ):
                         batch = rounds.next_batch(log.tallies)
                         if log.rounds and usual[batch] > until - time.perf_counter() and usual[batch] < SLICE_S:
@@ -227,8 +229,7 @@ class Profiler:
                         usual[batch] = min(median(runs_s), usual[batch] or median(runs_s))
                         before, reference = reference, self._paced()
                         log.add(Round(batch, is_spoiled, time.perf_counter(), max(before, reference), runs_s, own_s))
-                is_steady = is_steady or rounds.are_steady(log.medians(batches[0]))
-                fraction = rounds.progress(log.tallies, budget_s, is_steady=is_steady)
+                fraction = rounds.progress(log.tallies, budget_s, may_end_early=may_end_early)
                 self._channel.send("progress", fraction=fraction)
         self._seen_reference_s = log.seen_reference_s()
         if slow := log.slow_rounds():

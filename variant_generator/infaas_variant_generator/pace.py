@@ -5,7 +5,8 @@ our own: a host may put two of a guest's cores on one of its own and take them a
 twice as long, for milliseconds or minutes, without a gap and without a trace in the accounts of processor time. What
 shows it is work that is always the same, done on all the cores at hand at the same time: when it takes much longer
 than it is known to take here, so does everything else. How much longer differs between kinds of work, so nothing is
-scaled by it; what was measured meanwhile does not count where there is better.
+scaled by it; what was measured meanwhile does not count where there is better, but for variants of several threads
+(see `fit`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
@@ -43,10 +42,6 @@ class RoundLog:
         self.tallies = {batch: rounds.Tally() for batch in self.tallies}
         for each in self.rounds:
             self._count(each)
-
-    def medians(self, batch: int) -> list[tuple[float, float]]:
-        """When, and the median, of the rounds of one size that count."""
-        return [(r.ended_at, median(r.runs_s)) for r in self.rounds if r.batch == batch and not self._is_spoiled(r)]
 
     def seen_reference_s(self) -> float | None:
         """The best of these rounds, whatever was known before."""

@@ -7,10 +7,9 @@ while measuring (clock speed, neighbours, caches) hits all of them alike. A spoi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from statistics import median
 
 ROUND_S = 0.02
 ROUND_RUNS = 64
@@ -20,11 +19,6 @@ SMALLEST_SHARE = 3.0
 """How many times another size's time the smallest one gets: most queries run in it and cost is reckoned from it."""
 SETTLE_S = 1.0
 """Rounds are spread over at least this long: what holds for a moment only is not a profile."""
-BLOCK_S = 3.0
-MIN_BLOCKS = 5
-STEADY_ERROR = 0.025
-"""Standard error, as a share, below which a median need not be watched any longer: two measurements whose errors are
-this large are 10 % apart once in two hundred times."""
 REPEAT_SHARE = 0.5
 """Of the budget, for repeating spoiled rounds; on a host that stalls all the time, repeating must end."""
 STALL_S = 0.001
@@ -90,28 +84,8 @@ def with_round(tally: Tally, runs_s: Sequence[float], *, is_spoiled: bool) -> Ta
     )
 
 
-def are_steady(rounds: Sequence[tuple[float, float]]) -> bool:
-    """Whether the medians of one batch size's rounds, each (when, seconds) in order of time, say the same for long
-    enough.
-
-    Where threads wait for each other, a run's time depends on how far apart the host has put their processors, and
-    that changes every few seconds: a thousand runs within one such spell are worth one. The error is therefore that of
-    batch means: of the spread between blocks of time, not between runs.
-    """
-    if not rounds:
-        return False
-    begin_s = rounds[0][0]
-    blocks: dict[int, list[float]] = {}
-    for at_s, seconds in rounds:
-        blocks.setdefault(int((at_s - begin_s) / BLOCK_S), []).append(seconds)
-    if len(blocks) < MIN_BLOCKS:
-        return False
-    means = [fmean(block) for block in blocks.values()]
-    return stdev(means) / math.sqrt(len(means)) <= STEADY_ERROR * fmean(means)
-
-
-def is_enough(tallies: Mapping[int, Tally], budget_s: float, *, is_steady: bool = True) -> bool:
-    """Enough samples of every batch size and a steady picture, or the budget is spent (but for a few rounds of each
+def is_enough(tallies: Mapping[int, Tally], budget_s: float, *, may_end_early: bool = True) -> bool:
+    """Enough samples of every batch size, where that ends it, or the budget is spent (but for a few rounds of each
     size at least)."""
     counts = [tally.rounds + tally.spoiled_rounds for tally in tallies.values()]
     if min(counts) < MIN_ROUND_COUNT:
@@ -121,15 +95,15 @@ def is_enough(tallies: Mapping[int, Tally], budget_s: float, *, is_steady: bool 
     if spent_s >= budget_s or spent_s + spoiled_s >= budget_s * (1 + REPEAT_SHARE):
         return True
     is_settled = spent_s + spoiled_s >= min(SETTLE_S, budget_s)
-    return is_steady and is_settled and all(tally.samples >= MIN_SAMPLES for tally in tallies.values())
+    return may_end_early and is_settled and all(tally.samples >= MIN_SAMPLES for tally in tallies.values())
 
 
-def progress(tallies: Mapping[int, Tally], budget_s: float, *, is_steady: bool = True) -> float:
-    """0 to 1, by whichever end is nearer: the budget's, or (where the picture is steady) enough samples."""
+def progress(tallies: Mapping[int, Tally], budget_s: float, *, may_end_early: bool = True) -> float:
+    """0 to 1, by whichever end is nearer: the budget's, or (where that ends it) enough samples."""
     spent_s = sum(tally.spent_s for tally in tallies.values())
     total_s = spent_s + sum(tally.spoiled_s for tally in tallies.values())
     by_budget = max(spent_s / budget_s, total_s / (budget_s * (1 + REPEAT_SHARE)))
-    if not is_steady:
+    if not may_end_early:
         return min(1.0, by_budget)
     least = min(tally.samples for tally in tallies.values())
     by_samples = min(least / MIN_SAMPLES, total_s / min(SETTLE_S, budget_s))

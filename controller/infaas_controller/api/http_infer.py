@@ -138,7 +138,7 @@ class InferEndpoint:
     async def _decoded(
         self, body: memoryview, header_length: int | None, ticket: Ticket, task: Task, headers: dict[str, str]
     ) -> InferRequest:
-        json_bytes = len(body) if header_length is None else header_length
+        json_bytes = len(body) if header_length is None else min(header_length, len(body))
         if json_bytes > self._max_json_bytes:
             raise TooLargeError(
                 f"the JSON has {json_bytes} bytes; at most {self._max_json_bytes} are taken "

@@ -210,10 +210,13 @@ async def test_json_has_a_bound_of_its_own_that_binary_data_do_not_have(client: 
     settings = Settings.model_validate({"controller": {"max_json_bytes": 2_000}})
     async with serving(ComputingService(), settings) as edges:
         answer = await client.post(url(edges, "echo-fp32"), json=echoed("FP32", [0.5] * 1_000))
+        claimed = {"inference-header-content-length": "20000000"}
+        short = await client.post(url(edges, "echo-fp32"), json=echoed("FP32", [0.5]), headers=claimed)
 
     assert (answer.status_code, answer.json()["code"]) == (413, Code.TOO_LARGE)
     assert "controller.max_json_bytes" in answer.json()["error"]
     assert "binary" in answer.json()["error"]
+    assert (short.status_code, short.json()["code"]) == (400, Code.INVALID), "it is large only by its own word"
 
 
 async def test_a_killed_bulk_process_costs_its_request_and_the_next_gets_a_new_one(

@@ -71,7 +71,19 @@ def test_the_typical_latency_comes_from_the_quiet_half_and_the_tail_from_all() -
     assert found.samples == 80
 
 
-def test_the_typical_latency_of_several_threads_comes_from_the_best_tenth_whenever_the_host_was_slow() -> None:
+def test_of_few_rounds_of_several_threads_those_of_a_slow_host_do_not_count() -> None:
+    rounds = [(1, [0.017] * 10, False), (1, [0.017] * 10, False), (1, [0.010] * 10, False)]
+    (found,) = latency_points(samples_of(rounds, slow=frozenset({0, 1})), threads=2)
+    assert (found.p50_s, found.p95_s) == (0.010, pytest.approx(0.017))
+
+
+def test_the_best_of_long_runs_of_several_threads_are_a_handful() -> None:
+    rounds = [(32, [0.100 + 0.001 * number], False) for number in range(20)]
+    (found,) = latency_points(samples_of(rounds), threads=2)
+    assert (found.p50_s, found.mean_s) == (pytest.approx(0.102), pytest.approx(0.102)), "five of them"
+
+
+def test_the_typical_latency_of_several_threads_comes_from_the_best_tenth_however_slow_the_host_was() -> None:
     apart, on_one_core = [0.010] * 10, [0.017] * 10
     rounds = [(1, on_one_core, False)] * 37 + [(1, apart, False)] * 5
     for slow in (frozenset[int](), frozenset(range(42)), frozenset(range(20, 42))):
