@@ -35,7 +35,7 @@ expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
 """Whether a model is ready is told by the status (SURFACE §1): one that is not loaded is a 503, and no fault."""
 HURRIED = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "4xx", 504]\n'
-"""Whoever asks for an answer within a millisecond may be told that it is over; the metrics say that a 504 meant this."""
+"""Who asks for an answer within a millisecond may be told that it is over; the metrics say that a 504 meant this."""
 EXAMPLE = {
     "inputs": [
         {"name": name, "shape": [1, 16], "datatype": "INT32", "data": list(range(16))} for name in ("INPUT0", "INPUT1")
