@@ -11,6 +11,10 @@ import httpx
 import pytest
 from running_system import PATIENCE_S, SIMPLE_TASK, System, running, wait_for
 
+from infaas.domain.query import Code
+from infaas.observe.metrics import OK
+from infaas.rpc.edges import EDGES
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 CHECKS = (
     "not_a_server_error",
@@ -31,7 +35,7 @@ expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
 """Whether a model is ready is told by the status (SURFACE §1): one that is not loaded is a 503, and no fault."""
 HURRIED = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "4xx", 504]\n'
-"""Whoever asks for an answer within a millisecond may be told that it has passed by."""
+"""Who asks for an answer within a millisecond may be told that it is over; the metrics say that a 504 meant this."""
 EXAMPLE = {
     "inputs": [
         {"name": name, "shape": [1, 16], "datatype": "INT32", "data": list(range(16))} for name in ("INPUT0", "INPUT1")
@@ -75,12 +79,22 @@ def in_flight(system: System) -> float:
     return float(found[1])
 
 
-def test_reading_and_inferring_meet_no_server_error_that_is_none_of_the_protocol(
+def server_errors(system: System) -> set[str]:
+    """The codes of all queries so far that were answered with a 5xx."""
+    counted = re.findall(
+        r'^infaas_requests_total\{[^}]*code="([^"]+)"', httpx.get(system.endpoints.metrics_url).text, re.M
+    )
+    assert counted
+    return {code for code in counted if code != OK and EDGES[Code(code)].http >= 500}
+
+
+def test_reading_and_inferring_meet_no_server_error_but_not_ready_and_too_late(
     system: System, schemathesis: Path, tmp_path: Path
 ) -> None:
     phases = ("--phases", "examples,coverage,fuzzing", "--max-examples", "40")
     fuzz(system, schemathesis, tmp_path, READINESS, *phases, "--include-method", "GET")
     fuzz(system, schemathesis, tmp_path, HURRIED, *phases, "--include-path-regex", "/infer$")
+    assert server_errors(system) <= {Code.DEADLINE_PASSED.value}
     wait_for(lambda: in_flight(system) == 0, "every query to end")
     answer = httpx.post(f"{system.endpoints.url}/v2/models/{SIMPLE_TASK}/infer", json=EXAMPLE, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text

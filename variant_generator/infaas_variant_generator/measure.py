@@ -228,7 +228,7 @@ class Profiler:
                         is_spoiled = rounds.why_spoiled(runs_s, usual[batch], absent_s) is not None
                         usual[batch] = min(median(runs_s), usual[batch] or median(runs_s))
                         before, reference = reference, self._paced()
-                        log.add(Round(batch, is_spoiled, time.perf_counter(), max(before, reference), runs_s, own_s))
+                        log.add(Round(batch, is_spoiled, max(before, reference), runs_s, own_s))
                 fraction = rounds.progress(log.tallies, budget_s, may_end_early=may_end_early)
                 self._channel.send("progress", fraction=fraction)
         self._seen_reference_s = log.seen_reference_s()

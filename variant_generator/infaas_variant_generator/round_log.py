@@ -17,7 +17,6 @@ class Round:
     batch: int
     is_spoiled: bool
     """By a stall."""
-    ended_at: float
     reference_s: float
     """The longest right before and right after it."""
     runs_s: list[float]

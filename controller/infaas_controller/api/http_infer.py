@@ -19,7 +19,7 @@ from infaas.rpc.edges import as_error, edge_of, error_body
 from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request
 from infaas_controller.api.auth import Authenticator
-from infaas_controller.api.bulk.weigh import is_large_body
+from infaas_controller.api.bulk.weigh import is_large_body, json_bytes
 from infaas_controller.api.compression import coding_of, compressed
 from infaas_controller.api.headers import (
     REQUEST_ID,
@@ -138,10 +138,10 @@ class InferEndpoint:
     async def _decoded(
         self, body: memoryview, header_length: int | None, ticket: Ticket, task: Task, headers: dict[str, str]
     ) -> InferRequest:
-        json_bytes = len(body) if header_length is None else min(header_length, len(body))
-        if json_bytes > self._max_json_bytes:
+        size = json_bytes(body, header_length)
+        if size > self._max_json_bytes:
             raise TooLargeError(
-                f"the JSON has {json_bytes} bytes; at most {self._max_json_bytes} are taken "
+                f"the JSON has {size} bytes; at most {self._max_json_bytes} are taken "
                 "(controller.max_json_bytes); send tensors as binary data"
             )
         bulk = self._inference.bulk

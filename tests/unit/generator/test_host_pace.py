@@ -14,15 +14,15 @@ from infaas.testing.clock import ManualClock
 QUIET_S, SLOW_S = 50e-6, 90e-6
 
 
-def a_round(batch: int, run_s: float, reference_s: float, at: float = 0.0, *, is_spoiled: bool = False) -> Round:
-    return Round(batch, is_spoiled, at, reference_s, [run_s] * 10, [run_s] * 10)
+def a_round(batch: int, run_s: float, reference_s: float, *, is_spoiled: bool = False) -> Round:
+    return Round(batch, is_spoiled, reference_s, [run_s] * 10, [run_s] * 10)
 
 
 def test_rounds_of_a_slow_spell_do_not_count_and_are_kept() -> None:
     log = RoundLog((1,), QUIET_S)
-    log.add(a_round(1, 0.001, 1.1 * QUIET_S, 1.0))
-    log.add(a_round(1, 0.0017, SLOW_S, 2.0))
-    log.add(a_round(1, 0.001, QUIET_S, 3.0, is_spoiled=True))
+    log.add(a_round(1, 0.001, 1.1 * QUIET_S))
+    log.add(a_round(1, 0.0017, SLOW_S))
+    log.add(a_round(1, 0.001, QUIET_S, is_spoiled=True))
     assert (log.tallies[1].rounds, log.tallies[1].samples, log.tallies[1].spoiled_rounds) == (1, 10, 2)
     assert log.slow_rounds() == 1
     samples = log.samples()

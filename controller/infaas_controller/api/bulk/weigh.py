@@ -30,14 +30,19 @@ MAX_FIELDS = 8_192
 _INPUTS, _RAW = 5, 7
 
 
+def json_bytes(body: memoryview, header_length: int | None) -> int:
+    """How much of a REST query's body is JSON: what came, whatever it claims."""
+    return len(body) if header_length is None else min(header_length, len(body))
+
+
 def is_large_body(body: memoryview, header_length: int | None) -> bool:
     """Of a REST query. Never raises: what is wrong with it is said by its reader."""
-    json_bytes = len(body) if header_length is None else min(header_length, len(body))
-    if json_bytes > LOOP_BYTES:
+    head = json_bytes(body, header_length)
+    if head > LOOP_BYTES:
         return True
-    if len(body) - json_bytes <= 4 * LOOP_ELEMENTS:  # an element takes 4 bytes at least
+    if len(body) - head <= 4 * LOOP_ELEMENTS:  # an element takes 4 bytes at least
         return False
-    return LOOP_ELEMENTS < framed_elements(body[:json_bytes]) <= MAX_BYTES_ELEMENTS  # more is refused at once
+    return LOOP_ELEMENTS < framed_elements(body[:head]) <= MAX_BYTES_ELEMENTS  # more is refused at once
 
 
 def is_large_json(tensor: Tensor) -> bool:
