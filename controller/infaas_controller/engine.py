@@ -65,11 +65,13 @@ class Engine(Arrivals):
                     self._abandon(lane, error)
                     raise
 
-    def started(self, batch: int, now: float) -> None:
+    def started(self, batch: int, now: float, others: int = 0) -> None:
+        """`others` are the batches of other controllers that its instance holds."""
         sent = self._sent.get(batch)
         if sent is not None:
             sent.is_started = True
             self.ledger.started(sent.lane, batch, now)
+            self.ledger.others_hold(sent.lane, others, now)
 
     def done(self, batch: int, result: BatchResult, now: float) -> None:
         """A worker is done with a batch, in whatever way. One that is not known any more is ignored."""
@@ -78,6 +80,7 @@ class Engine(Arrivals):
             return
         lane = sent.lane
         flight = self.ledger.done(lane, batch)
+        self.ledger.others_hold(lane, result.others, now)
         self._dirty[lane.id] = lane
         if result.error:
             self._batch_failed(sent, batch, result, now)

@@ -103,9 +103,14 @@ class Journal:
         self._waiting = asyncio.Event()
         self._batches = 0
         self._said_at = float("-inf")
+        self._on_drop: Callable[[], None] | None = None
         self.dropped = 0
         """Decisions that were to be journaled and were not."""
         self.written = 0
+
+    def on_drop(self, hook: Callable[[], None]) -> None:
+        """`hook` is called for every decision that is lost. It must be quick and must not raise."""
+        self._on_drop = hook
 
     def record(self, decision: Decision, trace: Trace | None = None) -> None:
         """Queue a decision, if it is one to keep; `trace` is what its candidates are made of."""
@@ -119,7 +124,7 @@ class Journal:
     def keep(self, decision: Decision, trace: Trace | None = None) -> None:
         """Queue a decision that is wanted."""
         if len(self._queue) >= self._capacity:
-            self.dropped += 1
+            self._drop()
             self._say("decisions are dropped: the journal is full", capacity=self._capacity)
             return
         if trace is not None and not self._allowance.take(self._clock.now()):
@@ -181,11 +186,16 @@ class Journal:
         except Exception as error:
             if len(batch) > 1:
                 return sum([await self._write([waiting]) for waiting in batch])
-            self.dropped += 1
+            self._drop()
             reason = error.text if isinstance(error, InfaasError) else type(error).__name__
             _log.error("a decision cannot be journaled", decision=batch[0].decision.id, reason=reason)
             return 0
         return len(batch)
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        if self._on_drop is not None:
+            self._on_drop()
 
     def _say(self, event: str, **facts: object) -> None:
         """At once, then at most every half minute: queries may come by the thousand while the catalogue is away."""

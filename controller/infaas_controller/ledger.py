@@ -16,7 +16,7 @@ from infaas_controller.observed import HOP_BOUNDS_S, VariantLoad
 from infaas_controller.roster import Roster
 
 FOREIGN_FOR_S = 1.5
-"""How long a report's word on other controllers' batches is believed."""
+"""How long a worker's word on other controllers' batches is believed: its next report comes sooner."""
 
 
 class Ledger(Roster):
@@ -69,8 +69,14 @@ class Ledger(Roster):
         """A worker's count of the batches an instance holds; what is not ours is other controllers'."""
         lane = self.lanes.get(instance)
         if lane is not None:
-            lane.foreign = max(0, batches - len(lane.flights))
+            self.others_hold(lane, max(0, batches - len(lane.flights)), now)
+
+    def others_hold(self, lane: Lane, batches: int, now: float) -> None:
+        """So many batches of other controllers are at the instance."""
+        if batches or lane.foreign:
+            lane.foreign = batches
             lane.foreign_until = now + FOREIGN_FOR_S
+            lane.worker.changed(lane)
 
     # -- what is observed --------------------------------------------------------------------------------------------
 
@@ -105,7 +111,7 @@ class Ledger(Roster):
         if curve is None:
             return float("inf")
         deck = lane.worker
-        start = lane.free_at(now) if (lane.flights or lane.ready_at > now or lane.foreign) else now
+        start = lane.free_at(now) if (lane.flights or lane.foreign or lane.ready_at > now) else now
         if lane.instance_state is InstanceState.LOADING:
             start = max(start, lane.free_at(now))
         if deck.busy:

@@ -101,13 +101,15 @@ class QueryTrace(_message.Message):
     def __init__(self, place: _Optional[int] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class BatchStarted(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "others")
     ID_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: _Optional[int] = ...) -> None: ...
+    others: int
+    def __init__(self, id: _Optional[int] = ..., others: _Optional[int] = ...) -> None: ...
 
 class BatchDone(_message.Message):
-    __slots__ = ("id", "error_code", "error", "was_running", "staged_s", "run_s", "queries", "items", "outputs", "sizes", "failures")
+    __slots__ = ("id", "error_code", "error", "was_running", "staged_s", "run_s", "queries", "items", "outputs", "sizes", "failures", "others")
     ID_FIELD_NUMBER: _ClassVar[int]
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +121,7 @@ class BatchDone(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     id: int
     error_code: str
     error: str
@@ -130,7 +133,8 @@ class BatchDone(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[Column]
     sizes: _containers.RepeatedScalarFieldContainer[int]
     failures: _containers.RepeatedCompositeFieldContainer[QueryFailure]
-    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sizes: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[QueryFailure, _Mapping]]] = ...) -> None: ...
+    others: int
+    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sizes: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[QueryFailure, _Mapping]]] = ..., others: _Optional[int] = ...) -> None: ...
 
 class QueryFailure(_message.Message):
     __slots__ = ("id", "error_code", "error")

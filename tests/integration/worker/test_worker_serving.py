@@ -123,6 +123,20 @@ async def test_a_third_batch_of_one_controller_is_refused_while_another_controll
         assert len(two.outcomes) == 1
 
 
+async def test_each_controller_is_told_with_its_answers_what_the_instance_holds_of_others(start):
+    worker = start(worker={"cores": 1})
+    async with ControllerEnd(worker.address, "c1") as one, ControllerEnd(worker.address, "c2") as two:
+        await one.ready("i1", published(worker, graphs.slow(SLOW), max_batch=2))
+        await two.until(lambda: two.state("i1") == "READY")
+        mine = await one.submit("i1", x(1))
+        await one.until(lambda: mine in one.started)
+        theirs = [await two.submit("i1", x(number)) for number in (2, 3)]
+        await one.until(lambda: one.reports[-1].loads[0].staged == 2)
+        assert (await one.answer(mine)).others == 2
+        assert [(await two.answer(number)).others for number in theirs] == [0, 0], "its own are none of the others'"
+        assert (await one.infer("i1", x(4))).others == 0
+
+
 async def test_a_controller_that_vanishes_takes_its_staged_batch_along(start):
     worker = start(worker={"cores": 1})
     async with ControllerEnd(worker.address, "c2") as two:

@@ -257,6 +257,23 @@ def test_batches_of_other_controllers_are_counted_from_the_workers_report_for_a_
     assert lane.free_at(NOW + 2.0) == NOW + 2.0
 
 
+def test_batches_of_other_controllers_keep_cores_from_instances_beside_theirs_for_a_while() -> None:
+    ledger = a_ledger(cores=1)
+    busy = ledger.lanes["i2"]  # type: ignore[index]
+    ledger.others_hold(busy, 3, NOW)
+    assert wait_s(ledger, "i1") == pytest.approx(busy.free_at(NOW) - NOW)
+    assert wait_s(ledger, "i1") > 0.02
+    assert busy.worker.utilisation(NOW) > 0.02
+    ledger.others_hold(busy, 0, NOW)
+    assert wait_s(ledger, "i1") == pytest.approx(0.0)
+    ledger.others_hold(busy, 3, NOW)
+    later = NOW + 2.0
+    assert ledger.predict(ledger.lanes["i1"], urgency(1), 1, later) == pytest.approx(  # type: ignore[index]
+        later + ledger.predict(ledger.lanes["i1"], urgency(1), 1, NOW + 3.0) - NOW - 3.0  # type: ignore[index]
+    )
+    assert ledger.is_settled(), "they are nobody's promise here"
+
+
 # -- quarantine, budget, pauses
 
 

@@ -86,6 +86,15 @@ def waiting_of(work: Work) -> Waiting:
     return Waiting(work.key, work.instance, work.threads, work.arrived_at, work.deadline, work.expected_s)
 
 
+def held_for_others(serving: Serving, owner: str, instance: InstanceId) -> int:
+    """Batches that an instance has been sent by others and has not answered: what this owner's next one may have to
+    wait for beside its own."""
+    return sum(
+        each.instance == instance and each.owner != owner and each.kind is WorkKind.BATCH
+        for each in serving.work.values()
+    )
+
+
 def running_of(work: Iterable[Work], leases: Iterable[Lease]) -> list[Running]:
     """What takes cores, and until when: runs and granted leases."""
     running = [
