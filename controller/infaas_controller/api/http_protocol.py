@@ -359,6 +359,13 @@ class BoundedProtocol(HttpToolsProtocol):
         for piece in pieces:
             self._joining.write_whole(piece)
         exchange.response_complete = True
+        if exchange.keep_alive and len(self._unanswered) == 1 and not self.pipeline and self._refusal is None:
+            self._unanswered.clear()
+            self.server_state.total_requests += 1
+            if self.flow.read_paused:
+                self.flow.resume_reading()
+            self._await_first_byte()
+            return
         if not exchange.keep_alive:
             self.transport.close()
         self.on_response_complete()

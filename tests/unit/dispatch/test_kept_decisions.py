@@ -15,7 +15,7 @@ from infaas.testing.clock import ManualClock
 def ended(decisions: Decisions, id: str = "q1", code: str = "answered", **known: object) -> Outcome:
     ticket = Ticket(1, a_query("digits", id=id, latency_ms=50), None)  # type: ignore[arg-type]
     outcome = Outcome(decisions.next_id(), VariantName("v1"), worker=WorkerId("w1"), total_s=0.002, **known)  # type: ignore[arg-type]
-    decisions.record(ticket, outcome, code, "because", "slo", None)
+    decisions.record(ticket, outcome, code, "because", decisions._clock.wall())
     return outcome
 
 
