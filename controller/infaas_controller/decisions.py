@@ -30,9 +30,9 @@ ANSWERED = "answered"
 DecisionHook = Callable[[Decision], None]
 TracedHook = Callable[[Decision, "Trace | None"], None]
 PredictionHook = Callable[[float, float], None]
-Wants = Callable[[str, int, bool], bool]
-"""Whether a hook wants a decision, by its outcome's slug, its attempts and whether it is a fallback: making one costs
-more than asking."""
+Wants = Callable[[str, str, int, bool], bool]
+"""Whether a hook wants a decision, by its outcome's slug, its handle, its attempts and whether it is a fallback: making
+one costs more than asking. It is asked once for each, and given what it wants."""
 
 
 class Trace(NamedTuple):
@@ -128,11 +128,11 @@ class Decisions:
         is_fallback = outcome.fallback is not None
         decision: Decision | None = None
         for hook, wants in self._hooks:
-            if wants is None or wants(code, attempts, is_fallback):
+            if wants is None or wants(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
                 hook(decision)
         for traced, wants in self._traced_hooks:
-            if wants is None or wants(code, attempts, is_fallback):
+            if wants is None or wants(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
                 traced(decision, kept.trace)
 
