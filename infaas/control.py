@@ -91,6 +91,8 @@ class ModelDocument:
     current: int | None
     labels: Mapping[str, str] = field(default_factory=dict)
     versions: tuple[VersionDocument, ...] = ()
+    serves: int | None = None
+    """The version that queries get at this controller. It follows `current` as soon as the live state says so here."""
 
 
 @dataclass(frozen=True, slots=True)

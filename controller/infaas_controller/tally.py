@@ -18,37 +18,46 @@ _ITEMS, _EXECUTIONS, _SUCCESSES, _FAILURES, _QUEUE_S, _RUN_S, _SUCCESS_S, _FAIL_
 """Of a variant's row; all but the last are added up. A batch size's row: how many, and the seconds that they ran."""
 
 
+class Counts:
+    """Of one variant."""
+
+    __slots__ = ("_cells",)
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+
+    def answered(self, items: int, queue_s: float, run_s: float, total_s: float, wall: float) -> None:
+        cells = self._cells
+        cells[_ITEMS] += items
+        cells[_SUCCESSES] += 1
+        cells[_QUEUE_S] += queue_s
+        cells[_RUN_S] += run_s
+        cells[_SUCCESS_S] += total_s
+        cells[_LAST_AT] = wall
+
+    def failed(self, total_s: float) -> None:
+        self._cells[_FAILURES] += 1
+        self._cells[_FAIL_S] += total_s
+
+    def executed(self) -> None:
+        self._cells[_EXECUTIONS] += 1
+
+
 class Tally:
     """Written by the dispatcher only."""
 
     def __init__(self, book: Book | None = None) -> None:
         self._book = OwnBook() if book is None else book
-        self._by_variant: dict[VariantName, Cells] = {}
+        self._by_variant: dict[VariantName, Counts] = {}
         self._by_batch: dict[tuple[VariantName, int], Cells] = {}
 
     def batch_ran(self, variant: VariantName, items: int, run_s: float) -> None:
-        self._of(variant)[_EXECUTIONS] += 1
+        self.of(variant).executed()
         batches = self._by_batch.get((variant, items))
         if batches is None:
             batches = self._by_batch[variant, items] = self._book.cells(_BATCHES, (variant, str(items)), 2)
         batches[0] += 1
         batches[1] += run_s
-
-    def answered(
-        self, variant: VariantName, items: int, queue_s: float, run_s: float, total_s: float, wall: float
-    ) -> None:
-        counts = self._of(variant)
-        counts[_ITEMS] += items
-        counts[_SUCCESSES] += 1
-        counts[_QUEUE_S] += queue_s
-        counts[_RUN_S] += run_s
-        counts[_SUCCESS_S] += total_s
-        counts[_LAST_AT] = wall
-
-    def failed(self, variant: VariantName, total_s: float) -> None:
-        counts = self._of(variant)
-        counts[_FAILURES] += 1
-        counts[_FAIL_S] += total_s
 
     def forget_but(self, known: Container[VariantName]) -> None:
         """Nobody can ask for the counts of a variant that is no longer in the catalogue; should it come back, they go
@@ -72,10 +81,11 @@ class Tally:
             totals[_LAST_AT] = last_at
         return {name: _stats(totals, batches.get(name, {})) for name, totals in found.items()}
 
-    def _of(self, variant: VariantName) -> Cells:
+    def of(self, variant: VariantName) -> Counts:
         found = self._by_variant.get(variant)
         if found is None:
-            found = self._by_variant[variant] = self._book.cells(_SERIES, (variant,), _LAST_AT + 1)
+            cells = self._book.cells(_SERIES, (variant,), _LAST_AT + 1)
+            found = self._by_variant[variant] = Counts(cells)
         return found
 
 

@@ -74,12 +74,15 @@ def _follow(watch: Callable[[], Iterator[T]], read: Callable[[], T], is_over: Ca
 
 
 def wait_until_serving(client: Client, model: str, version: int) -> bool:
-    """A READY version is warmed before queries are switched to it; False when another one got ahead, or it is late."""
+    """A READY version is warmed before queries are switched to it; False when another one got ahead, or it is late.
+
+    What counts is what this controller gives to queries: the next command may be one, and the catalogue knows earlier.
+    """
     deadline = time.monotonic() + SERVING_WITHIN_S
     while time.monotonic() < deadline:
-        current = client.model(model).current
-        if current is not None and current >= version:
-            return current == version
+        serves = client.model(model).serves
+        if serves is not None and serves >= version:
+            return serves == version
         time.sleep(LOOK_EVERY_S)
     return False
 

@@ -44,7 +44,7 @@ def wait_for_all(client: Client, versions: Sequence[tuple[str, int]], out: Conso
     if failed:
         raise InfaasError("; ".join(failed), code=Code.MODEL_FAILED, problems=failed)
     for model, version in versions:
-        if not wait_until_serving(client, model, version) and client.model(model).current is None:
+        if not wait_until_serving(client, model, version) and client.model(model).serves is None:
             raise InfaasError(f"{model} is READY but does not serve", code=Code.UNAVAILABLE)
 
 

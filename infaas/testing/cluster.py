@@ -321,7 +321,7 @@ class Cluster:
         raise RuntimeError("no instance has a process of its own")
 
     def register(self, name: str) -> None:
-        """A member of the demo's family; returns once all of its variants are there and it serves."""
+        """A member of the demo's family; returns once all of its variants are there and it serves everywhere."""
         model = next(one for one in family.FAMILY if one.name == name)
         with self.client() as client:
             client.register(
@@ -334,11 +334,17 @@ class Cluster:
         self.wait_serving(name)
 
     def wait_serving(self, name: str) -> None:
+        """Until every controller gives queries to its first version."""
+
         def is_serving() -> bool:
             with self.client() as client:
                 state = client.version(name, 1).state
                 if state == "FAILED":
                     raise RuntimeError(client.version(name, 1).reason)
-                return state == "READY" and client.model(name).current == 1
+            return state == "READY" and all(self._served(name, n) == 1 for n in range(len(self.controllers)))
 
         wait_for(is_serving, f"{name} to serve", 3 * PATIENCE_S)
+
+    def _served(self, name: str, controller: int) -> int | None:
+        with self.client(controller) as client:
+            return client.model(name).serves

@@ -41,7 +41,7 @@ def register(system: System, file: Path) -> str:
 def serves(system: System, version: int) -> Callable[[], bool]:
     def question() -> bool:
         with system.client() as client:
-            return client.model(MODEL).current == version
+            return client.model(MODEL).serves == version
 
     return question
 

@@ -8,7 +8,7 @@ from infaas.catalog.records import ModelRow, ResultRow, VersionRow
 from infaas.clock import iso
 from infaas.control import ModelDocument, OutcomeDocument, TaskDocument, VariantDocument, VersionDocument
 from infaas.domain.cluster import ClusterView
-from infaas.domain.ids import VariantName
+from infaas.domain.ids import ModelName, VariantName
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import DEFAULT_FLOOR_MARGIN
 from infaas.domain.task import Task
@@ -35,11 +35,26 @@ def task_document(task: Task, models: Sequence[ModelRow], variants: Sequence[Var
 
 
 def model_document(
-    row: ModelRow, versions: Sequence[VersionRow], results: Mapping[str, Sequence[ResultRow]]
+    row: ModelRow, versions: Sequence[VersionRow], results: Mapping[str, Sequence[ResultRow]], view: ClusterView
 ) -> ModelDocument:
     model = model_of(row, versions)
     documents = tuple(version_document(row, version, results.get(version.id, ())) for version in versions)
-    return ModelDocument(row.name, row.task, model.state, model.reason, row.current, row.labels, documents)
+    return ModelDocument(
+        name=row.name,
+        task=row.task,
+        state=model.state,
+        reason=model.reason,
+        current=row.current,
+        labels=row.labels,
+        versions=documents,
+        serves=_served(row.name, view),
+    )
+
+
+def _served(name: ModelName, view: ClusterView) -> int | None:
+    """None also where the model's record came before its variants'."""
+    current = view.models[name].current if name in view.models else None
+    return current if any((one.model, one.version) == (name, current) for one in view.variants.values()) else None
 
 
 def version_document(row: ModelRow, version: VersionRow, results: Sequence[ResultRow]) -> VersionDocument:

@@ -371,7 +371,8 @@ class Registrar:
 
     def _model_document(self, row: ModelRow) -> ModelDocument:
         versions = self._catalog.versions(row.name)
-        return model_document(row, versions, {v.id: self._catalog.results(v.id) for v in versions})
+        view = self._service.view
+        return model_document(row, versions, {v.id: self._catalog.results(v.id) for v in versions}, view)
 
     def _known_model(self, name: str) -> ModelRow:
         row = self._catalog.model(name)

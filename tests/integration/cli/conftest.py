@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -56,7 +56,7 @@ VERSION = VersionDocument(
     created_at="2026-01-01T00:00:00Z", metric="accuracy", evaluation_rows=599, variants=(VARIANT.name,),
     outcomes=(OutcomeDocument("ort-fp32-t1", "made", "", VARIANT.name, 0.0, 3.2),),
 )  # fmt: skip
-MODEL = ModelDocument("cnn", "digits", "READY", "", 1, {"team": "a"}, (VERSION,))
+MODEL = ModelDocument("cnn", "digits", "READY", "", 1, {"team": "a"}, (VERSION,), serves=1)
 WORKER = WorkerDocument(
     "local-1", "unix:/x", "READY", "local", "here", 2, 2**30, 0.04, True, 0.2,
     instances=(WorkerInstanceDocument("i-1", VARIANT.name, "READY", "", items_done=7),),
@@ -91,6 +91,8 @@ class Controller:
     token: str | None = None
     progress: list[str] = field(default_factory=lambda: ["profiling"])
     build_state: str = "READY"
+    behind: int = 0
+    """How many times yet a model's document says that queries here do not know its version."""
 
     def last(self) -> tuple[str, str, dict[str, str], dict[str, Any]]:
         return self.requests[-1]
@@ -195,7 +197,8 @@ def _add_models(app: FastAPI, controller: Controller) -> None:
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> Any:
-        return to_plain(MODEL)
+        controller.behind -= 1
+        return to_plain(MODEL if controller.behind < 0 else replace(MODEL, serves=None))
 
     @app.delete("/v1/models/{name}")
     async def unregister(name: str) -> Any:

@@ -104,6 +104,16 @@ def test_a_registration_waits_for_its_variants(run: Run, controller: Any, tmp_pa
     assert "Next: infaas infer digits" in done.stdout
 
 
+def test_a_registration_waits_until_queries_here_know_it(run: Run, controller: Any, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"onnx")
+    controller.behind = 3
+
+    done = run("model", "register", tmp_path / "m.onnx", "--task", "digits")
+
+    assert "cnn version 1 serves with 2 variants." in done.stdout
+    assert controller.behind < 0
+
+
 def test_a_detached_registration_returns_at_once(run: Run, controller: Any, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"onnx")
 

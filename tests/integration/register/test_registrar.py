@@ -72,10 +72,21 @@ async def test_the_next_version_serves_only_when_it_is_warm(house: House, regist
     assert (await house.registrar.describe_model("net")).current == 1
     await house.fleet.see(house.store, net__v2__fp32=InstanceState.READY)
     await house.registrar.step_results()
+    document = await house.registrar.describe_model("net")
+    assert (document.current, document.serves) == (2, 1), "queries follow when the store says so"
     await house.registrar.step_refill()
     model = await house.model()
     assert model is not None
     assert model.current == 2
+    await house.fleet.see(house.store)
+    assert (await house.registrar.describe_model("net")).serves == 2
+
+
+async def test_a_model_whose_variants_queries_do_not_know_yet_does_not_serve(house: House, register: Register) -> None:
+    await serve(house, register)
+    house.fleet.view = replace(house.fleet.view, variants={})
+    document = await house.registrar.describe_model("net")
+    assert (document.current, document.serves) == (1, None)
 
 
 async def test_why_a_version_is_not_warm_is_said(house: House, register: Register) -> None:

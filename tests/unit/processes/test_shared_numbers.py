@@ -132,8 +132,8 @@ def test_statistics_per_variant_are_of_all_processes_and_the_last_inference_is_t
     cheap = VariantName("cheap")
     for wall, tally in zip((5.0, 9.0, 7.0), tallies, strict=True):
         tally.batch_ran(cheap, 4, 0.5)
-        tally.answered(cheap, 4, 0.1, 0.5, 0.6, wall)
-        tally.failed(cheap, 1.0)
+        tally.of(cheap).answered(4, 0.1, 0.5, 0.6, wall)
+        tally.of(cheap).failed(1.0)
     tallies[0].batch_ran(cheap, 2, 0.25)
     for tally in tallies:
         stats = tally.snapshot()[cheap]
@@ -141,5 +141,5 @@ def test_statistics_per_variant_are_of_all_processes_and_the_last_inference_is_t
         assert (stats.run_s, stats.last_inference_at) == (pytest.approx(1.5), 9.0)
         assert stats.batches == {4: (3, 1.5), 2: (1, 0.25)}
     tallies[0].forget_but(())
-    tallies[0].failed(cheap, 1.0)
+    tallies[0].of(cheap).failed(1.0)
     assert tallies[1].snapshot()[cheap].fail_count == 4
