@@ -283,6 +283,8 @@ class Dispatcher:
 
     def batch_started(self, batch: int, others: int) -> None:
         self.engine.started(batch, self._clock.now(), others)
+        if self.engine.has_work:
+            self._after()
 
     def batch_done(self, batch: int, result: BatchResult) -> None:
         try:
@@ -299,6 +301,8 @@ class Dispatcher:
         now = self._clock.now()
         for load in loads:
             self.engine.load_reported(InstanceId(load.instance), load.running + load.staged, now)
+        if self.engine.has_work:
+            self._after()
 
     def _on_view(self, old: ClusterView, new: ClusterView) -> None:
         now = self._clock.now()

@@ -70,8 +70,11 @@ class Engine(Arrivals):
         sent = self._sent.get(batch)
         if sent is not None:
             sent.is_started = True
-            self.ledger.started(sent.lane, batch, now)
-            self.ledger.others_hold(sent.lane, others, now)
+            lane, had = sent.lane, sent.lane.free_slots
+            self.ledger.started(lane, batch, now)
+            self.ledger.others_hold(lane, others, now)
+            if lane.free_slots > had:
+                self._dirty[lane.id] = lane
 
     def done(self, batch: int, result: BatchResult, now: float) -> None:
         """A worker is done with a batch, in whatever way. One that is not known any more is ignored."""
@@ -134,7 +137,12 @@ class Engine(Arrivals):
         self._follow([], self.ledger.worker_lost(worker), now)
 
     def load_reported(self, instance: InstanceId, batches: int, now: float) -> None:
-        self.ledger.reported_load(instance, batches, now)
+        lane = self.ledger.lanes.get(instance)
+        if lane is not None:
+            had = lane.free_slots
+            self.ledger.reported_load(lane, batches, now)
+            if lane.free_slots > had:
+                self._dirty[lane.id] = lane
 
     def cancel(self, ticket: Ticket) -> None:
         """The caller is gone. What is staged of it is taken back."""

@@ -102,7 +102,13 @@ class Lane:
 
     @property
     def free_slots(self) -> int:
-        return self.slots - len(self.flights)
+        """Batches that it may be sent now. What others have there keeps it busy, too: beside that, one of ours that has
+        not begun is enough, and what is not sent yet can still be chosen anew."""
+        free = self.slots - len(self.flights)
+        if not self.foreign or free <= 0:
+            return free
+        staged = sum(flight.started_at is None for flight in self.flights.values())
+        return min(free, max(free - self.foreign, 1 - staged))
 
     def free_at(self, now: float) -> float:
         """When what was sent to it will be done. A batch that is overdue by x is taken to need another x."""

@@ -7,7 +7,7 @@ when these do.
 
 from __future__ import annotations
 
-from infaas.domain.ids import InstanceId, VariantName, WorkerId
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
 from infaas_controller.decide.curve import Curve
@@ -65,11 +65,9 @@ class Ledger(Roster):
         lane.worker.changed(lane)
         return flight
 
-    def reported_load(self, instance: InstanceId, batches: int, now: float) -> None:
+    def reported_load(self, lane: Lane, batches: int, now: float) -> None:
         """A worker's count of the batches an instance holds; what is not ours is other controllers'."""
-        lane = self.lanes.get(instance)
-        if lane is not None:
-            self.others_hold(lane, max(0, batches - len(lane.flights)), now)
+        self.others_hold(lane, max(0, batches - len(lane.flights)), now)
 
     def others_hold(self, lane: Lane, batches: int, now: float) -> None:
         """So many batches of other controllers are at the instance."""
