@@ -87,9 +87,9 @@ def stopped(life: Life, status: int | None) -> Life:
 
 def backoff_s(quick_exits: int, rule: RestartRule) -> float:
     """0.5, 1, 2, 4 ... seconds, never more than the limit; none for those that the rule forgives."""
-    if quick_exits <= rule.at_once:
+    if 0 < quick_exits <= rule.at_once:
         return 0.0
-    exponent = min(quick_exits - rule.at_once - 1, 64)
+    exponent = min(max(quick_exits - rule.at_once - 1, 0), 64)
     return float(min(rule.first_delay_s * rule.factor**exponent, rule.max_delay_s))
 
 
