@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import inf
 from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -32,28 +33,28 @@ class Count:
 
 
 class Spread:
-    """A histogram for one set of label values. Its cells: the values up to each bound and above the one before, those
-    above all bounds, and at last the values' sum."""
+    """A histogram for one set of label values. Its cells: the values' sum, how many were up to each bound and above the
+    one before, and how many above all bounds."""
 
     __slots__ = ("_bounds", "_cells")
 
     def __init__(self, bounds: Sequence[float], cells: Cells) -> None:
-        self._bounds = bounds
+        self._bounds = (-inf, *bounds)  # so that a place among them is the cell's
         self._cells = cells
 
     def observe(self, value: float, times: int = 1) -> None:
         """The same value, so many times."""
         cells = self._cells
         cells[bisect_left(self._bounds, value)] += times
-        cells[-1] += value * times
+        cells[0] += value * times
 
     @property
     def counts(self) -> list[float]:
-        return [self._cells[place] for place in range(len(self._cells) - 1)]
+        return [self._cells[place] for place in range(1, len(self._cells))]
 
     @property
     def total(self) -> float:
-        return self._cells[-1]
+        return self._cells[0]
 
 
 Child = TypeVar("Child")
@@ -148,7 +149,7 @@ class SpreadSeries(Series[Spread]):
     def collect(self) -> Sequence[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         words = [*map(floatToGoString, self._bounds), "+Inf"]
-        for values, (*counts, total) in self.totals().items():
+        for values, (total, *counts) in self.totals().items():
             so_far = 0.0
             buckets: list[tuple[str, float]] = []
             for word, count in zip(words, counts, strict=True):
