@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from infaas.domain.ids import fresh_id
+from infaas.errors import UnavailableError
 from infaas.observe.log import get_logger
 from infaas.processes.notes import Note
 from infaas.processes.ports import port_of, reserve
@@ -121,7 +122,11 @@ class Watch:
 
     def _is_announced(self) -> bool:
         """The first process that listens says so, in the master's name."""
-        endpoints = read_endpoints(self._state_dir)
+        try:
+            endpoints = read_endpoints(self._state_dir)
+        except UnavailableError as error:  # a file that cannot be read is no reason to end what serves
+            _log.warning("the announcement cannot be read", reason=error.text)
+            return False
         return endpoints is not None and endpoints.pid == os.getpid()
 
     def _withdraw(self) -> None:
