@@ -300,7 +300,7 @@ class Dispatcher:
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         now = self._clock.now()
         for load in loads:
-            self.engine.load_reported(InstanceId(load.instance), load.running + load.staged, now)
+            self.engine.load_reported(InstanceId(load.instance), load.held_items, now)
         if self.engine.has_work:
             self._after()
 

@@ -66,7 +66,7 @@ class Engine(Arrivals):
                     raise
 
     def started(self, batch: int, now: float, others: int = 0) -> None:
-        """`others` are the batches of other controllers that its instance holds."""
+        """`others` are the items of other controllers that its instance holds."""
         sent = self._sent.get(batch)
         if sent is not None:
             sent.is_started = True
@@ -89,7 +89,7 @@ class Engine(Arrivals):
             self._batch_failed(sent, batch, result, now)
             return
         if flight is not None and (items := sent.items_that_ran(result)):
-            self.ledger.observed_batch(lane, flight, items, result.staged_s, result.run_s, now)
+            self.ledger.observed_batch(lane, flight, items, result.staged_s, result.run_s, now, result.run_items)
         outputs, failed = result.outputs or {}, result.failed or {}
         for ticket in sent.tickets:
             if ticket.deaths and (ticket.number in outputs or ticket.number in sent.left):
@@ -136,11 +136,12 @@ class Engine(Arrivals):
         self.ledger.set_reachable(worker, False)
         self._follow([], self.ledger.worker_lost(worker), now)
 
-    def load_reported(self, instance: InstanceId, batches: int, now: float) -> None:
+    def load_reported(self, instance: InstanceId, items: int, now: float) -> None:
+        """So many items are at an instance, ours among them."""
         lane = self.ledger.lanes.get(instance)
         if lane is not None:
             had = lane.free_slots
-            self.ledger.reported_load(lane, batches, now)
+            self.ledger.reported_load(lane, items, now)
             if lane.free_slots > had:
                 self._dirty[lane.id] = lane
 

@@ -71,7 +71,7 @@ class Lane:
         two classes never share a batch."""
         self.flights: dict[int, Flight] = {}
         self.foreign = 0
-        """Batches of other controllers that it holds, by the worker's last word."""
+        """Items of other controllers that it holds, by the worker's last word."""
         self.foreign_until = 0.0
 
     @property
@@ -107,8 +107,7 @@ class Lane:
         free = self.slots - len(self.flights)
         if not self.foreign or free <= 0:
             return free
-        staged = sum(flight.started_at is None for flight in self.flights.values())
-        return min(free, max(free - self.foreign, 1 - staged))
+        return min(free, 1 - sum(flight.started_at is None for flight in self.flights.values()))
 
     def free_at(self, now: float) -> float:
         """When what was sent to it will be done. A batch that is overdue by x is taken to need another x."""
@@ -123,9 +122,7 @@ class Lane:
             if at < now:
                 at = 2 * now - at
         at = max(at, now)
-        if self.has_foreign(now) and self.curve is not None:
-            at += self.foreign * self.curve.mean_s[self.curve.preferred]
-        return at
+        return at + self._run_s(self.foreign) if self.has_foreign(now) else at
 
     def has_work(self, now: float) -> bool:
         """Whether it takes cores, or will: it has loaded, and somebody has given it something to do."""
@@ -137,7 +134,11 @@ class Lane:
 
     def waiting_s(self) -> float:
         """Seconds of work that is promised but not sent."""
-        curve, items = self.curve, self.ahead[-1]
+        return self._run_s(self.ahead[-1])
+
+    def _run_s(self, items: int) -> float:
+        """In runs of the size that pays; those of several controllers share them."""
+        curve = self.curve
         if curve is None or not items:
             return 0.0
         full, rest = divmod(items, curve.preferred)

@@ -16,7 +16,7 @@ from infaas_controller.observed import HOP_BOUNDS_S, VariantLoad
 from infaas_controller.roster import Roster
 
 FOREIGN_FOR_S = 1.5
-"""How long a worker's word on other controllers' batches is believed: its next report comes sooner."""
+"""How long a worker's word on other controllers' work is believed: its next report comes sooner."""
 
 
 class Ledger(Roster):
@@ -65,14 +65,15 @@ class Ledger(Roster):
         lane.worker.changed(lane)
         return flight
 
-    def reported_load(self, lane: Lane, batches: int, now: float) -> None:
-        """A worker's count of the batches an instance holds; what is not ours is other controllers'."""
-        self.others_hold(lane, max(0, batches - len(lane.flights)), now)
+    def reported_load(self, lane: Lane, items: int, now: float) -> None:
+        """A worker's count of the items an instance holds; what is not ours is other controllers'."""
+        own = sum([flight.items for flight in lane.flights.values()])
+        self.others_hold(lane, max(0, items - own), now)
 
-    def others_hold(self, lane: Lane, batches: int, now: float) -> None:
-        """So many batches of other controllers are at the instance."""
-        if batches or lane.foreign:
-            lane.foreign = batches
+    def others_hold(self, lane: Lane, items: int, now: float) -> None:
+        """So many items of other controllers are at the instance."""
+        if items or lane.foreign:
+            lane.foreign = items
             lane.foreign_until = now + FOREIGN_FOR_S
             lane.worker.changed(lane)
 
@@ -83,12 +84,14 @@ class Ledger(Roster):
         outstanding = sum(lane.ahead[-1] + sum(f.items for f in lane.flights.values()) for lane in lanes)
         return self.seen.load(variant, len(lanes), outstanding, now)
 
-    def observed_batch(self, lane: Lane, flight: Flight, items: int, staged_s: float, run_s: float, now: float) -> None:
-        """Learn from a batch of which `items` ran. What it took beyond waiting for its turn and running, from the
-        arrival of its last query on, is the way there and back."""
+    def observed_batch(
+        self, lane: Lane, flight: Flight, items: int, staged_s: float, run_s: float, now: float, run_items: int = 0
+    ) -> None:
+        """Learn from a batch of which `items` ran, in a run of `run_items` if others shared it. What it took beyond
+        waiting for its turn and running, from the arrival of its last query on, is the way there and back."""
         self.seen.count(lane.variant, items, staged_s + run_s, now)
         if lane.curve is not None:
-            self.seen.ran(lane.curve, items, run_s, now)
+            self.seen.ran(lane.curve, min(max(items, run_items), lane.curve.hard_limit), run_s, now)
         lane.worker.hop.add(now - flight.sent_at + flight.gathered_s - staged_s - run_s, now)
 
     @property

@@ -63,7 +63,7 @@ class Sink(Protocol):
         """The stream ended or fell silent; nothing sent on it will be answered."""
 
     def batch_started(self, batch: int, others: int) -> None:
-        """`others` are the batches of other controllers that its instance holds."""
+        """`others` are the items of other controllers that its instance holds."""
 
     def batch_done(self, batch: int, result: BatchResult) -> None: ...
 

@@ -279,9 +279,11 @@ def test_an_instance_that_runs_several_batches_at_once_is_shared_as_its_slots_ar
     lane = ledger.lanes["i1"]  # type: ignore[index]
     lane.slots = 5
     ledger.others_hold(lane, 2, NOW)
-    assert lane.free_slots == 3
-    for number in (1, 2, 3):
+    for number in range(1, 6):
+        assert lane.free_slots == 1
         ledger.sent(lane, number, 1, NOW)
+        assert lane.free_slots == 0
+        ledger.started(lane, number, NOW)
     assert lane.free_slots == 0
 
 

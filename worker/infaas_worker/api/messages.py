@@ -75,6 +75,7 @@ def ran(
     done.was_running = True
     done.staged_s = ran.staged_s
     done.run_s = ran.run_s
+    done.run_items = ran.run_items
     try:
         return message, _add_outputs(done, queries, ran)
     except InfaasError as error:

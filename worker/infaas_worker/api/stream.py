@@ -196,7 +196,8 @@ class ControllerStream:
         if self._spans is not None:
             self._spans.arrived(self._id, batch)
         instance = self._instance_of[batch.id] = InstanceId(batch.instance)
-        self._instances.submit(self, batch.id, instance, value, queries)
+        may_share = self._publisher.has_several and not batch.alone
+        self._instances.submit(self, batch.id, instance, value, queries, may_share=may_share)
 
     def _others(self, batch: int) -> int:
         """What the batch's instance holds of other controllers; asked for only where there are any."""
