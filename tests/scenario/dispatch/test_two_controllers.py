@@ -219,3 +219,15 @@ def test_without_a_word_of_the_others_controllers_promise_the_same_time_twice() 
 def test_below_what_the_instance_can_do_nobody_is_refused_for_the_others() -> None:
     ended, _ = loaded(Place(ONE_AT_A_TIME, 4), 0.8)
     assert set(ended) == {None}
+
+
+def test_where_batches_pay_several_controllers_fill_an_instance_as_one_does() -> None:
+    """Each has a quarter of the queries, and makes its own batches of them; the worker runs them together."""
+    place = Place(TOGETHER, 4)
+    ended, possible = loaded(place, 0.8)
+    assert set(ended) == {None}
+    assert ended[None] > 0.75 * possible
+    apart, _ = loaded(Place(TOGETHER, 4, shares=False), 0.8)
+    assert apart[None] < 0.6 * ended[None]
+    assert max(items for items, _ in place.runs) <= TOGETHER.max_batch_size
+    assert Counter(members for _, members in place.runs).most_common(1)[0][0] == 4

@@ -123,9 +123,9 @@ class BatchIn:
     def joined(cls, batches: Sequence[BatchIn], timeout_s: float) -> BatchIn:
         """One batch of several that are alike, with their queries one after the other."""
         first = batches[0]
-        wholes = [batch.whole for batch in batches if batch.whole is not None]
         if len(batches) == 1:
             return replace(first, timeout_s=timeout_s)
+        wholes = [batch.whole for batch in batches if batch.whole is not None]
         if len(wholes) < len(batches):
             queries = [query for batch in batches for query in batch.queries]
             return replace(first, queries=queries, timeout_s=timeout_s, whole=None)
