@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.decide.curve import Curve, preferred_batch
+from infaas_controller.decide.curve import SMALL_BESIDE, Curve, preferred_batch
 from infaas_controller.decide.form import AGEING_S, MAX_BATCH_BYTES, Limits, aged_rank, form, turn
 from infaas_controller.lanes import urgency_of
 from infaas_controller.ledger import Ledger
@@ -118,6 +118,20 @@ def test_the_preferred_batch_counts_the_cost_of_the_hop() -> None:
     linear = [0.0, *(0.001 * n for n in range(1, 33))]
     assert preferred_batch(linear, 0.0) == 1
     assert preferred_batch(linear, 0.001) > 6
+
+
+def test_a_few_more_than_pay_go_along_where_they_would_be_all_that_is_left() -> None:
+    preferred = MEMORY_BOUND.preferred
+    assert 20 < preferred < MEMORY_BOUND.hard_limit
+    few = preferred + min(preferred // SMALL_BESIDE, MEMORY_BOUND.hard_limit - preferred)
+    assert MEMORY_BOUND.most_of(few) == few
+    assert MEMORY_BOUND.most_of(preferred - 1) == preferred
+    assert MEMORY_BOUND.most_of(MEMORY_BOUND.hard_limit + 1) == preferred, "more than a run can hold"
+    assert MEMORY_BOUND.most_of(2 * preferred) == preferred
+    assert CPU_BOUND.most_of(2) == CPU_BOUND.preferred == 1, "what batching does not help is not batched"
+    queue = [Entry(NOW + 9) for _ in range(few)]
+    assert form(queue, MEMORY_BOUND, limits(most=few), NOW).items == few
+    assert form(queue, MEMORY_BOUND, limits(), NOW).items == preferred
 
 
 # -- ledger

@@ -140,7 +140,8 @@ def _decisions_router(service: QueryService, journal: Journal, others: Others | 
             decision = await journal.find(key)
         if decision is None:
             raise NotFoundError(
-                f"no decision {key!r} is kept: refusals and a sample of answers are journaled, others are forgotten"
+                f"no decision {key!r} is kept: refusals (some of a flood) and a sample of answers are journaled, "
+                "others are forgotten"
             )
         return decision
 
