@@ -50,8 +50,9 @@ class Trace(NamedTuple):
         return len(self.selected.admission.rulings)
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """What a decision is made of when somebody asks. Nothing of it changes any more, and it does not hold the query."""
+class _Kept(msgspec.Struct, eq=False):
+    """What a decision is made of when somebody asks. Nothing of it changes any more but how many it stands for, and it
+    does not hold the query."""
 
     outcome: Outcome
     request_id: str
@@ -69,6 +70,7 @@ class _Kept(msgspec.Struct, frozen=True):
     selected: Selected | None
     deadline: float
     selected_at: float
+    alike: int = 0
 
     @property
     def trace(self) -> Trace | None:
@@ -144,6 +146,11 @@ class Decisions:
             found = [kept for ring in rings if (kept := _requested(ring, key)) is not None]
         return self._whole(max(found, key=_place)) if found else None
 
+    def note_alike(self, id: DecisionId, count: int) -> None:
+        """So many more ended so, and share this decision. One that is forgotten by now stays it."""
+        if count and (kept := self._numbered(self._refused, id)) is not None:
+            kept.alike += count
+
     def _numbered(self, ring: deque[_Kept], decision_id: str) -> _Kept | None:
         number = decision_id.removeprefix(self._prefix)
         if number == decision_id or not number.isdecimal():
@@ -191,6 +198,7 @@ class Decisions:
             cold_start=outcome.cold_start,
             fallback=outcome.fallback,
             trace_id=kept.trace_id,
+            alike=kept.alike,
         )
 
     def _plain(self, wanted: Requirements) -> Mapping[str, object]:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView, WorkerRecord
-from infaas.domain.ids import ControllerId, InstanceId, VariantName, WorkerId, fresh_id
+from infaas.domain.ids import ControllerId, DecisionId, InstanceId, VariantName, WorkerId, fresh_id
 from infaas.domain.query import AccuracyConfidence, Code, Decision, Query
 from infaas.errors import InfaasError, NotFoundError
 from infaas.observe.book import Book
@@ -224,6 +224,9 @@ class Dispatcher:
 
     def recent(self, limit: int) -> Sequence[Decision]:
         return self.decisions.recent(limit)
+
+    def note_alike(self, id: DecisionId, count: int) -> None:
+        self.decisions.note_alike(id, count)
 
     def observe_with(self, observer: Observer) -> None:
         self._observer = observer

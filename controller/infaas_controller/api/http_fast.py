@@ -21,7 +21,7 @@ from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.weigh import is_large_body, may_be_large_answer
-from infaas_controller.api.headers import REQUEST_ID, answer_lines, lines_of, read_caller
+from infaas_controller.api.headers import REQUEST_ID, answer_lines, fresh_request_id, lines_of, read_caller
 from infaas_controller.api.http_infer import (
     BINARY_TYPE,
     JSON_TYPE,
@@ -31,6 +31,7 @@ from infaas_controller.api.http_infer import (
 )
 from infaas_controller.api.http_known import Known, known
 from infaas_controller.api.http_transport import JOIN_BYTES
+from infaas_controller.api.http_turned import CODES, TurnedAway
 from infaas_controller.api.http_way import HEADER_LENGTH, HEADS_KEPT, Head, Heads, RawFields
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
@@ -77,15 +78,38 @@ class FastInfer:
             return None
         return Exchange(self, connection, *found)
 
-    def exchange_of(self, connection: Connection, data: bytes) -> Exchange | None:
-        """For a piece that is one whole request with a header that came before; None: it must be parsed."""
+    def exchange_of(self, connection: Connection, data: bytes) -> Exchange | bytes | None:
+        """For a piece that is one whole request with a header that came before; None: it must be parsed. Bytes are the
+        answer to a query that was turned away, which is all that there is to it."""
         found = self._heads.as_sent(data)
         if found is None:
             return None
         head, body = found
+        if head.turned is not None and (answer := self._turned_away(head, head.turned, body)) is not None:
+            return answer
         exchange = Exchange(self, connection, head, head.fields)
         exchange.add(body)
         return exchange
+
+    def _turned_away(self, head: Head, turned: TurnedAway, body: bytes) -> bytes | None:
+        if self.inference.clock.now() >= turned.until:
+            head.turned = None
+            self.inference.service.note_alike(turned.decision_id, turned.count)
+            return None
+        if head.known is None or not head.known.inputs.suits(body):
+            return None
+        answer = turned.answer(fresh_request_id())
+        if answer is not None:
+            self.inference.count_turned(head.handle, head.known.requirements.priority, turned.code)
+        return answer
+
+    def turn_away(self, head: Head, work: _Work, error: QueryFailedError, answer: bytes, request_id: str) -> None:
+        """What a query was told goes for those like it, for a moment."""
+        before = head.turned
+        if before is not None:
+            self.inference.service.note_alike(before.decision_id, before.count)
+        decision_id = error.outcome.decision_id
+        head.turned = TurnedAway(work.query, error.code, decision_id, answer, request_id, self.inference.clock.now())
 
     def remember(self, data: bytes, head: Head) -> None:
         """`data` was one whole request of this head, and its fields were the head's."""
@@ -306,13 +330,29 @@ class Exchange(Waiter):
         error = as_error(exception, self._ticket.caller.request_id)
         status, fields, parts = failed(error, self._ticket)
         self._fast.inference.count(self._ticket, error)
-        self._write(status, lines_of(fields), parts)
+        pieces = self._pieces(status, lines_of(fields), parts)
+        if isinstance(exception, QueryFailedError) and exception.code in CODES:
+            self._turn_away(exception, pieces)
+        self._send(pieces)
+
+    def _turn_away(self, error: QueryFailedError, pieces: Sequence[Buffer]) -> None:
+        head, work = self._head, self._work
+        if not self.keep_alive or self._fields is not head.fields or work is None or head.known is None:
+            return
+        if work.request is head.known.request:
+            self._fast.turn_away(head, work, error, b"".join(pieces), self._ticket.caller.request_id)
 
     def _write(self, status: int, lines: str, parts: Sequence[Buffer]) -> None:
-        """A large answer is sent in the pieces that it consists of: joining them would copy it, on the loop."""
+        self._send(self._pieces(status, lines, parts))
+
+    def _pieces(self, status: int, lines: str, parts: Sequence[Buffer]) -> Sequence[Buffer]:
         size = sum(map(len, parts))
-        pieces = [*self._fast.head_of(self._connection, status, lines, size, keeps_alive=self.keep_alive), *parts]
+        return [*self._fast.head_of(self._connection, status, lines, size, keeps_alive=self.keep_alive), *parts]
+
+    def _send(self, pieces: Sequence[Buffer]) -> None:
+        """A large answer is sent in the pieces that it consists of: joining them would copy it, on the loop."""
         self._forget()
+        size = sum(map(len, pieces))
         self._connection.answer(self, pieces if size > JOIN_BYTES else (b"".join(pieces),))
 
     def _leave(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from infaas.domain.query import Query, Requirements
 from infaas.domain.task import Task
@@ -29,12 +30,19 @@ _ARRAY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n\[]*?(\[[^\[\]"{}]*\])')
 Inputs = tuple[Tensor, ...]
 
 
+class Reader(Protocol):
+    def __call__(self, body: bytes) -> Inputs | None: ...
+
+    def suits(self, body: bytes) -> bool:
+        """Whether all but the values is there; they are not looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """A request that was read and checked."""
 
     task: Task
-    inputs: Callable[[bytes], Inputs | None]
+    inputs: Reader
     """Of a body that would be read and checked with the same result but for its values; None: of another one. Raises
     InvalidError for values that are none of their datatype."""
     request: InferRequest
@@ -71,6 +79,9 @@ class _BinaryReader:
             self._parts.append((make, tensor.name, tensor.datatype, tensor.shape, at, at + len(tensor.data)))
             at += len(tensor.data)
 
+    def suits(self, body: bytes) -> bool:
+        return len(body) == self._size and body.startswith(self._json)
+
     def __call__(self, body: bytes) -> Inputs | None:
         if len(body) != self._size or not body.startswith(self._json):
             return None
@@ -92,10 +103,14 @@ class _JsonReader:
         self._name, self._datatype, self._shape = tensor.name, tensor.datatype, tensor.shape
         self._count = len(tensor.data) // tensor.datatype.itemsize
 
+    def suits(self, body: bytes) -> bool:
+        is_long = len(body) > len(self._before) + len(self._after)
+        return is_long and body.startswith(self._before) and body.endswith(self._after)
+
     def __call__(self, body: bytes) -> Inputs | None:
-        end = len(body) - len(self._after)
-        if end <= len(self._before) or not (body.startswith(self._before) and body.endswith(self._after)):
+        if not self.suits(body):
             return None
+        end = len(body) - len(self._after)
         text = memoryview(body)[len(self._before) : end]
         data = flat_array(self._name, text, self._datatype, self._count)
         return None if data is None else (Tensor(self._name, self._datatype, self._shape, data),)

@@ -131,8 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._idle_since = None
         was_between = not self._is_receiving and not self._unanswered
-        if was_between and (known := self._unparsed(data)) is not None:
-            known.start()
+        if was_between and self._unparsed(data):
             return
         self._received += len(data)
         self._piece = len(data)
@@ -152,16 +151,22 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.resume_reading()  # whatever came behind it: word that the caller leaves must reach us
             prepared.start()
 
-    def _unparsed(self, data: bytes) -> Exchange | None:
-        """The exchange of a request with a header that was parsed before, ready to start; None: it must be parsed."""
+    def _unparsed(self, data: bytes) -> bool:
+        """Serve a request with a header that was parsed before. False: it must be parsed."""
         if self._fast is None or self.flow.write_paused or self._is_shutting_down:
-            return None
+            return False
         exchange = self._fast.exchange_of(self, data)
+        if isinstance(exchange, bytes):
+            self._joining.write_whole(exchange)
+            self.server_state.total_requests += 1
+            self._await_first_byte()
+            return True
         if exchange is None or not exchange.prepare():
-            return None
+            return False
         self.cycle = exchange
         self._unanswered.append(exchange)
-        return exchange
+        exchange.start()
+        return True
 
     def _look_after_feeding(self) -> None:
         if self._is_receiving:

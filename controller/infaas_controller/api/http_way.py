@@ -16,6 +16,7 @@ from infaas.rpc.requirements import PREFIX
 from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
 from infaas_controller.api.http_known import Known
+from infaas_controller.api.http_turned import TurnedAway
 
 RawFields = Sequence[tuple[bytes, bytes]]
 """Header fields as they came, names in lower case."""
@@ -51,7 +52,8 @@ class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
     __slots__ = (
-        "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons", "version",
+        "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons",
+        "turned", "version",
     )  # fmt: skip
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
@@ -67,6 +69,8 @@ class Head:
         """How many have taught."""
         self.is_large_for: Task | None = None
         """The task of which an answer to such a query may be too large for the loop."""
+        self.turned: TurnedAway | None = None
+        """What the last query like `known` was told, if it was turned away."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 

@@ -268,6 +268,11 @@ class Inference:
             self._accounts[key] = account
         account.observe(self.clock.now() - ticket.arrived_at, outcome.queue_s, outcome.run_s, ticket.items)
 
+    def count_turned(self, handle: str, priority: Priority, code: Code) -> None:
+        """As `count`, of a query that was turned away unread."""
+        if self._metrics is not None:
+            self._metrics.observe_request(model=handle, code=code, priority=priority, total_s=0.0)
+
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""
         if self._spans is not None:
