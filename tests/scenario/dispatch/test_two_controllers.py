@@ -212,8 +212,8 @@ def test_what_several_controllers_admit_at_one_instance_is_answered_in_time(cont
 
 
 def test_without_a_word_of_the_others_controllers_promise_the_same_time_twice() -> None:
-    ended, possible = loaded(Place(ONE_AT_A_TIME, 2, says_others=False), 2.0)
-    assert ended[Code.DEADLINE_PASSED] > 0.2 * possible
+    ended, possible = loaded(Place(ONE_AT_A_TIME, 4, says_others=False), 5.0)
+    assert ended[Code.DEADLINE_PASSED] > 0.3 * possible
 
 
 def test_below_what_the_instance_can_do_nobody_is_refused_for_the_others() -> None:
@@ -224,9 +224,9 @@ def test_below_what_the_instance_can_do_nobody_is_refused_for_the_others() -> No
 def test_where_batches_pay_several_controllers_fill_an_instance_as_one_does() -> None:
     """Each has a quarter of the queries, and makes its own batches of them; the worker runs them together."""
     place = Place(TOGETHER, 4)
-    ended, possible = loaded(place, 0.8)
-    assert set(ended) == {None}
-    assert ended[None] > 0.75 * possible
+    ended, _ = loaded(place, 0.8)
+    assert ended[Code.DEADLINE_PASSED] == 0
+    assert ended[None] > 0.95 * sum(ended.values())
     apart, _ = loaded(Place(TOGETHER, 4, shares=False), 0.8)
     assert apart[None] < 0.6 * ended[None]
     assert max(items for items, _ in place.runs) <= TOGETHER.max_batch_size
