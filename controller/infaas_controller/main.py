@@ -247,15 +247,7 @@ def build_parts(
         record.id, catalog, keeper, peers, leadership, journal, links, dispatcher.is_ready, clock, siblings
     )  # fmt: skip
     metrics = Metrics(siblings.live, book)
-    siblings.speak_with(
-        lambda: Own(
-            live_figures(dispatcher, links, system),
-            is_leader=system.is_leader,
-            is_ready=dispatcher.is_ready(),
-            journal_dropped=metrics.own_journal_drops,
-            starts=metrics.own_starts,
-        )
-    )
+    siblings.speak_with(lambda: own_words(dispatcher, links, system, metrics))
     journal.on_drop(metrics.observe_journal_drop)
     query_log = QueryLog(settings.log.queries, clock)
     dispatcher.decisions.on_prediction(metrics.observe_prediction)
@@ -338,6 +330,17 @@ def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch
         is_catalog_up=system.catalogue().state == UP,
         journal_waiting=system.journal_waiting,
         processes=1,
+    )
+
+
+def own_words(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch, metrics: Metrics) -> Own:
+    """What this process says of itself to those that are one controller with it."""
+    return Own(
+        live_figures(dispatcher, links, system),
+        is_leader=system.is_leader,
+        is_ready=dispatcher.is_ready(),
+        journal_dropped=metrics.own_journal_drops,
+        starts=metrics.own_starts,
     )
 
 
