@@ -38,6 +38,11 @@ from infaas_controller.workers import ViewSource, WorkerLinks
 _log = get_logger(__name__)
 
 
+DECIDED_AT_ONCE = 32
+"""When one turn of the loop brings in more, the first are decided on before the rest is read: what they are told may
+spare reading it."""
+
+
 class Observer(Protocol):
     """Who counts what is done here (`infaas.observe.metrics.Metrics` does). Calls must be quick and must not raise."""
 
@@ -172,6 +177,11 @@ class Dispatcher:
         self._arrived.append(ticket)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+        if len(self._arrived) >= DECIDED_AT_ONCE:
+            try:
+                self._take_arrived()
+            finally:
+                self._after()
         return ticket
 
     def _take_arrived(self) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import Code, Query
 
-HOLDS_S = 0.005
-HOLDS_SHARE = 0.05
+HOLDS_S = 0.01
+HOLDS_SHARE = 0.1
 """Of the time that such a query has in all, at most."""
 CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED})
 """What more time or less load would have mended."""
