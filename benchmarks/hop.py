@@ -27,7 +27,7 @@ from typing import Any
 
 import grpc
 import uvloop
-from infaas_controller.answers import Outputs, batch_result
+from infaas_controller.answers import batch_result
 from infaas_controller.queues import Ticket
 from infaas_controller.wire import encode_batch
 from infaas_worker.api import messages
@@ -136,9 +136,9 @@ class FramedClient:
 
     def received(self, head: bytes, payload: memoryview) -> None:
         result = batch_result(pb.WorkerMessage.FromString(head).done, payload)
-        for found in (result.outputs or {}).values():
-            if not isinstance(found, Outputs) or not found.tensors():
-                raise AssertionError("every query is answered")
+        answers = result.answers
+        if answers is None or not all(answers.tensors(place) for place in range(len(result.outputs or {}))):
+            raise AssertionError("every query is answered")
         self._wanted -= 1
         if self._wanted == 0 and self._all is not None:
             self._all.set_result(None)

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from infaas.domain.tensor import Tensor
 from infaas.rpc.hop.columns import Column, ColumnsError, UnknownDatatypeError, read_columns
 from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.commands import BatchResult
-
-
-class Outputs:
-    """One query's place in the columns of a batch's answer."""
-
-    __slots__ = ("_columns", "_place", "_problem")
-
-    def __init__(self, columns: tuple[Column, ...], place: int, problem: str) -> None:
-        self._columns = columns
-        self._place = place
-        self._problem = problem
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Views of the answer's bytes. Raises ValueError when it cannot be read."""
-        if self._problem:
-            raise ValueError(self._problem)
-        place = self._place
-        return tuple([Tensor(column.name, column.datatype, *column.part(place)) for column in self._columns])
+from infaas_controller.outputs import Outputs
 
 
 def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
-    """Its outputs, by ticket number, are `Outputs`.
+    """With the place of each answered ticket among its `answers`.
 
     Raises FrameError when the message contradicts itself or the bytes that came with it. A datatype that is not known
     here is found out by whoever wants the tensors.
@@ -44,7 +26,7 @@ def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
         problem = f"output {error}"
     except ColumnsError as error:
         raise FrameError(f"what is said of a batch's outputs does not fit them: {error}") from error
-    outputs = {number: Outputs(columns, place, problem) for place, number in enumerate(numbers)}
+    outputs = dict(zip(numbers, range(len(numbers)), strict=True))
     failed = {failure.id: (failure.error_code, failure.error) for failure in done.failures}
     return BatchResult(
         done.error_code,
@@ -56,4 +38,5 @@ def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
         failed,
         done.others,
         done.run_items,
+        Outputs(columns, problem),
     )

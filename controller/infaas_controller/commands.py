@@ -10,6 +10,7 @@ from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError
 from infaas_controller.lanes import Lane
+from infaas_controller.outputs import Outputs
 from infaas_controller.queues import Ticket
 
 
@@ -64,10 +65,11 @@ class BatchResult(msgspec.Struct, frozen=True):
     staged_s: float = 0.0
     run_s: float = 0.0
     outputs: Mapping[int, object] | None = None
-    """By ticket number. A query without outputs that did not fail was not run."""
+    """By ticket number; the shell's are places in `answers`. A query without that did not fail was not run."""
     failed: Mapping[int, tuple[str, str]] | None = None
     """What befell single queries of a batch that ran: a code's slug and words, by ticket number."""
     others: int = 0
     """Items of other controllers that the instance holds."""
     run_items: int = 0
     """Of the whole run, where batches of several controllers shared it; 0: its own alone."""
+    answers: Outputs | None = None

@@ -9,76 +9,41 @@ from __future__ import annotations
 
 import itertools
 import os
-from bisect import bisect_left
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
-
-import msgspec
+from typing import Any, NamedTuple
 
 from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
-from infaas.domain.query import ANSWERED, Candidate, Decision, Requirements
-from infaas_controller.decide.account import candidates
-from infaas_controller.decide.candidates import Admission
-from infaas_controller.decide.select import Selected
-from infaas_controller.ports import Outcome
+from infaas.domain.query import ANSWERED, Decision, Requirements
+from infaas_controller.kept import Kept, KeptTogether, Ring, Row, Trace, predicted
+from infaas_controller.ports import Outcome, Ran
 from infaas_controller.queues import Ticket
 
 DecisionHook = Callable[[Decision], None]
-TracedHook = Callable[[Decision, "Trace | None"], None]
-PredictionHook = Callable[[float, float], None]
+TracedHook = Callable[[Decision, Trace | None], None]
+PredictionHook = Callable[[Sequence[float], Sequence[float]], None]
 Take = Callable[[str, str, int, bool], bool]
 """Whether a hook takes a decision, by its outcome's slug, its handle, its attempts and whether it is a fallback: making
 one costs more than asking. It is asked once for each, and given what it takes."""
+TakeUsual = Callable[[int], Sequence[int]]
+"""The same of so many usual answers (`ports.Together`): the places of those that it takes."""
 
 
-class Trace(NamedTuple):
-    """What candidates are made of. It does not hold the query: thousands of inputs would stay in memory."""
+class _Hook(NamedTuple):
+    tell: Callable[[Decision, Kept], None]
+    take: Take | None
+    take_usual: TakeUsual | None
 
-    selected: Selected
-    deadline: float
-    now: float
-
-    def candidates(self, limit: int | None = None) -> tuple[Candidate, ...]:
-        return candidates(self.selected, self.deadline, self.now, limit)
-
-    @property
-    def size(self) -> int:
-        """How many candidates there are in all."""
-        return len(self.selected.admission.rulings)
-
-
-class _Kept(msgspec.Struct, eq=False):
-    """What a decision is made of when somebody asks. Nothing of it changes any more but how many it stands for, and it
-    does not hold the query."""
-
-    outcome: Outcome
-    request_id: str
-    wall: float
-    handle: str
-    admission: Admission | None
-    policy: str
-    requirements: Requirements
-    code: str
-    reason: str
-    predicted_ms: float | None
-    was_sent: bool
-    batch_items: int
-    trace_id: str | None
-    selected: Selected | None
-    deadline: float
-    selected_at: float
-    alike: int = 0
-
-    @property
-    def trace(self) -> Trace | None:
-        return None if self.selected is None else Trace(self.selected, self.deadline, self.selected_at)
-
-    @property
-    def observed_ms(self) -> float | None:
-        return self.outcome.total_s * 1e3 if self.code == ANSWERED else None
+    def of_usual(self, rows: Sequence[tuple[Any, ...]]) -> Sequence[int]:
+        """Which of a batch's answers it takes."""
+        if self.take_usual is not None:
+            return self.take_usual(len(rows))
+        take = self.take
+        if take is None:
+            return range(len(rows))
+        return [place for place, row in enumerate(rows) if take(ANSWERED, Row._make(row).handle, 1, False)]
 
 
 class Decisions:
@@ -88,62 +53,89 @@ class Decisions:
         self._clock = clock
         self._prefix = f"d-{controller}-{os.getpid():x}-"
         self._numbers = itertools.count(1)
-        self._answered: deque[_Kept] = deque(maxlen=memory)
-        self._refused: deque[_Kept] = deque(maxlen=memory)
-        self._hooks: list[tuple[DecisionHook, Take | None]] = []
-        self._traced_hooks: list[tuple[TracedHook, Take | None]] = []
+        self._answered = Ring(memory)
+        self._refused = Ring(memory)
+        self._hooks: list[_Hook] = []
         self._prediction_hooks: list[PredictionHook] = []
         self._shown: OrderedDict[Requirements, Mapping[str, object]] = OrderedDict()
 
-    def on_decision(self, hook: DecisionHook, take: Take | None = None) -> None:
-        """`hook` sees every decision that it takes as it is made, without candidates. Both must be quick and must not
-        raise."""
-        self._hooks.append((hook, take))
+    def on_decision(self, hook: DecisionHook, take: Take | None = None, take_usual: TakeUsual | None = None) -> None:
+        """`hook` sees every decision that it takes as it is made, without candidates. All must be quick and must not
+        raise. Without `take_usual`, `take` is asked for every answer."""
+        self._hooks.append(_Hook(lambda decision, _: hook(decision), take, take_usual))
 
-    def on_traced(self, hook: TracedHook, take: Take | None = None) -> None:
+    def on_traced(self, hook: TracedHook, take: Take | None = None, take_usual: TakeUsual | None = None) -> None:
         """As `on_decision`, with what candidates can be made of later, off the query path."""
-        self._traced_hooks.append((hook, take))
+        self._hooks.append(_Hook(lambda decision, kept: hook(decision, kept.choosing), take, take_usual))
 
     def on_prediction(self, hook: PredictionHook) -> None:
-        """`hook` gets the predicted and the observed latency of every answer, in ms. As quick, and as quiet."""
+        """`hook` gets the predicted and the observed latencies of answers, in ms. As quick, and as quiet."""
         self._prediction_hooks.append(hook)
 
     def next_id(self) -> DecisionId:
         return DecisionId(f"{self._prefix}{next(self._numbers)}")
 
+    def take_ids(self, count: int) -> tuple[str, int]:
+        """For the usual answers of one batch: what their ids begin with, and the number that the first one ends with;
+        the others' are the next ones. Record them before anything else is given an id."""
+        first = next(self._numbers)
+        self._numbers = itertools.count(first + count)
+        return self._prefix, first
+
     def record(self, ticket: Ticket, outcome: Outcome, code: str, reason: str, wall: float) -> None:
         """Keep what became of a query; `code` is `answered` or an error's slug, `wall` the time in seconds since the
         epoch."""
-        query, attempts = ticket.query, outcome.attempts
+        query = ticket.query
         is_answered = code == ANSWERED
-        predicted_ms = _predicted_ms(ticket)
-        kept = _Kept(
-            outcome, query.id, wall, query.handle, ticket.admission, ticket.policy,
-            query.requirements, code, reason, predicted_ms, ticket.attempts > 0, ticket.batch_items,
-            None if query.trace is None else query.trace.trace_id, ticket.selected, ticket.deadline, ticket.selected_at,
+        predicted_ms = predicted(ticket.choice, ticket.selected_at - query.arrived_at)
+        kept = Kept(
+            _number(outcome.decision_id), outcome, query.id, wall, query.handle, ticket.admission, ticket.policy,
+            query.requirements, code, reason, predicted_ms, ticket.attempts > 0, ticket.batch_items, query.trace,
+            ticket.selected, ticket.deadline, ticket.selected_at,
         )  # fmt: skip
         (self._answered if is_answered else self._refused).append(kept)
         if is_answered and predicted_ms is not None:
             for told in self._prediction_hooks:
-                told(predicted_ms, outcome.total_s * 1e3)
-        is_fallback = outcome.fallback is not None
+                told((predicted_ms,), (outcome.total_s * 1e3,))
         decision: Decision | None = None
-        for hook, take in self._hooks:
-            if take is None or take(code, query.handle, attempts, is_fallback):
+        for tell, take, _ in self._hooks:
+            if take is None or take(code, query.handle, outcome.attempts, outcome.fallback is not None):
                 decision = decision or self._decision(kept)
-                hook(decision)
-        for traced, take in self._traced_hooks:
-            if take is None or take(code, query.handle, attempts, is_fallback):
-                decision = decision or self._decision(kept)
-                traced(decision, kept.trace)
+                tell(decision, kept)
+
+    def record_together(
+        self, tickets: Sequence[Ticket], numbers: Iterable[int], ran: Ran, now: float, wall: float
+    ) -> None:
+        """As `record`, of usual answers of one batch, given in one moment: `now` on the clock of their arrivals.
+        `numbers`: what their ids end with."""
+        rows = [
+            (
+                number, (query := ticket.query).id, query.handle, query.requirements, query.trace, ticket.admission,
+                ticket.policy, ticket.selected, ticket.choice, query.arrived_at, ticket.deadline, ticket.selected_at,
+                ticket.decided_at, ticket.decide_s, ticket.queue_s,
+            )
+            for number, ticket in zip(numbers, tickets, strict=True)
+        ]  # fmt: skip
+        kept = KeptTogether(self._prefix, rows, ran, tickets[0].batch_items, now, wall)
+        chosen = [ticket for ticket in tickets if ticket.choice is not None]
+        for told in self._prediction_hooks:
+            told(
+                [(t.selected_at - t.query.arrived_at + t.choice.predicted_s) * 1e3 for t in chosen if t.choice],
+                [(now - t.query.arrived_at) * 1e3 for t in chosen],
+            )
+        for hook in self._hooks:
+            for place in hook.of_usual(rows):
+                one = kept.at(place)
+                hook.tell(self._decision(one), one)
+        self._answered.append(kept)
 
     def get(self, key: str) -> Decision | None:
-        """By decision id or request id (the latest of that request). The second is for people: looking costs up to a
-        millisecond; keeping, for every query, next to nothing."""
+        """By decision id or request id (the latest of that request). The second is for people: looking costs some
+        milliseconds; keeping, for every query, next to nothing."""
         rings = self._answered, self._refused
         found = [kept for ring in rings if (kept := self._numbered(ring, key)) is not None]
         if not found:
-            found = [kept for ring in rings if (kept := _requested(ring, key)) is not None]
+            found = [kept for ring in rings if (kept := ring.requested(key)) is not None]
         return self._whole(max(found, key=_place)) if found else None
 
     def note_alike(self, id: DecisionId, count: int) -> None:
@@ -151,27 +143,24 @@ class Decisions:
         if count and (kept := self._numbered(self._refused, id)) is not None:
             kept.alike += count
 
-    def _numbered(self, ring: deque[_Kept], decision_id: str) -> _Kept | None:
+    def _numbered(self, ring: Ring, decision_id: str) -> Kept | None:
         number = decision_id.removeprefix(self._prefix)
         if number == decision_id or not number.isdecimal():
             return None
-        place = bisect_left(ring, int(number), key=_place)  # they come in the order of their ids
-        if place == len(ring) or ring[place].outcome.decision_id != decision_id:
-            return None
-        return ring[place]
+        return ring.of(int(number))
 
     def recent(self, limit: int) -> Sequence[Decision]:
         """The newest first, answers and refusals together."""
-        newest = [kept for ring in (self._answered, self._refused) for kept in itertools.islice(reversed(ring), limit)]
+        newest = [kept for ring in (self._answered, self._refused) for kept in itertools.islice(ring.newest(), limit)]
         newest.sort(key=_place, reverse=True)
         return [self._whole(kept) for kept in newest[:limit]]
 
-    def _whole(self, kept: _Kept) -> Decision:
+    def _whole(self, kept: Kept) -> Decision:
         decision = self._decision(kept)
-        trace = kept.trace
+        trace = kept.choosing
         return decision if trace is None else replace(decision, candidates=trace.candidates())
 
-    def _decision(self, kept: _Kept) -> Decision:
+    def _decision(self, kept: Kept) -> Decision:
         """Without candidates."""
         outcome, admission = kept.outcome, kept.admission
         return Decision(
@@ -197,7 +186,7 @@ class Decisions:
             attempts=outcome.attempts,
             cold_start=outcome.cold_start,
             fallback=outcome.fallback,
-            trace_id=kept.trace_id,
+            trace_id=None if kept.trace is None else kept.trace.trace_id,
             alike=kept.alike,
         )
 
@@ -225,17 +214,10 @@ def plain_requirements(wanted: Requirements) -> dict[str, object]:
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def _predicted_ms(ticket: Ticket) -> float | None:
-    """From the query's arrival, as what is observed is; the last choice counts when it was chosen again."""
-    if ticket.choice is None:
-        return None
-    return (ticket.selected_at - ticket.query.arrived_at + ticket.choice.predicted_s) * 1e3
+def _number(id: DecisionId) -> int:
+    return int(id.rsplit("-", 1)[1])
 
 
-def _requested(ring: deque[_Kept], request_id: str) -> _Kept | None:
-    return next((kept for kept in reversed(ring) if kept.request_id == request_id), None)
-
-
-def _place(kept: _Kept) -> int:
+def _place(kept: Kept) -> int:
     """Among all decisions."""
-    return int(kept.outcome.decision_id.rsplit("-", 1)[1])
+    return kept.number

@@ -349,8 +349,8 @@ class Dispatcher:
             self._after()
 
     def _arm(self) -> None:
-        due = self.engine.next_due()
-        if due is None or due >= self._timer_due:
+        due = self.engine.next_due(before=self._timer_due)
+        if due is None:
             return  # a timer that rings too early sets itself anew
         if self._timer is not None:
             self._timer.cancel()

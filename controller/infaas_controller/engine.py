@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterable
+from math import inf
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
@@ -91,22 +92,24 @@ class Engine(Arrivals):
         if flight is not None and (items := sent.items_that_ran(result)):
             self.ledger.observed_batch(lane, flight, items, result.staged_s, result.run_s, now, result.run_items)
         outputs, failed = result.outputs or {}, result.failed or {}
-        for ticket in sent.tickets:
-            if ticket.deaths and (ticket.number in outputs or ticket.number in sent.left):
-                self.quarantine.clear(ticket)  # it ran, also when its deadline had passed by then
         began_at = sent.sent_at + result.staged_s
         answered: list[Ticket] = []
-        for ticket in self._still(sent, batch):
+        for ticket in sent.tickets:
+            number = ticket.number
+            if ticket.deaths and (number in outputs or number in sent.left):
+                self.quarantine.clear(ticket)  # it ran, also when its deadline had passed by then
+            if ticket.state is not TicketState.SENT or ticket.batch != batch:
+                continue
             if ticket.deadline <= now:
                 self._pass_deadline(ticket)
-            elif ticket.number in outputs:
+            elif number in outputs:
                 ticket.run_s = result.run_s
                 ticket.queue_s = max(0.0, began_at - ticket.query.arrived_at)
                 if not answered:
                     self.commands.append(Answered(answered, result))
                 self._forget(ticket)
                 answered.append(ticket)
-            elif (failure := failed.get(ticket.number)) is not None and failure[0] != Code.CANCELLED.value:
+            elif (failure := failed.get(number)) is not None and failure[0] != Code.CANCELLED.value:
                 self._fail(ticket, _code(failure[0]), failure[1] or failure[0])
             else:
                 self._again(ticket, How.REFUSED, "the worker left it out of its batch", now)
@@ -162,9 +165,9 @@ class Engine(Arrivals):
             elif (ticket := self._open.get(what)) is not None:
                 self._pass_deadline(ticket)
 
-    def next_due(self) -> float | None:
-        """When `expire` wants to be called, on the controller's clock."""
-        return self._timers.next_due()
+    def next_due(self, before: float = inf) -> float | None:
+        """When `expire` wants to be called, on the controller's clock; None: not before then."""
+        return self._timers.next_due(before)
 
     def load_unsent(self, instance: InstanceId, now: float) -> None:
         """The stream would not take the order to load."""

@@ -25,7 +25,7 @@ from infaas.clock import Clock, SystemClock
 from infaas.domain.query import ANSWERED, Code, Decision
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
-from infaas_controller.decisions import Trace
+from infaas_controller.kept import Trace
 
 MAX_CANDIDATES = 32
 """Kept of each decision."""
@@ -141,9 +141,7 @@ class Journal:
         once for each: those that are not kept are counted here."""
         if not is_journaled(outcome, self._sample, self._draw()):
             return False
-        if len(self._queue) >= self._capacity:
-            self._drop()
-            self._say("decisions are dropped: the journal is full", capacity=self._capacity)
+        if not self._has_room(0):
             return False
         if outcome in _ONE_BY_ONE:
             return True
@@ -151,6 +149,20 @@ class Journal:
         if flood.kept < ALIKE_AT_ONCE or flood.last is None:
             return True
         flood.last.alike += 1
+        return False
+
+    def take_usual(self, count: int) -> Sequence[int]:
+        """As `take`, of so many answers: the places of those to `keep`."""
+        draw, sample = self._draw, self._sample
+        drawn = [place for place in range(count) if draw() < sample]
+        return [place for before, place in enumerate(drawn) if self._has_room(before)]
+
+    def _has_room(self, more: int) -> bool:
+        """For one decision and so many `more`; else one is lost."""
+        if len(self._queue) + more < self._capacity:
+            return True
+        self._drop()
+        self._say("decisions are dropped: the journal is full", capacity=self._capacity)
         return False
 
     def keep(self, decision: Decision, trace: Trace | None = None) -> None:

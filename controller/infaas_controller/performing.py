@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from infaas.clock import Clock
 from infaas.domain.query import ANSWERED, Code, Query
@@ -12,20 +12,23 @@ from infaas.observe.log import get_logger
 from infaas.rpc.codec import encode
 from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
-from infaas_controller.answers import Outputs
 from infaas_controller.commands import Answered, BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
 from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
 from infaas_controller.lanes import Lane
 from infaas_controller.loading import LoadOrders
-from infaas_controller.ports import Answer, Outcome, QueryFailedError, Waiter
+from infaas_controller.outputs import Outputs
+from infaas_controller.ports import Answer, Batch, Outcome, QueryFailedError, Ran, Together, Waiter
 from infaas_controller.queues import Ticket
-from infaas_controller.tally import Tally
+from infaas_controller.tally import Counts, Tally
 from infaas_controller.wire import encode_batch
 from infaas_controller.workers import WorkerLinks
 
 _log = get_logger(__name__)
+
+TOGETHER_FROM = 2
+"""Answers of one batch that are worth answering together."""
 
 
 class Performer:
@@ -146,39 +149,82 @@ class Performer:
             waiter.set_exception(QueryFailedError(error, outcome))
 
     def _answer(self, tickets: Sequence[Ticket], result: BatchResult) -> None:
-        """Of one batch, each by itself: what fails costs one of them its answer, and the others nothing."""
-        lane, outputs = tickets[0].lane, result.outputs
-        if lane is None or outputs is None:
+        """Of one batch. What fails costs one of them its answer, and the others nothing."""
+        lane = tickets[0].lane
+        if lane is None or result.outputs is None or result.answers is None:
             raise TypeError("what was answered ran somewhere, and has outputs")
-        place = _Place(lane, self._tally)
+        ran = _ran(lane, result)
+        counts = None if ran.variant is None else self._tally.of(ran.variant)
         wall = self._clock.wall()
-        for ticket in tickets:
+        for ticket in self._answer_together(tickets, result.outputs, result.answers, ran, counts, wall):
             try:
-                self._answer_one(ticket, place, outputs[ticket.number], wall)
+                self._answer_one(ticket, result.outputs, result.answers, ran, counts, wall)
             except Exception as error:
                 _log.error("an answer was not performed", exc_info=error)
                 self._tell_failure(ticket, error)
         self._on_ended()
 
-    def _answer_one(self, ticket: Ticket, place: _Place, found: object, wall: float) -> None:
-        waiter = _waiter(ticket)
-        if not isinstance(found, Outputs):
-            raise TypeError("an answered ticket has outputs")
+    def _answer_together(
+        self,
+        tickets: Sequence[Ticket],
+        places: Mapping[int, object],
+        outputs: Outputs,
+        ran: Ran,
+        counts: Counts | None,
+        wall: float,
+    ) -> Sequence[Ticket]:
+        """Returns those that are left."""
+        together = _together(tickets[0]) if len(tickets) >= TOGETHER_FROM and not outputs.problem else None
+        if together is None:
+            return tickets
+        now = self._clock.now()
+        usual, left = _usual(tickets, together, now)
+        prefix, first = self._decisions.take_ids(len(usual))
         try:
-            tensors = found.tensors()
+            skipped = together.answer(Batch(usual, ran, outputs, places, prefix, first, now))
+        except Exception as error:
+            _log.error("the answers of a batch were not performed", exc_info=error)
+            for ticket in usual:
+                self._tell_failure(ticket, error)
+            return left
+        numbers: Sequence[int] = range(first, first + len(usual))
+        if skipped:
+            left += [usual[place] for place in skipped]
+            chosen = [place for place in range(len(usual)) if place not in set(skipped)]
+            usual, numbers = [usual[place] for place in chosen], [numbers[place] for place in chosen]
+        if usual:
+            self._decisions.record_together(usual, numbers, ran, now, wall)
+            if counts is not None:
+                counts.answered_together(usual, ran.run_s, now, wall)
+        return left
+
+    def _answer_one(
+        self,
+        ticket: Ticket,
+        places: Mapping[int, object],
+        outputs: Outputs,
+        ran: Ran,
+        counts: Counts | None,
+        wall: float,
+    ) -> None:
+        waiter, place = _waiter(ticket), places[ticket.number]
+        if not isinstance(place, int):
+            raise TypeError("an answered ticket has a place among the outputs")
+        try:
+            tensors = outputs.tensors(place)
         except ValueError as malformed:
             self._finish(ticket, InfaasError(f"the worker's answer cannot be read: {malformed}", code=Code.INTERNAL))
             return
         query, choice = ticket.query, ticket.choice
         total_s = self._clock.now() - query.arrived_at
         outcome = Outcome(
-            self._decisions.next_id(), place.variant, place.model, place.version, place.worker, place.instance,
+            self._decisions.next_id(), ran.variant, ran.model, ran.version, ran.worker, ran.instance,
             ticket.attempts, ticket.decided_at, ticket.decide_s, ticket.queue_s, ticket.run_s, total_s,
             total_s <= query.deadline - query.arrived_at, ticket.is_cold, None if choice is None else choice.fallback,
         )  # fmt: skip
         self._decisions.record(ticket, outcome, ANSWERED, "" if choice is None else choice.reason, wall)
-        if place.counts is not None:
-            place.counts.answered(ticket.items, ticket.queue_s, ticket.run_s, total_s, wall)
+        if counts is not None:
+            counts.answered(ticket.items, ticket.queue_s, ticket.run_s, total_s, wall)
         if not waiter.done():
             waiter.set_result(Answer(outcome, tensors))
 
@@ -219,19 +265,35 @@ class Performer:
             waiter.set_exception(QueryFailedError(InfaasError(text, code=Code.INTERNAL), outcome))
 
 
-class _Place:
-    """Where a batch ran, in the words of its answers."""
+def _ran(lane: Lane, result: BatchResult) -> Ran:
+    variant = None if lane.curve is None else lane.curve.variant  # it may have left the catalogue meanwhile
+    if variant is None:
+        return Ran(None, None, None, lane.worker.id, lane.id, result.run_s)
+    return Ran(variant.name, variant.model, variant.version, lane.worker.id, lane.id, result.run_s)
 
-    __slots__ = ("counts", "instance", "model", "variant", "version", "worker")
 
-    def __init__(self, lane: Lane, tally: Tally) -> None:
-        variant = None if lane.curve is None else lane.curve.variant  # it may have left the catalogue meanwhile
-        self.variant = None if variant is None else variant.name
-        self.model = None if variant is None else variant.model
-        self.version = None if variant is None else variant.version
-        self.worker = lane.worker.id
-        self.instance = lane.id
-        self.counts = None if variant is None else tally.of(variant.name)
+def _together(ticket: Ticket) -> Together | None:
+    owner = ticket.owner
+    return owner.together if isinstance(owner, Waiter) else None
+
+
+def _usual(tickets: Sequence[Ticket], together: Together, now: float) -> tuple[list[Ticket], list[Ticket]]:
+    """Those that may be answered together, in the words of `ports.Batch`, and the rest."""
+    usual: list[Ticket] = []
+    left: list[Ticket] = []
+    for ticket in tickets:
+        choice = ticket.choice
+        if (
+            ticket.attempts == 1
+            and now <= ticket.deadline
+            and not ticket.is_cold
+            and (choice is None or choice.fallback is None)
+            and getattr(ticket.owner, "together", None) is together
+        ):
+            usual.append(ticket)
+        else:
+            left.append(ticket)
+    return usual, left
 
 
 def _waiter(ticket: Ticket) -> asyncio.Future[Answer] | Waiter:

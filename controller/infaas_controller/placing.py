@@ -257,7 +257,8 @@ class Placing:
 
     def _forget(self, ticket: Ticket) -> None:
         ticket.state = TicketState.FINISHED
-        self._homeless.pop(ticket.number, None)
+        if self._homeless:
+            self._homeless.pop(ticket.number, None)
         del self._open[ticket.number]
 
 

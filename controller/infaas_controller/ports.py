@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -14,6 +14,7 @@ from infaas.domain.ids import DecisionId, InstanceId, VariantName, WorkerId
 from infaas.domain.query import Decision, Query
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
+from infaas_controller.outputs import Outputs
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -38,6 +39,17 @@ class Outcome(msgspec.Struct, frozen=True):
     fallback: str | None = None
 
 
+class Ran(msgspec.Struct, frozen=True):
+    """Where a batch ran and for how long, in the words of its answers. None: the variant has left the catalogue."""
+
+    variant: VariantName | None
+    model: str | None
+    version: int | None
+    worker: WorkerId
+    instance: InstanceId
+    run_s: float
+
+
 class Answer(msgspec.Struct, frozen=True):
     outcome: Outcome
     outputs: tuple[Tensor, ...]
@@ -57,11 +69,63 @@ class QueryFailedError(InfaasError):
         self.outcome = outcome
 
 
+class Ended(Protocol):
+    """What answers look at in a query that ran."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def query(self) -> Query: ...
+
+    @property
+    def owner(self) -> object:
+        """Who waits for it."""
+
+    @property
+    def items(self) -> int: ...
+
+    @property
+    def queue_s(self) -> float: ...
+
+
+class Batch(NamedTuple):
+    """Usual answers of one batch: in time, at the first attempt, without a load or a fallback."""
+
+    ended: Sequence[Ended]
+    ran: Ran
+    outputs: Outputs
+    places: Mapping[int, object]
+    """In the outputs, by number."""
+    prefix: str
+    """What decision ids begin with."""
+    first: int
+    """What the first one's ends with; the others' are the next ones."""
+    now: float
+    """When they are given, on the clock of the arrivals."""
+
+
+class Together(ABC):
+    """Who tells many waiters at once what each would otherwise be told by itself. Calls come on the loop."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def answer(self, batch: Batch) -> Sequence[int]:
+        """Waiters that name this one are owed these answers. Returns the places in `ended` of those that it leaves to
+        be told by themselves."""
+
+
 class Waiter(ABC):
     """Who waits for the end of a query without a task of its own: what a future is to one that has. All calls come on
     the loop; none may raise."""
 
     __slots__ = ()
+
+    @property
+    def together(self) -> Together | None:
+        """Who may answer it along with others."""
+        return None
 
     @abstractmethod
     def done(self) -> bool:

@@ -82,9 +82,11 @@ class Ticket(msgspec.Struct, eq=False):
         self.selected_at = query.arrived_at
         self.urgency = urgency = urgency_of(query.requirements)
         self.rank = urgency // 2
+        total = 0
         for tensor in query.inputs:
             data = tensor.data
-            self.input_bytes += data.nbytes if isinstance(data, memoryview) else len(data)
+            total += data.nbytes if isinstance(data, memoryview) else len(data)
+        self.input_bytes = total
 
 
 ClassKey = tuple[object, ...]

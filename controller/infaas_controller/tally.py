@@ -6,11 +6,11 @@ before it died.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 
 from infaas.domain.ids import VariantName
 from infaas.observe.book import Book, Cells, OwnBook
-from infaas_controller.ports import VariantStats
+from infaas_controller.ports import Ended, VariantStats
 
 _SERIES = "stats"
 _BATCHES = "stats_of_batches"
@@ -33,6 +33,16 @@ class Counts:
         cells[_QUEUE_S] += queue_s
         cells[_RUN_S] += run_s
         cells[_SUCCESS_S] += total_s
+        cells[_LAST_AT] = wall
+
+    def answered_together(self, ended: Sequence[Ended], run_s: float, now: float, wall: float) -> None:
+        """Queries of one batch, all in one moment: `now` on the clock of their arrivals."""
+        cells, count = self._cells, len(ended)
+        cells[_ITEMS] += sum([each.items for each in ended])
+        cells[_SUCCESSES] += count
+        cells[_QUEUE_S] += sum([each.queue_s for each in ended])
+        cells[_RUN_S] += run_s * count
+        cells[_SUCCESS_S] += now * count - sum([each.query.arrived_at for each in ended])
         cells[_LAST_AT] = wall
 
     def failed(self, total_s: float) -> None:

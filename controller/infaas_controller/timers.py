@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections.abc import Container
 from enum import Enum
+from math import inf
 
 from infaas_controller.lanes import Lane
 
@@ -47,10 +48,14 @@ class Timers:
                 return due, what
         return None
 
-    def next_due(self) -> float | None:
-        while self._heap and self._is_stale(self._heap[0][2], self._heap[0][3]):
+    def next_due(self, before: float = inf) -> float | None:
+        """None: nothing is due until then. What is later is not looked at, and may be stale."""
+        while self._heap and self._heap[0][0] < before:
+            when, _, due, what = self._heap[0]
+            if not self._is_stale(due, what):
+                return when
             heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        return None
 
     def _is_stale(self, due: Due, what: int | Lane) -> bool:
         return not isinstance(what, Lane) and what not in self._of[due]

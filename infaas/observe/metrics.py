@@ -7,7 +7,7 @@ Labels are bounded: names of registered things, closed sets of codes and reasons
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,6 +77,18 @@ class Account:
             ended.queue.observe(queue_s)
         if ended.run is not None:
             ended.run.observe(run_s)
+        if ended.cost is not None:
+            ended.cost.cells[0] += self._cost_each * items
+
+    def observe_together(self, total_s: Sequence[float], queue_s: Sequence[float], run_s: float, items: int) -> None:
+        """Of queries of one batch, who are so many `items` in all."""
+        ended, count = self._ended, len(total_s)
+        ended.requests.cells[0] += count
+        ended.duration.observe_each(total_s)
+        if ended.queue is not None:
+            ended.queue.observe_each(queue_s)
+        if ended.run is not None:
+            ended.run.observe(run_s, count)
         if ended.cost is not None:
             ended.cost.cells[0] += self._cost_each * items
 
@@ -192,12 +204,15 @@ class Metrics:
             self._cost(ended, variant)
         return Account(ended, cost_each)
 
-    def observe_prediction(self, predicted_ms: float, observed_ms: float) -> None:
-        """How good the prediction of an answer's latency was."""
-        if predicted_ms:
-            # The sign is a label: OpenMetrics knows no histogram of negative values.
-            error = (observed_ms - predicted_ms) / predicted_ms
-            self._predicted_error.of("late" if error > 0 else "early").observe(abs(error))
+    def observe_predictions(self, predicted_ms: Sequence[float], observed_ms: Sequence[float]) -> None:
+        """How good the predictions of answers' latencies were."""
+        pairs = zip(predicted_ms, observed_ms, strict=True)
+        errors = [(observed - predicted) / predicted for predicted, observed in pairs if predicted]
+        # The sign is a label: OpenMetrics knows no histogram of negative values.
+        if late := [error for error in errors if error > 0]:
+            self._predicted_error.of("late").observe_each(late)
+        if len(late) < len(errors):
+            self._predicted_error.of("early").observe_each([-error for error in errors if error <= 0])
 
     def observe_selections(self, seconds: float, count: int) -> None:
         """So many queries were chosen for, or refused, on arrival, each in that time."""

@@ -48,6 +48,13 @@ class Spread:
         cells[bisect_left(self._bounds, value)] += times
         cells[0] += value * times
 
+    def observe_each(self, values: Sequence[float]) -> None:
+        """Each of these values once."""
+        bounds, cells = self._bounds, self._cells
+        for value in values:
+            cells[bisect_left(bounds, value)] += 1
+        cells[0] += sum(values)
+
     @property
     def counts(self) -> list[float]:
         return [self._cells[place] for place in range(1, len(self._cells))]

@@ -6,8 +6,8 @@ connection that is lost drops its query; the service calls back when the query h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -21,7 +21,7 @@ from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import answer_parts, decode_raw_request, decode_request
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.weigh import is_large_body, may_be_large_answer
-from infaas_controller.api.headers import REQUEST_ID, answer_lines, fresh_request_id, lines_of, read_caller
+from infaas_controller.api.headers import REQUEST_ID, Caller, answer_lines, fresh_request_id, lines_of, read_caller
 from infaas_controller.api.http_infer import (
     BINARY_TYPE,
     JSON_TYPE,
@@ -30,12 +30,13 @@ from infaas_controller.api.http_infer import (
     header_length,
 )
 from infaas_controller.api.http_known import Known, known
+from infaas_controller.api.http_together import FastTogether
 from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.http_turned import CODES, TurnedAway
 from infaas_controller.api.http_way import HEADER_LENGTH, HEADS_KEPT, Head, Heads, RawFields
-from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
+from infaas_controller.api.intake import answered_outputs, check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
-from infaas_controller.ports import Answer, QueryFailedError, Waiter
+from infaas_controller.ports import Answer, QueryFailedError, Together, Waiter
 
 Buffer = bytes | memoryview
 LESSONS = 8
@@ -50,6 +51,10 @@ class Connection(Protocol):
     def answer(self, exchange: Exchange, pieces: Sequence[Buffer]) -> None:
         """Write an answer, the pieces being all of it, and go on to the next request."""
 
+    def answer_whole(self, exchange: Exchange, data: bytes, at: float) -> bool:
+        """As `answer`, of a usual request in one piece, at that time on the loop's clock. False: it is not usual, and
+        nothing was done."""
+
     @property
     def standing_fields(self) -> list[tuple[bytes, bytes]]:
         """What goes with every answer; another list when it is anything else."""
@@ -62,6 +67,7 @@ class FastInfer:
         self, inference: Inference, authenticator: Authenticator, max_body_bytes: int, max_json_bytes: int
     ) -> None:
         self.inference = inference
+        self.together = FastTogether(inference)
         self._authenticator = authenticator
         self._max_body_bytes = max_body_bytes
         self._max_json_bytes = max_json_bytes
@@ -87,9 +93,7 @@ class FastInfer:
         head, body = found
         if head.turned is not None and (answer := self._turned_away(head, head.turned, body)) is not None:
             return answer
-        exchange = Exchange(self, connection, head, head.fields)
-        exchange.add(body)
-        return exchange
+        return Exchange(self, connection, head, head.fields, body)
 
     def _turned_away(self, head: Head, turned: TurnedAway, body: bytes) -> bytes | None:
         if self.inference.clock.now() >= turned.until:
@@ -103,27 +107,25 @@ class FastInfer:
             self.inference.count_turned(head.handle, head.known.requirements.priority, turned.code)
         return answer
 
-    def turn_away(self, head: Head, work: _Work, error: QueryFailedError, answer: bytes, request_id: str) -> None:
+    def turn_away(self, head: Head, query: Query, error: QueryFailedError, answer: bytes, request_id: str) -> None:
         """What a query was told goes for those like it, for a moment."""
         before = head.turned
         if before is not None:
             self.inference.service.note_alike(before.decision_id, before.count)
         decision_id = error.outcome.decision_id
-        head.turned = TurnedAway(work.query, error.code, decision_id, answer, request_id, self.inference.clock.now())
+        head.turned = TurnedAway(query, error.code, decision_id, answer, request_id, self.inference.clock.now())
 
     def remember(self, data: bytes, head: Head) -> None:
         """`data` was one whole request of this head, and its fields were the head's."""
         self._heads.remember(data, head)
 
-    def opened(self, ticket: Ticket, head: Head, fields: dict[str, str]) -> tuple[Task, int | None]:
+    def opened(self, head: Head, fields: dict[str, str]) -> tuple[Task, int | None]:
         """What is looked at before a body is read. Raises InfaasError."""
         view = self.inference.service.view
-        if fields is not head.fields:
-            ticket.caller = read_caller(fields)
-        elif view is self._opened_in and (opened := self._opened.get(head)) is not None:
+        if fields is head.fields and view is self._opened_in and (opened := self._opened.get(head)) is not None:
             return opened
         self._authenticator.check(fields.get("authorization"))
-        found = find_task(view, ticket.handle), parse_version(head.version)
+        found = find_task(view, head.handle), parse_version(head.version)
         if view is not self._opened_in or len(self._opened) >= HEADS_KEPT:
             self._opened_in = view
             self._opened.clear()
@@ -159,26 +161,40 @@ class Exchange(Waiter):
     names that uvicorn's protocol knows one by."""
 
     __slots__ = (
-        "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked", "_ticket",
-        "_work", "disconnected", "keep_alive", "more_body", "response_complete", "response_started",
+        "_arrived_at", "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked",
+        "_made", "_query", "_request", "_task", "disconnected", "keep_alive", "known", "more_body",
+        "response_complete", "response_started",
     )  # fmt: skip
 
-    def __init__(self, fast: FastInfer, connection: Connection, head: Head, fields: dict[str, str]) -> None:
-        self.disconnected = False
-        self.keep_alive = True
-        self.more_body = True
-        self.response_started = False
-        self.response_complete = False
+    def __init__(
+        self, fast: FastInfer, connection: Connection, head: Head, fields: dict[str, str], body: bytes = b""
+    ) -> None:
+        self.disconnected = self.response_started = self.response_complete = self._is_checked = False
+        self.keep_alive = self.more_body = True
+        self.known: Known | None = None
+        """What the request differs from in nothing but values, ids included: they are ours."""
         self._fast = fast
         self._connection = connection
         self._head = head
         self._fields = fields
-        self._body: bytes | bytearray = b""
-        self._ticket = fast.inference.ticket(head.handle)
-        self._is_checked = False
+        self._body: bytes | bytearray = body
+        self._arrived_at = fast.inference.clock.now()
+        self._made: Ticket | None = None
         self._drop: Callable[[], None] | None = None
         self._failure: Exception | None = None
-        self._work: _Work | None = None
+        self._task: Task | None = None
+        self._request: InferRequest | None = None
+        self._query: Query | None = None
+
+    @property
+    def _ticket(self) -> Ticket:
+        """Most requests need none."""
+        made, query = self._made, self._query
+        if made is None:
+            made = self._made = Ticket(self._head.handle, self._arrived_at)
+            if query is not None:
+                made.priority, made.items, made.caller = query.requirements.priority, query.items, Caller(query.id)
+        return made
 
     # The request
 
@@ -213,7 +229,7 @@ class Exchange(Waiter):
         """Whether nothing speaks against the request before its body is here."""
         if not self._is_checked:
             try:
-                self._fast.opened(self._ticket, self._head, self._fields)
+                self._opened()
             except InfaasError:
                 return False
             self._is_checked = True
@@ -228,14 +244,20 @@ class Exchange(Waiter):
             self._failure = exception
             return True
 
+    def _opened(self) -> tuple[Task, int | None]:
+        if self._fields is not self._head.fields:
+            self._ticket.caller = read_caller(self._fields)
+        return self._fast.opened(self._head, self._fields)
+
     def _prepared(self) -> bool:
-        fast, ticket, fields, head = self._fast, self._ticket, self._fields, self._head
-        task, version = fast.opened(ticket, head, fields)
+        fast, head = self._fast, self._head
+        task, version = self._opened()
         if head.is_large_for is task:
             return False
         body, before = self.body, head.known
         if before is not None and before.task is task and (inputs := before.inputs(body)) is not None:
             return self._like(before, version, inputs)
+        ticket, fields = self._ticket, self._fields
         length = header_length(fields)
         request = fast.decoded(body, length, task)
         if request is None:
@@ -258,29 +280,35 @@ class Exchange(Waiter):
         if head.lessons < LESSONS:
             head.lessons += 1
             head.known = known(task, body, length, request, query)
-        self._work = _Work(task, request, query)
+        self._task, self._request, self._query = task, request, query
         return True
 
     def _like(self, before: Known, version: int | None, inputs: tuple[Tensor, ...]) -> bool:
         """The rest of `_prepared`, for what is known but for its values."""
-        inference, ticket, request = self._fast.inference, self._ticket, before.request
-        if request.id and REQUEST_ID not in self._fields:
-            ticket.caller = read_caller(self._fields, request.id)
-        query = inference.query_like(ticket, version, inputs, before.outline, before.requirements)
+        inference, made = self._fast.inference, self._made
+        query = inference.query_like(
+            before.handle, version, inputs, before.outline, before.requirements, self._arrived_at,
+            None if made is None else made.caller,
+        )  # fmt: skip
+        if made is not None:
+            made.priority, made.items = query.requirements.priority, query.items
+        elif self._fields is self._head.fields:
+            self.known = before
         if not inference.service.can_begin(query):
             return False
-        self._work = _Work(before.task, request, query)
+        self._task, self._request, self._query = before.task, before.request, query
         return True
 
     def start(self) -> None:
         """Hand the query to the service, or answer what was wrong with it."""
+        query = self._query
         if self._failure is not None:
             self._fail(self._failure)
             return
-        if self._work is None or self.done():
+        if query is None or self.done():
             return
         try:
-            drop = self._fast.inference.service.begin(self._work.query, self)
+            drop = self._fast.inference.service.begin(query, self)
         except Exception as exception:
             self._fail(exception)
             return
@@ -292,58 +320,82 @@ class Exchange(Waiter):
     def done(self) -> bool:
         return self.response_started or self.disconnected
 
+    @property
+    def together(self) -> Together:
+        return self._fast.together
+
+    @property
+    def standing_fields(self) -> list[tuple[bytes, bytes]]:
+        return self._connection.standing_fields
+
     def set_result(self, answer: Answer) -> None:
-        work, self._drop = self._work, None
-        if work is None:
-            raise AssertionError("an exchange was answered that asked for nothing")
+        self._drop = None
         ticket = self._ticket
         ticket.outcome = answer.outcome
         try:
-            parts, length = self._encoded(answer, work)
+            pieces = self.written(ticket.caller, answer, {})
         except Exception as exception:
             self._fail(exception)
             return
         self._fast.inference.count_answer(ticket, answer.outcome)
-        lines = answer_lines(ticket.caller, answer.outcome)
-        if length is None:
-            self._write(200, f"{lines}content-type: {JSON_TYPE}\r\n", parts)
-        else:
-            self._write(200, f"{lines}content-type: {BINARY_TYPE}\r\n{HEADER_LENGTH}: {length}\r\n", parts)
+        self._send(pieces)
 
     def set_exception(self, error: Exception) -> None:
         self._fail(error)
 
-    def _encoded(self, answer: Answer, work: _Work) -> tuple[list[Buffer], int | None]:
-        served = self._fast.inference.served(answer, work.query, work.request, work.task)
-        return answer_parts(
+    def outputs(self, answer: Answer) -> list[tuple[Tensor, bool]]:
+        task, request, _ = self._wanted()
+        return answered_outputs(answer, request, task)
+
+    def written(self, caller: Caller, answer: Answer, data: Mapping[str, bytes]) -> Sequence[Buffer]:
+        task, request, query = self._wanted()
+        served = self._fast.inference.served(answer, query, request, task)
+        parts, length = answer_parts(
             served.outputs,
-            model_name=self._ticket.handle,
+            model_name=self._head.handle,
             model_version=served.version,
-            id=work.request.id,
+            id=request.id,
             parameters=served.parameters,
+            rendered=data,
         )
+        lines = answer_lines(caller, answer.outcome)
+        if length is None:
+            return self._pieces(200, f"{lines}content-type: {JSON_TYPE}\r\n", parts)
+        return self._pieces(200, f"{lines}content-type: {BINARY_TYPE}\r\n{HEADER_LENGTH}: {length}\r\n", parts)
+
+    def _wanted(self) -> tuple[Task, InferRequest, Query]:
+        """What an answer is made with."""
+        if self._task is None or self._request is None or self._query is None:
+            raise AssertionError("an exchange was answered that asked for nothing")
+        return self._task, self._request, self._query
+
+    def send_whole(self, answer: bytes, at: float) -> bool:
+        """Send what is a whole answer of status 200 to a caller who stays."""
+        if not self._connection.answer_whole(self, answer, at):
+            return False
+        self._task = self._request = self._query = self._drop = None
+        self._body = b""
+        return True
 
     def _fail(self, exception: Exception) -> None:
         self._drop = self._failure = None
+        ticket = self._ticket
         if isinstance(exception, QueryFailedError):
-            self._ticket.outcome = exception.outcome
-        error = as_error(exception, self._ticket.caller.request_id)
-        status, fields, parts = failed(error, self._ticket)
-        self._fast.inference.count(self._ticket, error)
+            ticket.outcome = exception.outcome
+        error = as_error(exception, ticket.caller.request_id)
+        status, fields, parts = failed(error, ticket)
+        self._fast.inference.count(ticket, error)
         pieces = self._pieces(status, lines_of(fields), parts)
         if isinstance(exception, QueryFailedError) and exception.code in CODES:
             self._turn_away(exception, pieces)
         self._send(pieces)
 
     def _turn_away(self, error: QueryFailedError, pieces: Sequence[Buffer]) -> None:
-        head, work = self._head, self._work
-        if not self.keep_alive or self._fields is not head.fields or work is None or head.known is None:
+        head, query = self._head, self._query
+        if not self.keep_alive or self._fields is not head.fields or query is None or head.known is None:
             return
-        if work.request is head.known.request:
-            self._fast.turn_away(head, work, error, b"".join(pieces), self._ticket.caller.request_id)
-
-    def _write(self, status: int, lines: str, parts: Sequence[Buffer]) -> None:
-        self._send(self._pieces(status, lines, parts))
+        if self._request is head.known.request:
+            self._fast.turn_away(head, query, error, b"".join(pieces), self._ticket.caller.request_id)
 
     def _pieces(self, status: int, lines: str, parts: Sequence[Buffer]) -> Sequence[Buffer]:
         size = sum(map(len, parts))
@@ -360,18 +412,10 @@ class Exchange(Waiter):
         self.response_complete = True
         if drop is not None:
             drop()
-        self._forget()
         self._fast.inference.count(self._ticket, CallerLeftError("the caller closed the connection"))
+        self._forget()
 
     def _forget(self) -> None:
         """An idle connection keeps its last exchange; it is not to keep what was sent."""
-        self._work = self._failure = None
+        self._task = self._request = self._query = self._drop = self._failure = None
         self._body = b""
-
-
-class _Work(NamedTuple):
-    """What is wanted, and what the answer is made with."""
-
-    task: Task
-    request: InferRequest
-    query: Query

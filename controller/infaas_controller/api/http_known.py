@@ -18,6 +18,7 @@ from infaas.domain.tensor import Datatype, Tensor
 from infaas.errors import InvalidError
 from infaas.rpc.tensors import InferRequest, raw_tensor
 from infaas.rpc.tensors_json import flat_array
+from infaas_controller.api.http_form import Form
 from infaas_controller.api.intake import Outline
 
 KNOWN_JSON_BYTES = 4_096
@@ -37,10 +38,11 @@ class Reader(Protocol):
         """Whether all but the values is there; they are not looked at."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Known:
-    """A request that was read and checked."""
+    """A request that was read and checked, and how the last ones like it were answered."""
 
+    handle: str
     task: Task
     inputs: Reader
     """Of a body that would be read and checked with the same result but for its values; None: of another one. Raises
@@ -49,6 +51,11 @@ class Known:
     """Without its inputs."""
     outline: Outline
     requirements: Requirements
+    form: Form | None = None
+    """None: there is none, for what it would be kept under."""
+    form_key: tuple[object, ...] | None = None
+    form_standing: object = None
+    """The list of the header fields that go with every answer."""
 
 
 def known(task: Task, body: bytes, length: int | None, request: InferRequest, query: Query) -> Known | None:
@@ -60,7 +67,9 @@ def known(task: Task, body: bytes, length: int | None, request: InferRequest, qu
     if inputs is None:
         return None
     bare = InferRequest((), request.outputs, request.id, request.parameters, request.binary_output)
-    return Known(task, inputs, bare, Outline(query.items, query.signature, query.outputs), query.requirements)
+    return Known(
+        query.handle, task, inputs, bare, Outline(query.items, query.signature, query.outputs), query.requirements
+    )
 
 
 class _BinaryReader:
@@ -86,6 +95,9 @@ class _BinaryReader:
         if len(body) != self._size or not body.startswith(self._json):
             return None
         view = memoryview(body)
+        if len(self._parts) == 1:
+            make, name, datatype, shape, begin, _ = self._parts[0]
+            return (make(name, datatype, shape, view[begin:]),)
         return tuple(
             [make(name, datatype, shape, view[begin:end]) for make, name, datatype, shape, begin, end in self._parts]
         )

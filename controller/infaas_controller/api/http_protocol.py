@@ -108,12 +108,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_shutting_down = True
         super().shutdown()
 
-    def _await_first_byte(self) -> None:
+    def _await_first_byte(self, now: float | None = None) -> None:
         """A connection that says nothing ends like one that has nothing more to say.
 
         One timer serves many pauses: when it rings too early for the last, it is set anew.
         """
-        self._idle_since = self.loop.time()
+        self._idle_since = self.loop.time() if now is None else now
         if self.timeout_keep_alive_task is None:
             self._set_keep_alive_timer(self.timeout_keep_alive)
 
@@ -350,15 +350,28 @@ class BoundedProtocol(HttpToolsProtocol):
             self._joining.write_whole(piece)
         exchange.response_complete = True
         if exchange.keep_alive and len(self._unanswered) == 1 and not self.pipeline and self._refusal is None:
-            self._unanswered.clear()
-            self.server_state.total_requests += 1
-            if self.flow.read_paused:
-                self.flow.resume_reading()
-            self._await_first_byte()
+            self._end_usual(self.loop.time())
             return
         if not exchange.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+    def answer_whole(self, exchange: Exchange, data: bytes, at: float) -> bool:
+        if not exchange.keep_alive or len(self._unanswered) != 1 or self.pipeline or self._refusal is not None:
+            return False
+        exchange.response_started = True
+        self._joining.write_whole(data)
+        exchange.response_complete = True
+        self._end_usual(at)
+        return True
+
+    def _end_usual(self, at: float) -> None:
+        """Of the only request that was here, whose caller stays."""
+        self._unanswered.clear()
+        self.server_state.total_requests += 1
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        self._await_first_byte(at)
 
     def on_response_complete(self) -> None:
         """In the place of uvicorn's, which sets a timer for every pause."""

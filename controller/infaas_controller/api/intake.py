@@ -203,9 +203,9 @@ def answer_parameters(outcome: Outcome, decision: Decision | None) -> dict[str, 
     return parameters
 
 
-def cost_usd(view: ClusterView, outcome: Outcome, items: int) -> float:
+def cost_usd(view: ClusterView, name: VariantName | None, items: int) -> float:
     """What answering cost, by the profile of the variant that did."""
-    variant = None if outcome.variant is None else view.variants.get(outcome.variant)
+    variant = None if name is None else view.variants.get(name)
     if variant is None or variant.profile is None:
         return 0.0
     return variant.profile.cost_usd_per_1k * items / 1000

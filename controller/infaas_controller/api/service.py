@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
 
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView
+from infaas.domain.ids import VariantName
 from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Code, Decision, Priority, Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
@@ -25,7 +26,7 @@ from infaas_controller.api.bulk.weigh import (
     may_be_large_answer,
     named_classes,
 )
-from infaas_controller.api.headers import Caller, fresh_caller
+from infaas_controller.api.headers import Caller, fresh_caller, fresh_request_id
 from infaas_controller.api.intake import (
     Arrival,
     Outline,
@@ -37,7 +38,7 @@ from infaas_controller.api.intake import (
     reading_deadline,
 )
 from infaas_controller.api.spans import QuerySpans
-from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService
+from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService, Ran
 
 HANDLES_KEPT = 1_024
 _log = get_logger(__name__)
@@ -157,15 +158,22 @@ class Inference:
         return wanted
 
     def query_like(
-        self, ticket: Ticket, version: int | None, inputs: tuple[Tensor, ...], outline: Outline, wanted: Requirements
+        self,
+        handle: str,
+        version: int | None,
+        inputs: tuple[Tensor, ...],
+        outline: Outline,
+        wanted: Requirements,
+        at: float,
+        caller: Caller | None,
     ) -> Query:
-        """As `query`, of a request that differs in nothing but values from one that was a query. Not where queries are
-        traced."""
-        ticket.priority, ticket.items = wanted.priority, outline.items
-        caller, at = ticket.caller, ticket.arrived_at
+        """As `query`, of a request that differs in nothing but values from one that was a query, and came then. Without
+        a caller, it is given an id. Not where queries are traced."""
         return Query(
-            caller.request_id, ticket.handle, version, wanted, outline.items, outline.signature, inputs,
-            outline.outputs, at, at + (HARD_LIMIT_S if wanted.latency_s is None else wanted.latency_s), caller.trace,
+            fresh_request_id() if caller is None else caller.request_id, handle, version, wanted, outline.items,
+            outline.signature, inputs, outline.outputs, at,
+            at + (HARD_LIMIT_S if wanted.latency_s is None else wanted.latency_s),
+            None if caller is None else caller.trace,
         )  # fmt: skip
 
     def requirements(
@@ -256,17 +264,36 @@ class Inference:
         if not is_usual or self._metrics is None or self._spans is not None or ticket.caller.traceparent is not None:
             self.count(ticket, None)
             return
-        view, handle = self.service.view, ticket.handle
-        key = handle, outcome.variant, ticket.priority
+        account = self._account(self._metrics, ticket.handle, outcome.variant, ticket.priority)
+        account.observe(self.clock.now() - ticket.arrived_at, outcome.queue_s, outcome.run_s, ticket.items)
+
+    def count_together(
+        self,
+        handle: str,
+        priority: Priority,
+        ran: Ran,
+        total_s: Sequence[float],
+        queue_s: Sequence[float],
+        items: int,
+    ) -> None:
+        """As `count`, of usual answers of one batch to queries alike, who are so many items in all. Not where queries
+        are traced."""
+        if self._metrics is not None:
+            account = self._account(self._metrics, handle, ran.variant, priority)
+            account.observe_together(total_s, queue_s, ran.run_s, items)
+
+    def _account(self, metrics: Metrics, handle: str, variant: VariantName | None, priority: Priority) -> Account:
+        view = self.service.view
+        key = handle, variant, priority
         account = self._accounts.get(key) if view is self._accounts_of else None
         if account is None:
             if view is not self._accounts_of or len(self._accounts) >= HANDLES_KEPT:
                 self._accounts.clear()
                 self._accounts_of = view
             model = handle if view.level_of(handle) is not None else None
-            account = self._metrics.account(model, outcome.variant, ticket.priority, cost_usd(view, outcome, 1))
+            account = metrics.account(model, variant, priority, cost_usd(view, variant, 1))
             self._accounts[key] = account
-        account.observe(self.clock.now() - ticket.arrived_at, outcome.queue_s, outcome.run_s, ticket.items)
+        return account
 
     def count_turned(self, handle: str, priority: Priority, code: Code) -> None:
         """As `count`, of a query that was turned away unread."""
@@ -310,7 +337,7 @@ class Inference:
             slo_met=None if outcome is None else outcome.slo_met,
             is_fallback=outcome is not None and outcome.fallback is not None,
             is_cold_start=outcome is not None and outcome.cold_start,
-            cost_usd=cost_usd(view, outcome, ticket.items) if outcome is not None and code is None else 0.0,
+            cost_usd=cost_usd(view, outcome.variant, ticket.items) if outcome is not None and code is None else 0.0,
         )
 
 

@@ -64,6 +64,11 @@ class Column:
         return self._shapes is None and self.datatype is not Datatype.BYTES
 
     @property
+    def tail(self) -> Shape | None:
+        """The dimensions after the first, where they are the same for all."""
+        return None if self._shapes is not None else self._tail
+
+    @property
     def shape(self) -> Shape:
         """Of all queries' rows together, where they have that."""
         return (sum(self._items), *self._tail)

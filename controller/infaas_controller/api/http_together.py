@@ -1,0 +1,115 @@
+"""Usual answers of one batch, written in one go: all of them first, then all of them sent.
+
+What is sent in one burst finds its callers awake: where an answer left whenever it was written, each woke its caller
+anew, which cost the one who sends as much as the writing. What is out of the ordinary in any way is left to the steps
+that know every case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from infaas.observe.log import get_logger
+from infaas_controller.api.http_form import Form, Writer, form_of
+from infaas_controller.api.http_known import Known
+from infaas_controller.api.service import Inference
+from infaas_controller.outputs import Outputs
+from infaas_controller.ports import Batch, Ran, Together
+
+_log = get_logger(__name__)
+
+
+class Alike(Writer, Protocol):
+    """A request that may be answered along with others (`http_fast.Exchange`)."""
+
+    @property
+    def known(self) -> Known | None:
+        """What it differs from in nothing but values; None: it may be told of in other words."""
+
+    def done(self) -> bool: ...
+
+    @property
+    def standing_fields(self) -> Sequence[tuple[bytes, bytes]]: ...
+
+    def send_whole(self, answer: bytes, at: float) -> bool:
+        """On the loop's clock. False: it cannot be sent so, and nothing was."""
+
+
+class FastTogether(Together):
+    """One per application."""
+
+    __slots__ = ("_inference",)
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    def answer(self, batch: Batch) -> Sequence[int]:
+        written, left = self._written(batch)
+        now = batch.now
+        groups: dict[Known, list[int]] = {}
+        for at, known, exchange, answer in written:
+            try:
+                is_sent = exchange.send_whole(answer, now)
+            except Exception as error:  # it costs this caller his answer, and the others nothing
+                _log.error("an answer was not sent", exc_info=error)
+                is_sent = True
+            if is_sent:
+                groups.setdefault(known, []).append(at)
+            else:
+                left.append(at)
+        for known, places in groups.items():
+            self._count(known, places, batch)
+        return left
+
+    def _written(self, batch: Batch) -> tuple[list[tuple[int, Known, Alike, bytes]], list[int]]:
+        """By their places in the batch; and those that are left."""
+        outputs, places, prefix, first, now = batch.outputs, batch.places, batch.prefix, batch.first, batch.now
+        columns = outputs.columns
+        written: list[tuple[int, Known, Alike, bytes]] = []
+        left: list[int] = []
+        known: Known | None = None
+        form: Form | None = None
+        for at, ended in enumerate(batch.ended):
+            exchange, place = cast(Alike, ended.owner), places[ended.number]
+            if exchange.known is not known:
+                known = exchange.known
+                form = None if known is None else _form(known, exchange, batch.ran, outputs, place)
+            if known is None or form is None or not isinstance(place, int) or exchange.done():
+                left.append(at)
+                continue
+            query = ended.query
+            try:
+                answer = form.write(
+                    query.id, f"{prefix}{first + at}", ended.queue_s, now - query.arrived_at, columns, place
+                )
+            except Exception:  # the ordinary steps meet it again, and tell of it
+                left.append(at)
+                continue
+            written.append((at, known, exchange, answer))
+        return written, left
+
+    def _count(self, known: Known, places: Sequence[int], batch: Batch) -> None:
+        ended, now = batch.ended, batch.now
+        self._inference.count_together(
+            known.handle,
+            known.requirements.priority,
+            batch.ran,
+            [now - ended[at].query.arrived_at for at in places],
+            [ended[at].queue_s for at in places],
+            len(places) * known.outline.items,
+        )
+
+
+def _form(known: Known, exchange: Alike, ran: Ran, outputs: Outputs, place: object) -> Form | None:
+    """The one that its last answers had, while it holds."""
+    if not isinstance(place, int) or known.requirements.explain:
+        return None
+    standing, shapes = exchange.standing_fields, [(c.name, c.datatype, c.tail) for c in outputs.columns]
+    key = ran.variant, ran.version, ran.worker, shapes
+    if known.form_key != key or known.form_standing is not standing:
+        known.form_key, known.form_standing = key, standing
+        known.form = form_of(exchange, ran, outputs.columns, place)
+    if known.form is not None:
+        known.form.ran(ran.run_s)
+    return known.form
