@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.tensor import Tensor
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError
 from infaas_controller.lanes import Lane
@@ -73,3 +74,10 @@ class BatchResult(msgspec.Struct, frozen=True):
     run_items: int = 0
     """Of the whole run, where batches of several controllers shared it; 0: its own alone."""
     answers: Outputs | None = None
+
+    def tensors(self, number: int) -> tuple[Tensor, ...]:
+        """What the ticket of this number is answered with. Raises ValueError when that cannot be read."""
+        place = None if self.outputs is None else self.outputs.get(number)
+        if self.answers is None or not isinstance(place, int):
+            raise TypeError(f"ticket {number} has no place among the answers of its batch")
+        return self.answers.tensors(place)

@@ -168,7 +168,8 @@ class Dispatcher:
 
         Raises QueryFailedError while draining. Everything else is told to the waiter.
         """
-        self._refuse_when_draining()
+        if self._is_draining:
+            self._refuse_when_draining()
         return partial(self._drop, self._enlist(query, waiter, None))
 
     def _enlist(self, query: Query, owner: asyncio.Future[Answer] | Waiter, digest: bytes | None) -> Ticket:

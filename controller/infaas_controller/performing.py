@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from infaas.clock import Clock
 from infaas.domain.query import ANSWERED, Code, Query
@@ -18,7 +18,6 @@ from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
 from infaas_controller.lanes import Lane
 from infaas_controller.loading import LoadOrders
-from infaas_controller.outputs import Outputs
 from infaas_controller.ports import Answer, Batch, Outcome, QueryFailedError, Ran, Together, Waiter
 from infaas_controller.queues import Ticket
 from infaas_controller.tally import Counts, Tally
@@ -151,31 +150,26 @@ class Performer:
     def _answer(self, tickets: Sequence[Ticket], result: BatchResult) -> None:
         """Of one batch. What fails costs one of them its answer, and the others nothing."""
         lane = tickets[0].lane
-        if lane is None or result.outputs is None or result.answers is None:
-            raise TypeError("what was answered ran somewhere, and has outputs")
+        if lane is None:
+            raise TypeError("what was answered ran somewhere")
         ran = _ran(lane, result)
         counts = None if ran.variant is None else self._tally.of(ran.variant)
         wall = self._clock.wall()
-        for ticket in self._answer_together(tickets, result.outputs, result.answers, ran, counts, wall):
+        for ticket in self._answer_together(tickets, result, ran, counts, wall):
             try:
-                self._answer_one(ticket, result.outputs, result.answers, ran, counts, wall)
+                self._answer_one(ticket, result, ran, counts, wall)
             except Exception as error:
                 _log.error("an answer was not performed", exc_info=error)
                 self._tell_failure(ticket, error)
         self._on_ended()
 
     def _answer_together(
-        self,
-        tickets: Sequence[Ticket],
-        places: Mapping[int, object],
-        outputs: Outputs,
-        ran: Ran,
-        counts: Counts | None,
-        wall: float,
+        self, tickets: Sequence[Ticket], result: BatchResult, ran: Ran, counts: Counts | None, wall: float
     ) -> Sequence[Ticket]:
         """Returns those that are left."""
-        together = _together(tickets[0]) if len(tickets) >= TOGETHER_FROM and not outputs.problem else None
-        if together is None:
+        places, outputs = result.outputs, result.answers
+        together = getattr(tickets[0].owner, "together", None)
+        if together is None or len(tickets) < TOGETHER_FROM or places is None or outputs is None or outputs.problem:
             return tickets
         now = self._clock.now()
         usual, left = _usual(tickets, together, now)
@@ -190,7 +184,7 @@ class Performer:
         numbers: Sequence[int] = range(first, first + len(usual))
         if skipped:
             left += [usual[place] for place in skipped]
-            chosen = [place for place in range(len(usual)) if place not in set(skipped)]
+            chosen = sorted(set(range(len(usual))).difference(skipped))
             usual, numbers = [usual[place] for place in chosen], [numbers[place] for place in chosen]
         if usual:
             self._decisions.record_together(usual, numbers, ran, now, wall)
@@ -198,20 +192,10 @@ class Performer:
                 counts.answered_together(usual, ran.run_s, now, wall)
         return left
 
-    def _answer_one(
-        self,
-        ticket: Ticket,
-        places: Mapping[int, object],
-        outputs: Outputs,
-        ran: Ran,
-        counts: Counts | None,
-        wall: float,
-    ) -> None:
-        waiter, place = _waiter(ticket), places[ticket.number]
-        if not isinstance(place, int):
-            raise TypeError("an answered ticket has a place among the outputs")
+    def _answer_one(self, ticket: Ticket, result: BatchResult, ran: Ran, counts: Counts | None, wall: float) -> None:
+        waiter = _waiter(ticket)
         try:
-            tensors = outputs.tensors(place)
+            tensors = result.tensors(ticket.number)
         except ValueError as malformed:
             self._finish(ticket, InfaasError(f"the worker's answer cannot be read: {malformed}", code=Code.INTERNAL))
             return
@@ -270,11 +254,6 @@ def _ran(lane: Lane, result: BatchResult) -> Ran:
     if variant is None:
         return Ran(None, None, None, lane.worker.id, lane.id, result.run_s)
     return Ran(variant.name, variant.model, variant.version, lane.worker.id, lane.id, result.run_s)
-
-
-def _together(ticket: Ticket) -> Together | None:
-    owner = ticket.owner
-    return owner.together if isinstance(owner, Waiter) else None
 
 
 def _usual(tickets: Sequence[Ticket], together: Together, now: float) -> tuple[list[Ticket], list[Ticket]]:

@@ -22,7 +22,8 @@ from infaas.domain.query import Code
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas_controller.api.headers import fresh_caller
-from infaas_controller.api.http_fast import Exchange, FastInfer
+from infaas_controller.api.http_exchange import Exchange
+from infaas_controller.api.http_fast import FastInfer
 from infaas_controller.api.http_limits import (
     AfterLastError,
     HeaderTooLargeError,

@@ -52,8 +52,8 @@ class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
     __slots__ = (
-        "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons",
-        "turned", "version",
+        "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons", "opened",
+        "opened_in", "turned", "version",
     )  # fmt: skip
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
@@ -69,6 +69,9 @@ class Head:
         """How many have taught."""
         self.is_large_for: Task | None = None
         """The task of which an answer to such a query may be too large for the loop."""
+        self.opened: tuple[Task, int | None] | None = None
+        """What was found for it, its credential being good, in the view of the cluster of that number."""
+        self.opened_in = 0
         self.turned: TurnedAway | None = None
         """What the last query like `known` was told, if it was turned away."""
         self._defaults: TaskDefaults | None = None

@@ -94,9 +94,8 @@ async def test_gauges_are_counted_from_what_lives_at_the_scrape() -> None:
 
 async def test_predictions_selections_batches_loads_and_scaling_are_observed() -> None:
     metrics = Metrics()
-    metrics.observe_prediction(predicted_ms=10.0, observed_ms=12.0)
+    metrics.observe_predictions(predicted_ms=[10.0, 0.0, 10.0, 10.0], observed_ms=[12.0, 12.0, 10.0, 3.0])
     metrics.observe_selections(0.00003, 1)
-    metrics.observe_prediction(predicted_ms=0.0, observed_ms=12.0)
     metrics.observe_batch(VARIANT, 4)
     metrics.observe_load(VARIANT, 0.2)
     metrics.observe_scaling("replicate", "headroom")
@@ -104,6 +103,9 @@ async def test_predictions_selections_batches_loads_and_scaling_are_observed() -
     assert found[key("infaas_decision_duration_seconds_count")] == 1
     assert found[key("infaas_predicted_latency_error_ratio_bucket", direction="late", le="0.2")] == 1
     assert found[key("infaas_predicted_latency_error_ratio_bucket", direction="late", le="0.1")] == 0
+    assert found[key("infaas_predicted_latency_error_ratio_count", direction="late")] == 1
+    assert found[key("infaas_predicted_latency_error_ratio_count", direction="early")] == 2
+    assert found[key("infaas_predicted_latency_error_ratio_sum", direction="early")] == 0.7
     assert found[key("infaas_batch_size_sum", variant=VARIANT)] == 4
     assert found[key("infaas_model_load_seconds_count", variant=VARIANT)] == 1
     assert found[key("infaas_autoscaler_decisions_total", action="replicate", reason="headroom")] == 1

@@ -9,7 +9,6 @@ from typing import cast
 
 import grpc.aio
 import pytest
-from infaas_controller.answers import Outputs
 from infaas_controller.commands import BatchResult
 from infaas_controller.link import Link, LinkTerms, ViewSource
 from structlog.testing import capture_logs
@@ -48,8 +47,8 @@ class Told:
         self.said.append(f"started {batch}")
 
     def batch_done(self, batch: int, result: BatchResult) -> None:
-        outputs = (found for found in (result.outputs or {}).values() if isinstance(found, Outputs))
-        self.said.append(f"done {batch} {[bytes(tensor.data) for found in outputs for tensor in found.tensors()]}")
+        outputs = (result.tensors(number) for number in result.outputs or {})
+        self.said.append(f"done {batch} {[bytes(tensor.data) for found in outputs for tensor in found]}")
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         self.said.append(f"loads {len(loads)}")

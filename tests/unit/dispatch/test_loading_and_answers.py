@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from infaas_controller.answers import Outputs, batch_result
-from infaas_controller.commands import BatchResult
+from infaas_controller.answers import batch_result
 from infaas_controller.ledger import Ledger
 from infaas_controller.loading import LoadOrders, loaded_on, place_to_load
 
@@ -93,12 +92,6 @@ def a_done(**given: object) -> pb.BatchDone:
 A, B = bytes(range(32)), bytes(range(100, 132))
 
 
-def tensors(result: BatchResult, number: int) -> tuple[Tensor, ...]:
-    found = (result.outputs or {})[number]
-    assert isinstance(found, Outputs)
-    return found.tensors()
-
-
 def test_answers_and_failures_of_a_batch_are_kept_apart_and_tensors_are_views_made_when_wanted() -> None:
     payload = memoryview(A + B)
     result = batch_result(a_done(failures=[pb.QueryFailure(id=3, error_code="x", error="y")]), payload)
@@ -106,7 +99,7 @@ def test_answers_and_failures_of_a_batch_are_kept_apart_and_tensors_are_views_ma
     assert result.failed == {3: ("x", "y")}
     assert list(result.outputs or {}) == [1, 2]
     for number, half in ((1, slice(0, 16)), (2, slice(16, 32))):
-        a, b = tensors(result, number)
+        a, b = result.tensors(number)
         assert a == Tensor("a", Datatype.FP32, (2, 2), A[half])
         assert b == Tensor("b", Datatype.INT64, (2,), B[half])
         assert isinstance(a.data, memoryview)
@@ -148,4 +141,4 @@ def test_a_datatype_that_is_not_known_is_found_out_by_whoever_wants_the_tensors_
     result = batch_result(a_done(outputs=outputs, failures=failures), memoryview(A + B))
     assert (list(result.outputs or {}), result.failed) == ([1, 2], {3: ("cancelled", "")})
     with pytest.raises(ValueError, match="output 'b' has datatype 'FP8'"):
-        tensors(result, 1)
+        result.tensors(1)

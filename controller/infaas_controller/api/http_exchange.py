@@ -1,0 +1,317 @@
+"""One query of the fast way: a request from its header on, until its answer is written or its caller has left.
+
+It takes the steps of `http_infer` in the same order and answers in the same words; what a request like it taught before
+it spares it most of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from infaas.domain.query import Query
+from infaas.domain.task import Task
+from infaas.domain.tensor import Tensor
+from infaas.errors import InfaasError
+from infaas.rpc.edges import as_error
+from infaas.rpc.tensors import InferRequest
+from infaas.rpc.tensors_json import answer_parts
+from infaas_controller.api.bulk.weigh import may_be_large_answer
+from infaas_controller.api.headers import REQUEST_ID, Caller, answer_lines, lines_of, read_caller
+from infaas_controller.api.http_infer import BINARY_TYPE, JSON_TYPE, CallerLeftError, failed, header_length
+from infaas_controller.api.http_known import Known, known
+from infaas_controller.api.http_transport import JOIN_BYTES
+from infaas_controller.api.http_turned import CODES
+from infaas_controller.api.http_way import HEADER_LENGTH, Head
+from infaas_controller.api.intake import answered_outputs, check_json_outputs
+from infaas_controller.api.service import Ticket
+from infaas_controller.ports import Answer, QueryFailedError, Together, Waiter
+
+if TYPE_CHECKING:
+    from infaas_controller.api.http_fast import FastInfer
+
+Buffer = bytes | memoryview
+LESSONS = 8
+"""Requests under one head that teach: when the next ones are still not like them, learning costs more than it saves."""
+_UNSTATED = frozenset(("binary_data_output",))
+"""Parameters of a request that state no requirement."""
+
+
+class Connection(Protocol):
+    """What an exchange needs of the connection that it came by."""
+
+    def answer(self, exchange: Exchange, pieces: Sequence[Buffer]) -> None:
+        """Write an answer, the pieces being all of it, and go on to the next request."""
+
+    def answer_whole(self, exchange: Exchange, data: bytes, at: float) -> bool:
+        """As `answer`, of a usual request in one piece, at that time on the loop's clock. False: it is not usual, and
+        nothing was done."""
+
+    @property
+    def standing_fields(self) -> list[tuple[bytes, bytes]]:
+        """What goes with every answer; another list when it is anything else."""
+
+
+class Exchange(Waiter):
+    """One request and its answer. To the connection it is what uvicorn's cycle is for an ordinary request, and has the
+    names that uvicorn's protocol knows one by."""
+
+    __slots__ = (
+        "_arrived_at", "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked",
+        "_made", "_query", "_request", "_task", "disconnected", "keep_alive", "known", "more_body",
+        "response_complete", "response_started",
+    )  # fmt: skip
+
+    def __init__(
+        self, fast: FastInfer, connection: Connection, head: Head, fields: dict[str, str], body: bytes = b""
+    ) -> None:
+        self.disconnected = self.response_started = self.response_complete = self._is_checked = False
+        self.keep_alive = self.more_body = True
+        self.known: Known | None = None
+        """What the request differs from in nothing but values, ids included: they are ours."""
+        self._fast = fast
+        self._connection = connection
+        self._head = head
+        self._fields = fields
+        self._body: bytes | bytearray = body
+        self._arrived_at = fast.inference.clock.now()
+        self._made: Ticket | None = None
+        self._drop: Callable[[], None] | None = None
+        self._failure: Exception | None = None
+        self._task: Task | None = None
+        self._request: InferRequest | None = None
+        self._query: Query | None = None
+
+    @property
+    def _ticket(self) -> Ticket:
+        """Most requests need none."""
+        made, query = self._made, self._query
+        if made is None:
+            made = self._made = Ticket(self._head.handle, self._arrived_at)
+            if query is not None:
+                made.priority, made.items, made.caller = query.requirements.priority, query.items, Caller(query.id)
+        return made
+
+    # The request
+
+    def learn_from(self, data: bytes) -> None:
+        """It came in this one piece, which held nothing else; the connection goes on after it."""
+        if self._fields is self._head.fields:
+            self._fast.remember(data, self._head)
+
+    @property
+    def message_event(self) -> Exchange:
+        return self
+
+    def set(self) -> None:
+        """Somebody has changed the state: the caller has left, if anything."""
+        if self.disconnected and not self.response_complete:
+            self._leave()
+
+    def add(self, body: bytes) -> None:
+        if not self._body:
+            self._body = body  # nearly always all of it
+            return
+        if isinstance(self._body, bytes):
+            self._body = bytearray(self._body)
+        self._body += body
+
+    @property
+    def body(self) -> bytes:
+        """What has come of it."""
+        return bytes(self._body)
+
+    def is_worth_reading(self) -> bool:
+        """Whether nothing speaks against the request before its body is here."""
+        if not self._is_checked:
+            try:
+                self._opened()
+            except InfaasError:
+                return False
+            self._is_checked = True
+        return True
+
+    def prepare(self) -> bool:
+        """The body is whole. False: it must go the ordinary way after all, and nothing has happened."""
+        self.more_body = False
+        try:
+            return self._prepared()
+        except Exception as exception:
+            self._failure = exception
+            return True
+
+    def _opened(self) -> tuple[Task, int | None]:
+        if self._fields is not self._head.fields:
+            self._ticket.caller = read_caller(self._fields)
+        return self._fast.opened(self._head, self._fields)
+
+    def _prepared(self) -> bool:
+        fast, head = self._fast, self._head
+        task, version = self._opened()
+        if head.is_large_for is task:
+            return False
+        body, before = self.body, head.known
+        if before is not None and before.task is task and (inputs := before.inputs(body)) is not None:
+            return self._like(before, version, inputs)
+        ticket, fields = self._ticket, self._fields
+        length = header_length(fields)
+        request = fast.decoded(body, length, task)
+        if request is None:
+            return False
+        if request.id and REQUEST_ID not in fields:
+            ticket.caller = read_caller(fields, request.id)
+        check_json_outputs(request, task)
+        requirements = None
+        states_none = not request.parameters or request.parameters.keys() <= _UNSTATED
+        if states_none:
+            requirements = head.known_requirements(task.defaults)
+        query = fast.inference.query(ticket, version, task, request, fields, requirements=requirements)
+        if may_be_large_answer(request, task, query.items):
+            head.is_large_for = task
+            return False
+        if not fast.inference.service.can_begin(query):
+            return False
+        if states_none:
+            head.remember(task.defaults, query.requirements)
+        if head.lessons < LESSONS:
+            head.lessons += 1
+            head.known = known(task, body, length, request, query)
+        self._task, self._request, self._query = task, request, query
+        return True
+
+    def _like(self, before: Known, version: int | None, inputs: tuple[Tensor, ...]) -> bool:
+        """The rest of `_prepared`, for what is known but for its values."""
+        inference, made = self._fast.inference, self._made
+        query = inference.query_like(
+            before.handle, version, inputs, before.outline, before.requirements, self._arrived_at,
+            None if made is None else made.caller,
+        )  # fmt: skip
+        if made is not None:
+            made.priority, made.items = query.requirements.priority, query.items
+        elif self._fields is self._head.fields:
+            self.known = before
+        if not inference.service.can_begin(query):
+            return False
+        self._task, self._request, self._query = before.task, before.request, query
+        return True
+
+    def start(self) -> None:
+        """Hand the query to the service, or answer what was wrong with it."""
+        query = self._query
+        if self._failure is not None:
+            self._fail(self._failure)
+            return
+        if query is None or self.done():
+            return
+        try:
+            drop = self._fast.inference.service.begin(query, self)
+        except Exception as exception:
+            self._fail(exception)
+            return
+        if not self.done():
+            self._drop = drop
+
+    # The answer
+
+    def done(self) -> bool:
+        return self.response_started or self.disconnected
+
+    @property
+    def together(self) -> Together:
+        return self._fast.together
+
+    @property
+    def standing_fields(self) -> list[tuple[bytes, bytes]]:
+        return self._connection.standing_fields
+
+    def set_result(self, answer: Answer) -> None:
+        self._drop = None
+        ticket = self._ticket
+        ticket.outcome = answer.outcome
+        try:
+            pieces = self.written(ticket.caller, answer, {})
+        except Exception as exception:
+            self._fail(exception)
+            return
+        self._fast.inference.count_answer(ticket, answer.outcome)
+        self._send(pieces)
+
+    def set_exception(self, error: Exception) -> None:
+        self._fail(error)
+
+    def outputs(self, answer: Answer) -> list[tuple[Tensor, bool]]:
+        task, request, _ = self._wanted()
+        return answered_outputs(answer, request, task)
+
+    def written(self, caller: Caller, answer: Answer, data: Mapping[str, bytes]) -> Sequence[Buffer]:
+        task, request, query = self._wanted()
+        served = self._fast.inference.served(answer, query, request, task)
+        parts, length = answer_parts(
+            served.outputs,
+            model_name=self._head.handle,
+            model_version=served.version,
+            id=request.id,
+            parameters=served.parameters,
+            rendered=data,
+        )
+        lines = answer_lines(caller, answer.outcome)
+        if length is None:
+            return self._pieces(200, f"{lines}content-type: {JSON_TYPE}\r\n", parts)
+        return self._pieces(200, f"{lines}content-type: {BINARY_TYPE}\r\n{HEADER_LENGTH}: {length}\r\n", parts)
+
+    def _wanted(self) -> tuple[Task, InferRequest, Query]:
+        """What an answer is made with."""
+        if self._task is None or self._request is None or self._query is None:
+            raise AssertionError("an exchange was answered that asked for nothing")
+        return self._task, self._request, self._query
+
+    def send_whole(self, answer: bytes, at: float) -> bool:
+        """Send what is a whole answer of status 200 to a caller who stays."""
+        if not self._connection.answer_whole(self, answer, at):
+            return False
+        self._task = self._request = self._query = self._drop = None
+        self._body = b""
+        return True
+
+    def _fail(self, exception: Exception) -> None:
+        self._drop = self._failure = None
+        ticket = self._ticket
+        if isinstance(exception, QueryFailedError):
+            ticket.outcome = exception.outcome
+        error = as_error(exception, ticket.caller.request_id)
+        status, fields, parts = failed(error, ticket)
+        self._fast.inference.count(ticket, error)
+        pieces = self._pieces(status, lines_of(fields), parts)
+        if isinstance(exception, QueryFailedError) and exception.code in CODES:
+            self._turn_away(exception, pieces)
+        self._send(pieces)
+
+    def _turn_away(self, error: QueryFailedError, pieces: Sequence[Buffer]) -> None:
+        head, query = self._head, self._query
+        if not self.keep_alive or self._fields is not head.fields or query is None or head.known is None:
+            return
+        if self._request is head.known.request:
+            self._fast.turn_away(head, query, error, b"".join(pieces), self._ticket.caller.request_id)
+
+    def _pieces(self, status: int, lines: str, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+        size = sum(map(len, parts))
+        return [*self._fast.head_of(self._connection, status, lines, size, keeps_alive=self.keep_alive), *parts]
+
+    def _send(self, pieces: Sequence[Buffer]) -> None:
+        """A large answer is sent in the pieces that it consists of: joining them would copy it, on the loop."""
+        self._forget()
+        size = sum(map(len, pieces))
+        self._connection.answer(self, pieces if size > JOIN_BYTES else (b"".join(pieces),))
+
+    def _leave(self) -> None:
+        drop, self._drop = self._drop, None
+        self.response_complete = True
+        if drop is not None:
+            drop()
+        self._fast.inference.count(self._ticket, CallerLeftError("the caller closed the connection"))
+        self._forget()
+
+    def _forget(self) -> None:
+        """An idle connection keeps its last exchange; it is not to keep what was sent."""
+        self._task = self._request = self._query = self._drop = self._failure = None
+        self._body = b""
