@@ -56,12 +56,17 @@ class Filling:
             usual=partial(self._ledger.seen.usual, lane.variant, now=now),
             promised=partial(self._ledger.seen.promised, lane.variant, now=now),
             most=most,
+            surely_s=curve.most_s[most] * self._ledger.seen.most_promised(lane.variant, now),
             max_queries=1 if eligibility.is_alone else None,
             drops_late=not eligibility.is_bound,
         )
         passed_over: list[Ticket] = []
         is_late = _Late(curve, now + limits.start_s + limits.overhead_s, limits)
-        found = form(_heads(eligibility, lane, passed_over, is_late), curve, limits, now)
+        if len(eligibility.promised.get(lane.id, ())) == eligibility.count:
+            heads = eligibility.pops()  # nothing in it is other instances' work
+        else:
+            heads = _heads(eligibility, lane, passed_over, is_late)
+        found = form(heads, curve, limits, now)
         self._put_back(found, passed_over)
         if not (found.batch or found.expired or found.late):
             mine = eligibility.promised.get(lane.id, {}).values()

@@ -238,6 +238,11 @@ class Observations:
         idle_s = now - runs.seen_at
         return runs.promised if idle_s <= FRESH_S else _aged(runs.promised, 1.0, idle_s)
 
+    def most_promised(self, variant: VariantName, now: float) -> float:
+        """Of all sizes, but at least 1."""
+        sizes = self._runs.get(variant)
+        return max(1.0, *(self.promised(variant, 1 << (bits - 1), now) for bits in sizes)) if sizes else 1.0
+
     def least_promised(self, variant: VariantName) -> float:
         """Of all sizes, but at most 1."""
         sizes = self._runs.get(variant)

@@ -127,9 +127,11 @@ class EligibilityClass:
 
     def pops(self) -> Iterator[Ticket]:
         """Takes the waiting tickets off, earliest deadline first, as far as the iteration goes."""
-        while (ticket := self.peek()) is not None:
-            heapq.heappop(self._heap)
-            yield ticket
+        heap, pop = self._heap, heapq.heappop
+        while heap:
+            _, _, entry, ticket = pop(heap)
+            if entry == ticket.entry:
+                yield ticket
 
     def restore(self) -> None:
         """Put exactly what waits into the heap."""
@@ -143,7 +145,7 @@ class EligibilityClass:
         if not self.count:
             self._heap.clear()
         elif len(self._heap) > 2 * self.count + 64:
-            self._heap = [entry for entry in self._heap if entry[2] == entry[3].entry]
+            self._heap[:] = [entry for entry in self._heap if entry[2] == entry[3].entry]
             heapq.heapify(self._heap)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Container
-from enum import Enum
+from enum import IntEnum
 from math import inf
 
 from infaas_controller.lanes import Lane
@@ -13,7 +13,7 @@ from infaas_controller.lanes import Lane
 _TIDY_ABOVE = 1_000
 
 
-class Due(Enum):
+class Due(IntEnum):
     """Why a timer is set, which says what it is set for: a query's number, a batch's number, an instance."""
 
     DEADLINE = 0
@@ -36,7 +36,12 @@ class Timers:
     def set(self, when: float, due: Due, what: int | Lane) -> None:
         heapq.heappush(self._heap, (when, next(self._numbers), due, what))
         if len(self._heap) > self._tidy_above:
-            self._heap = [timer for timer in self._heap if not self._is_stale(timer[2], timer[3])]
+            waiting, deadline = self._of[Due.DEADLINE], Due.DEADLINE
+            self._heap = [
+                timer
+                for timer in self._heap
+                if (timer[3] in waiting if timer[2] is deadline else not self._is_stale(timer[2], timer[3]))
+            ]
             heapq.heapify(self._heap)
             self._tidy_above = max(_TIDY_ABOVE, 4 * len(self._heap))
 

@@ -6,6 +6,8 @@ for its last.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from infaas.domain.variant import Variant
 
 PAYS = 0.9
@@ -20,7 +22,7 @@ BATCH_COST_S = 0.0003
 class Curve:
     """Latency of one variant's batches in seconds, index = items. Made once per published variant."""
 
-    __slots__ = ("hard_limit", "is_fixed", "least_s", "mean_s", "p95_s", "preferred", "variant")
+    __slots__ = ("hard_limit", "is_fixed", "least_s", "mean_s", "most_s", "p95_s", "preferred", "variant")
 
     def __init__(self, variant: Variant) -> None:
         profile = variant.profile
@@ -36,6 +38,8 @@ class Curve:
         """The least p95 of any batch of at least so many items; measured curves need not rise everywhere."""
         for n in range(self.hard_limit - 1, -1, -1):
             self.least_s[n] = min(self.p95_s[n], self.least_s[n + 1])
+        self.most_s = list(accumulate(self.p95_s, max))
+        """The greatest p95 of any batch of at most so many items."""
         self.preferred = self.hard_limit if self.is_fixed else preferred_batch(self.mean_s, BATCH_COST_S)
 
     def most_of(self, waiting: int) -> int:

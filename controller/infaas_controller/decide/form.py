@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from infaas_controller.decide.curve import Curve
@@ -65,6 +66,8 @@ class Limits:
     """Items that the batch may hold; None: as many as pay. One query alone may hold more."""
     max_bytes: int = MAX_BATCH_BYTES
     """Of inputs; one query alone may hold more."""
+    surely_s: float = inf
+    """No batch that this may become runs longer than that."""
     drops_late: bool = True
     """Whether queries that would be late are set aside; a policy that binds keeps them until their deadline."""
 
@@ -95,6 +98,7 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
     tightest = float("inf")
     most = curve.preferred if limits.most is None else limits.most
     begin = now + limits.start_s + limits.overhead_s
+    surely = begin + limits.surely_s
     for entry in queue:
         if entry.deadline <= now:
             expired.append(entry)
@@ -110,7 +114,10 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
                 grown > most
                 or len(batch) == limits.max_queries
                 or bytes_ + entry.input_bytes > limits.max_bytes
-                or begin + curve.p95_s[grown] * limits.promised(grown) > min(tightest, entry.deadline)
+                or (
+                    surely > (tight := min(tightest, entry.deadline))
+                    and begin + curve.p95_s[grown] * limits.promised(grown) > tight
+                )
             ):
                 left = entry
                 break
