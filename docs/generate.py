@@ -16,7 +16,8 @@ import click
 import typer.main
 
 from infaas.cli.app import app
-from infaas.observe.metrics import Live, LiveCollector, Metrics
+from infaas.observe.live import Live, LiveCollector
+from infaas.observe.metrics import Metrics
 from infaas.rpc.edges import EDGES
 from infaas.settings import json_schema
 

@@ -23,6 +23,7 @@ __all__ = [
     "ModelList",
     "OutcomeDocument",
     "PartDocument",
+    "ProcessDocument",
     "ProfileList",
     "ProfilingDocument",
     "ProfilingList",
@@ -286,8 +287,25 @@ class PartDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessDocument:
+    """One of the processes that a controller consists of."""
+
+    number: int
+    controller: str
+    """Its own name, which its decisions carry."""
+    pid: int
+    state: str
+    """`starting`, `serving` or `draining`."""
+    is_ready: bool
+    is_leader: bool
+    in_flight: int
+    restarts: int
+    """How often its place was filled again."""
+
+
+@dataclass(frozen=True, slots=True)
 class SystemDocument:
-    """What one controller knows of the parts it depends on."""
+    """What one controller, all its processes together, knows of the parts it depends on."""
 
     controller: str
     is_ready: bool
@@ -300,3 +318,5 @@ class SystemDocument:
     """Decisions that were lost to the journal since the controller started."""
     workers: int
     workers_connected: int
+    processes: tuple[ProcessDocument, ...] = ()
+    """That the controller consists of, by number; the one that answers among them."""

@@ -14,12 +14,15 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 
 from infaas.errors import InfaasError, NotFoundError, SettingsError
+from infaas.processes.seat import seat_of
 from infaas.settings import Settings, load_settings
 from infaas.up.restart import SETTINGS_EXIT
 from infaas.up.tether import SUPERVISOR_PID, die_with
 
 GROUP = "infaas.programs"
 FAILURE_EXIT = 1
+SHARED_OUT = "controller"
+"""The program that may be several processes."""
 THREAD_POOLS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -49,11 +52,17 @@ def run(name: str, environ: Mapping[str, str] | None = None) -> int:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     # From here until the component sets its own handlers, a stop during the imports is a clean end.
     signal.signal(signal.SIGTERM, _stop_early)
-    if env.get(SUPERVISOR_PID):
-        die_with(int(env[SUPERVISOR_PID]))
     try:
+        seat = seat_of(env)
+        if env.get(SUPERVISOR_PID):
+            # The next master of several processes needs their ports, so these do not outlive theirs to finish anything.
+            die_with(int(env[SUPERVISOR_PID]), signal.SIGTERM if seat.is_alone else signal.SIGKILL)
         settings = load_settings(environ=env)
-        _configure_log(settings, name)
+        _configure_log(settings, name if seat.is_alone else f"{name}-{seat.number}")
+        if name == SHARED_OUT and seat.is_alone and settings.controller.processes > 1:
+            from infaas.processes.master import run as run_processes
+
+            return run_processes(settings)
         load(name)(settings)
     except SettingsError as error:
         print(f"infaas {name}: {error.text}", file=sys.stderr)

@@ -18,7 +18,7 @@ from infaas.errors import SettingsError
 
 ENV_PREFIX = "INFAAS_"
 ENV_NOT_SETTINGS = frozenset(
-    {"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN", "INFAAS_SUPERVISOR_PID"}
+    {"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN", "INFAAS_SUPERVISOR_PID", "INFAAS_SEAT"}
 )
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S+@")
@@ -58,6 +58,13 @@ class ControllerSettings(_Section):
     http_port: int = Field(8000, ge=0, le=65535, description="REST; 0 picks a free port")
     grpc_port: int = Field(8001, ge=0, le=65535)
     metrics_port: int = Field(8002, ge=0, le=65535)
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share the three ports; each serves queries with a core of its own. What is limited "
+        "per controller is shared out evenly",
+    )
     advertise: str | None = Field(
         None, description="URL at which other controllers reach this one's REST; empty: made from host and port"
     )

@@ -46,4 +46,14 @@ def batch_result(done: pb.BatchDone, payload: memoryview) -> BatchResult:
         raise FrameError(f"what is said of a batch's outputs does not fit them: {error}") from error
     outputs = {number: Outputs(columns, place, problem) for place, number in enumerate(numbers)}
     failed = {failure.id: (failure.error_code, failure.error) for failure in done.failures}
-    return BatchResult(done.error_code, done.error, done.was_running, done.staged_s, done.run_s, outputs, failed)
+    return BatchResult(
+        done.error_code,
+        done.error,
+        done.was_running,
+        done.staged_s,
+        done.run_s,
+        outputs,
+        failed,
+        done.others,
+        done.run_items,
+    )

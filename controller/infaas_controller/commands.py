@@ -67,3 +67,7 @@ class BatchResult(msgspec.Struct, frozen=True):
     """By ticket number. A query without outputs that did not fail was not run."""
     failed: Mapping[int, tuple[str, str]] | None = None
     """What befell single queries of a batch that ran: a code's slug and words, by ticket number."""
+    others: int = 0
+    """Items of other controllers that the instance holds."""
+    run_items: int = 0
+    """Of the whole run, where batches of several controllers shared it; 0: its own alone."""

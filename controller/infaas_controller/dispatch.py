@@ -17,6 +17,7 @@ from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import ControllerId, DecisionId, InstanceId, VariantName, WorkerId, fresh_id
 from infaas.domain.query import AccuracyConfidence, Code, Decision, Query
 from infaas.errors import InfaasError, NotFoundError
+from infaas.observe.book import Book
 from infaas.observe.log import get_logger
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
@@ -66,14 +67,16 @@ class Dispatcher:
         rng: random.Random | None = None,
         *,
         controller: ControllerId | None = None,
+        book: Book | None = None,
     ) -> None:
+        """`book` keeps what is counted per variant; without one, it is this object's own."""
         random_source = rng or random.Random()
         self._keeper = view_keeper
         self._links = links
         self._clock = clock
         self.controller = controller or ControllerId(fresh_id("c"))
         self.decisions = Decisions(self.controller, clock, settings.controller.decision_memory)
-        self._tally = Tally()
+        self._tally = Tally(book)
         self.engine = Engine(
             EngineSettings(
                 policies,
@@ -293,8 +296,10 @@ class Dispatcher:
         finally:
             self._after()
 
-    def batch_started(self, batch: int) -> None:
-        self.engine.started(batch, self._clock.now())
+    def batch_started(self, batch: int, others: int) -> None:
+        self.engine.started(batch, self._clock.now(), others)
+        if self.engine.has_work:
+            self._after()
 
     def batch_done(self, batch: int, result: BatchResult) -> None:
         try:
@@ -310,7 +315,9 @@ class Dispatcher:
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         now = self._clock.now()
         for load in loads:
-            self.engine.load_reported(InstanceId(load.instance), load.running + load.staged, now)
+            self.engine.load_reported(InstanceId(load.instance), load.held_items, now)
+        if self.engine.has_work:
+            self._after()
 
     def _on_view(self, old: ClusterView, new: ClusterView) -> None:
         now = self._clock.now()

@@ -65,11 +65,16 @@ class Engine(Arrivals):
                     self._abandon(lane, error)
                     raise
 
-    def started(self, batch: int, now: float) -> None:
+    def started(self, batch: int, now: float, others: int = 0) -> None:
+        """`others` are the items of other controllers that its instance holds."""
         sent = self._sent.get(batch)
         if sent is not None:
             sent.is_started = True
-            self.ledger.started(sent.lane, batch, now)
+            lane, had = sent.lane, sent.lane.free_slots
+            self.ledger.started(lane, batch, now)
+            self.ledger.others_hold(lane, others, now)
+            if lane.free_slots > had:
+                self._dirty[lane.id] = lane
 
     def done(self, batch: int, result: BatchResult, now: float) -> None:
         """A worker is done with a batch, in whatever way. One that is not known any more is ignored."""
@@ -78,12 +83,13 @@ class Engine(Arrivals):
             return
         lane = sent.lane
         flight = self.ledger.done(lane, batch)
+        self.ledger.others_hold(lane, result.others, now)
         self._dirty[lane.id] = lane
         if result.error:
             self._batch_failed(sent, batch, result, now)
             return
         if flight is not None and (items := sent.items_that_ran(result)):
-            self.ledger.observed_batch(lane, flight, items, result.staged_s, result.run_s, now)
+            self.ledger.observed_batch(lane, flight, items, result.staged_s, result.run_s, now, result.run_items)
         outputs, failed = result.outputs or {}, result.failed or {}
         for ticket in sent.tickets:
             if ticket.deaths and (ticket.number in outputs or ticket.number in sent.left):
@@ -130,8 +136,14 @@ class Engine(Arrivals):
         self.ledger.set_reachable(worker, False)
         self._follow([], self.ledger.worker_lost(worker), now)
 
-    def load_reported(self, instance: InstanceId, batches: int, now: float) -> None:
-        self.ledger.reported_load(instance, batches, now)
+    def load_reported(self, instance: InstanceId, items: int, now: float) -> None:
+        """So many items are at an instance, ours among them."""
+        lane = self.ledger.lanes.get(instance)
+        if lane is not None:
+            had = lane.free_slots
+            self.ledger.reported_load(lane, items, now)
+            if lane.free_slots > had:
+                self._dirty[lane.id] = lane
 
     def cancel(self, ticket: Ticket) -> None:
         """The caller is gone. What is staged of it is taken back."""

@@ -127,9 +127,14 @@ class Journal:
         self._waiting = asyncio.Event()
         self._batches = 0
         self._said_at = float("-inf")
+        self._on_drop: Callable[[], None] | None = None
         self.dropped = 0
         """Decisions that were to be journaled and were not."""
         self.written = 0
+
+    def on_drop(self, hook: Callable[[], None]) -> None:
+        """`hook` is called for every decision that is lost. It must be quick and must not raise."""
+        self._on_drop = hook
 
     def take(self, outcome: str, handle: str, attempts: int = 0, is_fallback: bool = False) -> bool:
         """Whether a decision of that outcome is one to `keep`: of answers, some are; of a flood of refusals, some. Ask
@@ -137,7 +142,7 @@ class Journal:
         if not is_journaled(outcome, self._sample, self._draw()):
             return False
         if len(self._queue) >= self._capacity:
-            self.dropped += 1
+            self._drop()
             self._say("decisions are dropped: the journal is full", capacity=self._capacity)
             return False
         if outcome in _ONE_BY_ONE:
@@ -223,11 +228,16 @@ class Journal:
         except Exception as error:
             if len(batch) > 1:
                 return sum([await self._write([waiting]) for waiting in batch])
-            self.dropped += 1
+            self._drop()
             reason = error.text if isinstance(error, InfaasError) else type(error).__name__
             _log.error("a decision cannot be journaled", decision=batch[0].decision.id, reason=reason)
             return 0
         return len(batch)
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        if self._on_drop is not None:
+            self._on_drop()
 
     def _say(self, event: str, **facts: object) -> None:
         """At once, then at most every half minute: queries may come by the thousand while the catalogue is away."""

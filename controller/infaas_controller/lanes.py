@@ -73,6 +73,7 @@ class Lane:
         two classes never share a batch."""
         self.flights: dict[int, Flight] = {}
         self.foreign = 0
+        """Items of other controllers that it holds, by the worker's last word."""
         self.foreign_until = 0.0
         self.pace = Pace()
 
@@ -104,7 +105,12 @@ class Lane:
 
     @property
     def free_slots(self) -> int:
-        return self.slots - len(self.flights)
+        """Batches that it may be sent now. What others have there keeps it busy, too: beside that, one of ours that has
+        not begun is enough, and what is not sent yet can still be chosen anew."""
+        free = self.slots - len(self.flights)
+        if not self.foreign or free <= 0:
+            return free
+        return min(free, 1 - sum(flight.started_at is None for flight in self.flights.values()))
 
     def free_at(self, now: float) -> float:
         """When what was sent to it will be done. A batch that is overdue by x is taken to need another x."""
@@ -119,13 +125,23 @@ class Lane:
             if at < now:
                 at = 2 * now - at
         at = max(at, now)
-        if self.foreign and self.foreign_until > now and self.curve is not None:
-            at += self.foreign * self.curve.mean_s[self.curve.preferred]
-        return at
+        return at + self._run_s(self.foreign) if self.has_foreign(now) else at
+
+    def has_work(self, now: float) -> bool:
+        """Whether it takes cores, or will: it has loaded, and somebody has given it something to do."""
+        return self.is_started_up and (not self.is_idle or self.has_foreign(now))
+
+    def has_foreign(self, now: float) -> bool:
+        """Whether other controllers have work at it, as far as is known."""
+        return self.foreign > 0 and self.foreign_until > now
 
     def waiting_s(self) -> float:
         """Seconds of work that is promised but not sent."""
-        curve, items = self.curve, self.ahead[-1]
+        return self._run_s(self.ahead[-1])
+
+    def _run_s(self, items: int) -> float:
+        """In runs of the size that pays; those of several controllers share them."""
+        curve = self.curve
         if curve is None or not items:
             return 0.0
         full, rest = divmod(items, curve.preferred)
@@ -144,7 +160,7 @@ class Deck:
         """Whether there is a stream to it."""
         self.lanes: dict[InstanceId, Lane] = {}
         self.busy: dict[InstanceId, Lane] = {}
-        """Those of its lanes that have been promised something."""
+        """Those of its lanes that have been promised something, by this controller or by others."""
         self._chains: tuple[list[tuple[float, int, Lane]], int] | None = None
         self._chains_from = 0.0
         self.hop = hop
@@ -156,12 +172,12 @@ class Deck:
         return self.is_reachable and self.record.state is WorkerState.READY
 
     def cores_left_at(self, lane: Lane, threads: int, now: float) -> float:
-        """When `threads` cores are free beside what was sent to its other lanes: for what would be sent next. Work that
-        still waits is not ahead of it."""
+        """When `threads` cores are free beside what was sent to its other lanes, by whomever: for what would be sent
+        next. Work that still waits is not ahead of it."""
         busy = [
             (other.free_at(now), other.curve.variant.threads)
             for other in self.busy.values()
-            if other.flights and other is not lane and other.curve is not None
+            if (other.flights or other.has_foreign(now)) and other is not lane and other.curve is not None
         ]
         wanted = sum(each for _, each in busy)
         at = now
@@ -182,7 +198,7 @@ class Deck:
         cores = self.record.cores
         if wanted + threads <= cores:
             return now
-        if lane is not None and lane.id in self.busy and lane.curve is not None and lane.is_started_up:
+        if lane is not None and lane.id in self.busy and lane.curve is not None and lane.has_work(now):
             wanted -= lane.curve.variant.threads
             if wanted + threads <= cores:
                 return now
@@ -202,7 +218,7 @@ class Deck:
         was forgotten is not taken in again by what is still released of it."""
         if self.lanes.get(lane.id) is not lane:
             return
-        if lane.flights or lane.ahead[-1]:
+        if lane.flights or lane.ahead[-1] or lane.foreign:
             self.busy[lane.id] = lane
         else:
             self.busy.pop(lane.id, None)
@@ -222,7 +238,7 @@ class Deck:
             wanted = 0
             for lane in self.busy.values():
                 curve = lane.curve
-                if curve is not None and lane.is_started_up:
+                if curve is not None and lane.has_work(now):
                     chains.append((lane.free_at(now) + lane.waiting_s(), curve.variant.threads, lane))
                     wanted += curve.variant.threads
             chains.sort(key=_end)
@@ -230,7 +246,8 @@ class Deck:
         return self._chains
 
     def utilisation(self, now: float) -> float:
-        """Core-seconds promised, per core: the load that this controller has put on the worker."""
+        """Core-seconds promised, per core: the load that this controller has put on the worker, and what it knows of
+        others'."""
         total = 0.0
         for lane in self.busy.values():
             if lane.curve is not None:

@@ -7,7 +7,7 @@ when these do.
 
 from __future__ import annotations
 
-from infaas.domain.ids import InstanceId, VariantName, WorkerId
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
 from infaas_controller.decide.curve import Curve
@@ -16,7 +16,7 @@ from infaas_controller.observed import HOP_BOUNDS_S, VariantLoad
 from infaas_controller.roster import Roster
 
 FOREIGN_FOR_S = 1.5
-"""How long a report's word on other controllers' batches is believed."""
+"""How long a worker's word on other controllers' work is believed: its next report comes sooner."""
 
 
 class Ledger(Roster):
@@ -65,12 +65,17 @@ class Ledger(Roster):
         lane.worker.changed(lane)
         return flight
 
-    def reported_load(self, instance: InstanceId, batches: int, now: float) -> None:
-        """A worker's count of the batches an instance holds; what is not ours is other controllers'."""
-        lane = self.lanes.get(instance)
-        if lane is not None:
-            lane.foreign = max(0, batches - len(lane.flights))
+    def reported_load(self, lane: Lane, items: int, now: float) -> None:
+        """A worker's count of the items an instance holds; what is not ours is other controllers'."""
+        own = sum([flight.items for flight in lane.flights.values()])
+        self.others_hold(lane, max(0, items - own), now)
+
+    def others_hold(self, lane: Lane, items: int, now: float) -> None:
+        """So many items of other controllers are at the instance."""
+        if items or lane.foreign:
+            lane.foreign = items
             lane.foreign_until = now + FOREIGN_FOR_S
+            lane.worker.changed(lane)
 
     # -- what is observed --------------------------------------------------------------------------------------------
 
@@ -79,13 +84,16 @@ class Ledger(Roster):
         outstanding = sum(lane.ahead[-1] + sum(f.items for f in lane.flights.values()) for lane in lanes)
         return self.seen.load(variant, len(lanes), outstanding, now)
 
-    def observed_batch(self, lane: Lane, flight: Flight, items: int, staged_s: float, run_s: float, now: float) -> None:
-        """Learn from a batch of which `items` ran. What it took beyond waiting for its turn and running, from the
-        arrival of its last query on, is the way there and back."""
+    def observed_batch(
+        self, lane: Lane, flight: Flight, items: int, staged_s: float, run_s: float, now: float, run_items: int = 0
+    ) -> None:
+        """Learn from a batch of which `items` ran, in a run of `run_items` if others shared it. What it took beyond
+        waiting for its turn and running, from the arrival of its last query on, is the way there and back."""
         self.seen.count(lane.variant, items, staged_s + run_s, now)
         if lane.curve is not None:
-            self.seen.ran(lane.curve, items, run_s, now)
-            is_full = flight.is_next and items * 2 >= lane.curve.preferred
+            whole = min(max(items, run_items), lane.curve.hard_limit)
+            self.seen.ran(lane.curve, whole, run_s, now)
+            is_full = flight.is_next and whole * 2 >= lane.curve.preferred
             lane.pace.add(items, now, is_full=is_full)
         lane.worker.hop.add(now - flight.sent_at + flight.gathered_s - staged_s - run_s, now)
 
@@ -108,7 +116,7 @@ class Ledger(Roster):
         if curve is None:
             return float("inf")
         deck = lane.worker
-        start = lane.free_at(now) if (lane.flights or lane.ready_at > now or lane.foreign) else now
+        start = lane.free_at(now) if (lane.flights or lane.foreign or lane.ready_at > now) else now
         if lane.instance_state is InstanceState.LOADING:
             start = max(start, lane.free_at(now))
         if deck.busy:

@@ -62,7 +62,8 @@ class Sink(Protocol):
     def worker_lost(self, worker: WorkerId) -> None:
         """The stream ended or fell silent; nothing sent on it will be answered."""
 
-    def batch_started(self, batch: int) -> None: ...
+    def batch_started(self, batch: int, others: int) -> None:
+        """`others` are the items of other controllers that its instance holds."""
 
     def batch_done(self, batch: int, result: BatchResult) -> None: ...
 
@@ -186,7 +187,7 @@ class Link:
         if body == "done":
             self._terms.sink.batch_done(message.done.id, batch_result(message.done, payload))
         elif body == "started":
-            self._terms.sink.batch_started(message.started.id)
+            self._terms.sink.batch_started(message.started.id, message.started.others)
         elif body == "report":
             self._take_report(message.report)
         elif body == "refusal":

@@ -27,14 +27,18 @@ _WITHOUT_LIMIT = 1 << 20
 _log = get_logger(__name__)
 
 
-def bind(host: str, port: int, setting: str) -> socket.socket:
-    """A listening socket. Raises SettingsError naming the port, the setting and what to do."""
+def bind(host: str, port: int, setting: str, *, is_shared: bool = False) -> socket.socket:
+    """A listening socket. One that is shared with other processes does not listen yet: from when it does, connections
+    are handed to it. Raises SettingsError naming the port, the setting and what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if is_shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        if not is_shared:
+            listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise SettingsError(
@@ -98,6 +102,10 @@ class HttpListener:
 
     async def run(self) -> None:
         await self._server.serve(sockets=[self._listener])
+
+    def give_back(self) -> None:
+        """Close the socket of a listener that never ran."""
+        self._listener.close()
 
     def stop(self) -> None:
         """Take no more connections, finish what runs; `run` then returns."""

@@ -7,13 +7,13 @@ On SIGTERM or SIGINT the controller first reports not-ready, then finishes the q
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
+import socket
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -26,10 +26,14 @@ from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.errors import UnavailableError
 from infaas.exposure import require_safe_binding
+from infaas.observe.book import Book, OwnBook
+from infaas.observe.live import Live, WorkerLive
 from infaas.observe.log import get_logger
-from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
+from infaas.observe.metrics import Metrics, exposition_app
 from infaas.observe.query_log import QueryLog
 from infaas.observe.trace import Tracing, open_tracing
+from infaas.processes.numbers import SharedBook
+from infaas.processes.seat import SEAT, Seat, seat_of
 from infaas.repository.base import open_repository
 from infaas.settings import Settings
 from infaas.store.leader import Leadership
@@ -37,11 +41,12 @@ from infaas.store.redis import RedisStore
 from infaas.store.view import ViewKeeper
 from infaas_controller.api.admin import admin_router
 from infaas_controller.api.auth import Authenticator
-from infaas_controller.api.bulk.pool import Bulk
+from infaas_controller.api.bulk.pool import PROCESSES, Bulk
 from infaas_controller.api.grpc import GrpcServer
 from infaas_controller.api.http import EdgeApp, create_app
 from infaas_controller.api.http_limits import Limits
 from infaas_controller.dispatch import Dispatcher
+from infaas_controller.doors import Doors
 from infaas_controller.journal import Journal
 from infaas_controller.listeners import HttpListener, bind, raise_descriptor_limit
 from infaas_controller.peers import Peers, own_url
@@ -49,6 +54,7 @@ from infaas_controller.policies import installed_policies
 from infaas_controller.register.collection import Collector
 from infaas_controller.register.registrar import Registrar
 from infaas_controller.scratch import Scratch
+from infaas_controller.siblings import Own, Siblings, may_listen, shared_out
 from infaas_controller.spares import Spares
 from infaas_controller.system import READ_ONLY, UP, SystemWatch
 from infaas_controller.workers import WorkerLinks
@@ -58,21 +64,27 @@ _LEADERSHIP = "controller"
 _LEASE_TTL_S = 6.0
 _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
+_READY_LOOK_S = 0.02
+"""How often a process looks whether connections are welcome: many things make it so, and it waits but once."""
 
 
 def main(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
+    """Run until SIGTERM or SIGINT: a whole controller, or the process of one that has the seat which the environment
+    names. Raises SettingsError when the settings do not work on this machine."""
     require_safe_binding("controller.host", settings.controller.host, settings.token())
-    uvloop.run(Controller(settings, SystemClock()).run())
+    seat = seat_of(os.environ)
+    os.environ.pop(SEAT, None)  # not for what we start
+    uvloop.run(Controller(shared_out(settings, seat.count), SystemClock(), seat).run())
 
 
 class Controller:
-    """One controller's life, from settings to the closed listener."""
+    """One controller's life, from settings to the closed listener; or that of one of its processes."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, seat: Seat) -> None:
         self._settings = settings
         self._clock = clock
-        self._id = ControllerId(fresh_id("c"))
+        self._seat = seat
+        self._id = ControllerId(fresh_id("c") if seat.is_alone else seat.name)
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -81,41 +93,31 @@ class Controller:
         _on_stop_signal(self._stop)
         connections = raise_descriptor_limit(own.max_connections)
         scratch = await asyncio.to_thread(Scratch.open, settings.state_dir)
-        rest_socket = bind(own.host, own.http_port, "controller.http_port")
-        metrics_socket = bind(own.host, own.metrics_port, "controller.metrics_port")
+        is_shared = not self._seat.is_alone
+        rest_socket = bind(own.host, own.http_port, "controller.http_port", is_shared=is_shared)
+        metrics_socket = bind(own.host, own.metrics_port, "controller.metrics_port", is_shared=is_shared)
         catalog = await asyncio.to_thread(open_catalogue, settings.database_url)
         http_port = int(rest_socket.getsockname()[1])
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
-        parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog)
+        parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog, self._seat)
         limits = Limits(patience_s=own.read_timeout_s, connections=connections)
-        rest = HttpListener(
-            parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s, limits=limits, fast=parts.rest_app.fast
-        )
-        exposition = exposition_app(parts.metrics.registry, Authenticator(settings.token()).check)
-        scrape = HttpListener(exposition, metrics_socket, drain_timeout_s=1.0, limits=limits)
-        grpc_port = await parts.grpc_server.start()  # before any lease is taken: a port that is taken ends it here
+        doors = self._doors(parts, rest_socket, metrics_socket, limits)
+        if not is_shared:
+            await doors.take_grpc_port()  # before any lease is taken: a port that is taken ends it here
         supervisor = Supervisor("controller")
         garbage.settle()
         _spawn_loops(supervisor, parts)
         supervisor.spawn("garbage", garbage.collect_between(lambda: not parts.dispatcher.in_flight(), self._clock))
-        listeners = {
-            supervisor.spawn("rest", rest.run(), stage=1, is_eternal=False),
-            supervisor.spawn("metrics", scrape.run(), stage=1, is_eternal=False),
-        }
-        announcement = announce(settings.state_dir, own.host, rest.port, grpc_port, scrape.port)
-        _log.info("controller listens", controller=self._id, http=rest.port, grpc=grpc_port, metrics=scrape.port)
-
         crash = asyncio.create_task(supervisor.wait(), name="crash")
         asked = asyncio.create_task(self._stop.wait(), name="stop")
         try:
+            if not is_shared or await self._may_open(parts, {crash, asked}):
+                await doors.open(supervisor)
             await asyncio.wait({crash, asked}, return_when=asyncio.FIRST_COMPLETED)
-            announcement.unlink(missing_ok=True)
+            doors.withdraw()
             await self._drain(parts.dispatcher, parts.grpc_server)
         finally:
-            rest.stop()
-            scrape.stop()
-            await parts.grpc_server.stop(_LISTENER_GRACE_S)
-            await asyncio.wait(listeners, timeout=_LISTENER_GRACE_S)  # answers that are on their way get out
+            await doors.close(_LISTENER_GRACE_S)
             await self._write_rest_of(parts.journal)
             await parts.peers.withdraw()
             await parts.leadership.stop()
@@ -131,6 +133,37 @@ class Controller:
             asked.cancel()
         _log.info("controller stopped", controller=self._id)
         await crash  # over since the supervisor stopped; raises what crashed, if anything did
+
+    def _doors(self, parts: Parts, rest_socket: socket.socket, metrics_socket: socket.socket, limits: Limits) -> Doors:
+        """Closed yet. Raises SettingsError for a token that cannot be read."""
+        app, drain_s = parts.rest_app, self._settings.controller.drain_timeout_s
+        exposition = exposition_app(parts.metrics.registry, Authenticator(self._settings.token()).check)
+        private: HttpListener | None = None
+        if not self._seat.is_alone:
+            own_socket = bind("127.0.0.1", 0, "a port for the processes beside it")
+            private = HttpListener(app, own_socket, drain_timeout_s=1.0, limits=limits)
+        return Doors(
+            self._seat,
+            self._settings,
+            parts.siblings,
+            parts.grpc_server,
+            HttpListener(app, rest_socket, drain_timeout_s=drain_s, limits=limits, fast=app.fast),
+            HttpListener(exposition, metrics_socket, drain_timeout_s=1.0, limits=limits),
+            private,
+        )
+
+    async def _may_open(self, parts: Parts, endings: set[asyncio.Task[Any]]) -> bool:
+        """Among processes that share ports, wait until connections are welcome here; False: this one ends first."""
+        began = self._clock.now()
+        while not may_listen(
+            is_ready=parts.dispatcher.is_ready(),
+            waited_s=self._clock.now() - began,
+            does_another_serve=parts.siblings.does_another_serve(),
+        ):
+            ended, _ = await asyncio.wait(endings, timeout=_READY_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            if ended:
+                return False
+        return True
 
     async def _drain(self, dispatcher: Dispatcher, grpc_server: GrpcServer) -> None:
         dispatcher.begin_drain()
@@ -181,18 +214,21 @@ class Parts:
     grpc_server: GrpcServer
     tracing: Tracing | None
     bulk: Bulk
+    siblings: Siblings
 
 
 def build_parts(
-    settings: Settings, clock: Clock, record: ControllerRecord, store: RedisStore, catalog: Catalog
+    settings: Settings, clock: Clock, record: ControllerRecord, store: RedisStore, catalog: Catalog, seat: Seat
 ) -> Parts:
     """Raises SettingsError for a repository, policy, token or tracing that cannot be had."""
     own, token = settings.controller, settings.token()
+    book = book_of(seat)
+    siblings = Siblings(seat, record.id, clock)
     keeper = ViewKeeper(store, clock)
     links = WorkerLinks(
         keeper, clock, controller=record.id, draw=random.random, lost_after_s=own.worker_lost_after_s, token=token
     )
-    dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id)
+    dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id, book=book)
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)
     repository = open_repository(settings.repository_url)
     registrar = Registrar(catalog, store, repository, dispatcher, settings, clock, lease=lambda: leadership.lease)
@@ -206,19 +242,22 @@ def build_parts(
         clock,
         lambda: leadership.lease,
     )
-    peers = Peers(store, record, token)
+    peers = Peers(store, record, token, siblings)
     system = SystemWatch(
-        record.id, catalog, keeper, peers, leadership, journal, links, dispatcher.is_ready, clock
+        record.id, catalog, keeper, peers, leadership, journal, links, dispatcher.is_ready, clock, siblings
     )  # fmt: skip
-    metrics = Metrics(lambda: live_figures(dispatcher, links, system))
+    metrics = Metrics(siblings.live, book)
+    siblings.speak_with(lambda: own_words(dispatcher, links, system, metrics))
+    journal.on_drop(metrics.observe_journal_drop)
     query_log = QueryLog(settings.log.queries, clock)
     dispatcher.decisions.on_prediction(metrics.observe_prediction)
     dispatcher.decisions.on_decision(query_log.observe, query_log.take)
     dispatcher.observe_with(metrics)
     dispatcher.decisions.on_traced(journal.keep, journal.take)
-    admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)
+    admin = admin_router(registrar, dispatcher, links, journal, peers, system.document)
     tracing = open_tracing(settings, "controller", clock)
-    bulk, explain = Bulk(observer=metrics), dispatcher.decision
+    bulk = Bulk(PROCESSES if seat.is_alone else 1, observer=metrics)
+    explain = dispatcher.decision
     app = create_app(
         dispatcher, settings, [admin], metrics, explain, clock=clock, tracing=tracing, parts=system.words, bulk=bulk
     )
@@ -239,7 +278,16 @@ def build_parts(
         grpc_server,
         tracing,
         bulk,
+        siblings,
     )
+
+
+def book_of(seat: Seat) -> Book:
+    """Where what is counted is kept."""
+    if seat.is_alone:
+        return OwnBook()
+    others = [file for number, file in enumerate(seat.numbers, 1) if number != seat.number]
+    return SharedBook(seat.numbers[seat.number - 1], others)
 
 
 def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
@@ -253,33 +301,15 @@ def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
     supervisor.spawn("spares", parts.spares.run())
     supervisor.spawn("peers", parts.peers.run())
     supervisor.spawn("system", parts.system.run())
-
-
-def announce(state_dir: Path, host: str, http_port: int, grpc_port: int, metrics_port: int) -> Path:
-    """Say where this controller listens, for the programs of this machine. The file appears whole or not at all."""
-    target = state_dir / "run" / "controller.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    scratch.write_text(
-        json.dumps(
-            {
-                "pid": os.getpid(),
-                "host": host,
-                "http_port": http_port,
-                "grpc_port": grpc_port,
-                "metrics_port": metrics_port,
-            }
-        )
-    )
-    os.replace(scratch, target)
-    return target
+    if parts.siblings.can_be:
+        supervisor.spawn("siblings", parts.siblings.run(), stage=1)
 
 
 def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch) -> Live:
-    """What gauges show, counted from what lives now (SURFACE rule 11)."""
+    """What this process's part of the gauges is, counted from what lives now (SURFACE rule 11)."""
     documents = links.documents()
     states = Counter(instance.state for worker in documents for instance in worker.instances)
-    known = system.document()
+    store = system.store()
     return Live(
         in_flight=dispatcher.in_flight(),
         queue_size=dispatcher.queue_sizes(),
@@ -294,12 +324,23 @@ def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch
             )
             for worker in documents
         },
-        is_store_up=known.store.state in (UP, READ_ONLY),
-        view_age_s=known.store.age_s,
-        is_leader=known.is_leader,
-        is_catalog_up=known.catalogue.state == UP,
-        journal_waiting=known.journal_waiting,
-        journal_dropped=known.journal_dropped,
+        is_store_up=store.state in (UP, READ_ONLY),
+        view_age_s=store.age_s,
+        is_leader=system.is_leader,
+        is_catalog_up=system.catalogue().state == UP,
+        journal_waiting=system.journal_waiting,
+        processes=1,
+    )
+
+
+def own_words(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch, metrics: Metrics) -> Own:
+    """What this process says of itself to those that are one controller with it."""
+    return Own(
+        live_figures(dispatcher, links, system),
+        is_leader=system.is_leader,
+        is_ready=dispatcher.is_ready(),
+        journal_dropped=metrics.own_journal_drops,
+        starts=metrics.own_starts,
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NoReturn, Protocol
 
 from infaas.aio.every import every
@@ -22,6 +23,7 @@ from infaas.store.leader import Leadership
 from infaas.store.view import ViewKeeper
 from infaas_controller.journal import Journal
 from infaas_controller.peers import Peers
+from infaas_controller.siblings import Siblings
 
 UP = "up"
 READ_ONLY = "read-only"
@@ -58,8 +60,11 @@ class SystemWatch:
         links: Links,
         is_ready: Callable[[], bool],
         clock: Clock,
+        siblings: Siblings | None = None,
     ) -> None:
+        """`siblings` are the processes that are one controller with this one; None: there can be none."""
         self._controller = controller
+        self._siblings = siblings
         self._catalog = catalog
         self._keeper = keeper
         self._peers = peers
@@ -93,18 +98,39 @@ class SystemWatch:
         state = part_state(is_read=unread is None, write_trouble=health.write_trouble)
         return PartDocument(state, unread or health.write_trouble or "")
 
+    @property
+    def is_leader(self) -> bool:
+        """This very process."""
+        return self._leadership.lease is not None
+
+    @property
+    def journal_waiting(self) -> int:
+        return len(self._journal)
+
     def document(self) -> SystemDocument:
+        """Of the parts, what this process sees; of what each process has its own of, the whole controller's."""
         workers = self._links.documents()
-        return SystemDocument(
+        found = SystemDocument(
             controller=self._controller,
             is_ready=self._is_ready(),
-            is_leader=self._leadership.lease is not None,
+            is_leader=self.is_leader,
             store=self.store(),
             catalogue=self.catalogue(),
             journal_waiting=len(self._journal),
             journal_dropped=self._journal.dropped,
             workers=len(workers),
             workers_connected=sum(worker.is_connected for worker in workers),
+        )
+        if self._siblings is None:
+            return found
+        told = self._siblings.all()
+        return replace(
+            found,
+            controller=self._siblings.name,
+            is_leader=any(one.own.is_leader for one in told),
+            journal_waiting=sum(one.own.live.journal_waiting or 0 for one in told),
+            journal_dropped=sum(one.own.journal_dropped for one in told),
+            processes=self._siblings.documents(),
         )
 
     def words(self) -> dict[str, str]:

@@ -1,73 +1,104 @@
-"""Counters per variant since the controller started: what `GET .../stats` shows."""
+"""Counters per variant since the controller started: what `GET .../stats` shows.
+
+They are rows of a book, so that processes of one controller show their sums, and none forgets what another counted
+before it died.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
 from infaas.domain.ids import VariantName
+from infaas.observe.book import Book, Cells, OwnBook
 from infaas_controller.ports import VariantStats
+
+_SERIES = "stats"
+_BATCHES = "stats_of_batches"
+_ITEMS, _EXECUTIONS, _SUCCESSES, _FAILURES, _QUEUE_S, _RUN_S, _SUCCESS_S, _FAIL_S, _LAST_AT = range(9)
+"""Of a variant's row; all but the last are added up. A batch size's row: how many, and the seconds that they ran."""
 
 
 class Counts:
     """Of one variant."""
 
-    __slots__ = (
-        "batches", "executions", "fail_s", "failures", "items", "last_at", "queue_s", "run_s", "success_s", "successes",
-    )  # fmt: skip
+    __slots__ = ("_cells",)
 
-    def __init__(self) -> None:
-        self.items = self.executions = self.successes = self.failures = 0
-        self.queue_s = self.run_s = self.success_s = self.fail_s = self.last_at = 0.0
-        self.batches: dict[int, tuple[int, float]] = {}
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
 
     def answered(self, items: int, queue_s: float, run_s: float, total_s: float, wall: float) -> None:
-        self.items += items
-        self.successes += 1
-        self.queue_s += queue_s
-        self.run_s += run_s
-        self.success_s += total_s
-        self.last_at = wall
+        cells = self._cells
+        cells[_ITEMS] += items
+        cells[_SUCCESSES] += 1
+        cells[_QUEUE_S] += queue_s
+        cells[_RUN_S] += run_s
+        cells[_SUCCESS_S] += total_s
+        cells[_LAST_AT] = wall
 
     def failed(self, total_s: float) -> None:
-        self.failures += 1
-        self.fail_s += total_s
+        self._cells[_FAILURES] += 1
+        self._cells[_FAIL_S] += total_s
+
+    def executed(self) -> None:
+        self._cells[_EXECUTIONS] += 1
 
 
 class Tally:
     """Written by the dispatcher only."""
 
-    def __init__(self) -> None:
+    def __init__(self, book: Book | None = None) -> None:
+        self._book = OwnBook() if book is None else book
         self._by_variant: dict[VariantName, Counts] = {}
+        self._by_batch: dict[tuple[VariantName, int], Cells] = {}
 
     def batch_ran(self, variant: VariantName, items: int, run_s: float) -> None:
-        counts = self.of(variant)
-        counts.executions += 1
-        runs, seconds = counts.batches.get(items, (0, 0.0))
-        counts.batches[items] = (runs + 1, seconds + run_s)
+        self.of(variant).executed()
+        batches = self._by_batch.get((variant, items))
+        if batches is None:
+            batches = self._by_batch[variant, items] = self._book.cells(_BATCHES, (variant, str(items)), 2)
+        batches[0] += 1
+        batches[1] += run_s
 
     def forget_but(self, known: Container[VariantName]) -> None:
-        """Nobody can ask for the counts of a variant that is no longer in the catalogue."""
+        """Nobody can ask for the counts of a variant that is no longer in the catalogue; should it come back, they go
+        on from where they were."""
         self._by_variant = {name: counts for name, counts in self._by_variant.items() if name in known}
+        self._by_batch = {key: counts for key, counts in self._by_batch.items() if key[0] in known}
 
     def snapshot(self) -> Mapping[VariantName, VariantStats]:
-        return {
-            name: VariantStats(
-                inference_count=c.items,
-                execution_count=c.executions,
-                success_count=c.successes,
-                fail_count=c.failures,
-                queue_s=c.queue_s,
-                run_s=c.run_s,
-                success_s=c.success_s,
-                fail_s=c.fail_s,
-                last_inference_at=c.last_at,
-                batches=dict(c.batches),
-            )
-            for name, c in self._by_variant.items()
-        }
+        """Over all processes that share the book."""
+        batches: dict[str, dict[int, tuple[int, float]]] = {}
+        for (variant, items), cells in self._book.rows(_BATCHES):
+            sizes = batches.setdefault(variant, {})
+            runs, seconds = sizes.get(int(items), (0, 0.0))
+            sizes[int(items)] = (runs + int(cells[0]), seconds + cells[1])
+        found: dict[VariantName, list[float]] = {}
+        for (name,), cells in self._book.rows(_SERIES):
+            totals = found.setdefault(VariantName(name), [0.0] * (_LAST_AT + 1))
+            last_at = max(totals[_LAST_AT], cells[_LAST_AT])
+            for place in range(_LAST_AT):
+                totals[place] += cells[place]
+            totals[_LAST_AT] = last_at
+        return {name: _stats(totals, batches.get(name, {})) for name, totals in found.items()}
 
     def of(self, variant: VariantName) -> Counts:
         found = self._by_variant.get(variant)
         if found is None:
-            found = self._by_variant[variant] = Counts()
+            cells = self._book.cells(_SERIES, (variant,), _LAST_AT + 1)
+            found = self._by_variant[variant] = Counts(cells)
         return found
+
+
+def _stats(totals: list[float], batches: dict[int, tuple[int, float]]) -> VariantStats:
+    return VariantStats(
+        inference_count=int(totals[_ITEMS]),
+        execution_count=int(totals[_EXECUTIONS]),
+        success_count=int(totals[_SUCCESSES]),
+        fail_count=int(totals[_FAILURES]),
+        queue_s=totals[_QUEUE_S],
+        run_s=totals[_RUN_S],
+        success_s=totals[_SUCCESS_S],
+        fail_s=totals[_FAIL_S],
+        last_inference_at=totals[_LAST_AT],
+        batches=batches,
+    )

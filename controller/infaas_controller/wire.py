@@ -43,6 +43,8 @@ def encode_batch(number: int, instance: str, tickets: Sequence[Ticket], now: flo
     batch.queries.extend([ticket.number for ticket in tickets])
     batch.items.extend([ticket.items for ticket in tickets])
     batch.remaining_us.extend([_micros(ticket.deadline - now) for ticket in tickets])
+    if len(tickets) == 1 and (tickets[0].deaths or tickets[0].raised):
+        batch.alone = True
     segments = _segments(tickets, form.names)
     for place in form.bytes_at:
         begin = place * len(tickets)

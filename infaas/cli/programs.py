@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -19,7 +20,13 @@ Check = Annotated[
 
 
 @app.command()
-def controller(config: ConfigFile = None, check: Check = False) -> None:
+def controller(
+    config: ConfigFile = None,
+    check: Check = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="How many processes share the controller's ports.")
+    ] = None,
+) -> None:
     """Serve queries and the control plane."""
     if check:
         from infaas.settings import load_settings
@@ -27,7 +34,7 @@ def controller(config: ConfigFile = None, check: Check = False) -> None:
 
         typer.echo(f"The controller serves at {check_controller(load_settings(config))}.")
         return
-    _become("controller", config)
+    _become("controller", config, {} if processes is None else {"controller": {"processes": processes}})
 
 
 @app.command()
@@ -48,9 +55,13 @@ def generator(config: ConfigFile = None) -> None:
     _become("generator", config)
 
 
-def _become(program: str, config: os.PathLike[str] | None) -> None:
+def _become(
+    program: str, config: os.PathLike[str] | None, overrides: Mapping[str, Mapping[str, object]] | None = None
+) -> None:
     """The program gets a fresh interpreter: its thread pools must be set before anything is imported."""
-    env = dict(os.environ)
+    from infaas.up.plan import overrides_environ
+
+    env = {**os.environ, **overrides_environ(overrides or {})}
     if config is not None:
         env["INFAAS_CONFIG"] = os.path.abspath(config)
     sys.stdout.flush()

@@ -35,6 +35,9 @@ def up(
     http_port: Port = None,
     grpc_port: Port = None,
     metrics_port: Port = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes of the controller, which share its ports.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Workers of the pool 'local'.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the programs' logs.")] = False,
@@ -43,7 +46,13 @@ def up(
     env = up_environ(
         state_dir=state_dir,
         config=config,
-        controller={"host": host, "http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port},
+        controller={
+            "host": host,
+            "http_port": http_port,
+            "grpc_port": grpc_port,
+            "metrics_port": metrics_port,
+            "processes": processes,
+        },
         workers=workers,
     )
     if not detach:
@@ -236,7 +245,20 @@ def _part_lines(parts: Mapping[str, Any] | None) -> list[str]:
     if parts["journal_waiting"] or parts["journal_dropped"]:
         lines.append(f"  journal   {parts['journal_waiting']} decisions wait, {parts['journal_dropped']} were dropped")
     lines.append(f"  workers   {parts['workers_connected']} of {parts['workers']} connected")
-    return lines
+    processes = parts.get("processes", [])
+    return lines if len(processes) < 2 else [*lines, *map(_process_line, processes)]
+
+
+def _process_line(process: Mapping[str, Any]) -> str:
+    from infaas.up.memory import pss_bytes
+
+    ready = "" if process["is_ready"] else ", not ready"
+    leads = ", leads" if process["is_leader"] else ""
+    again = f", started again {process['restarts']} times" if process["restarts"] else ""
+    return (
+        f"  process {process['number']} {process['state']}{ready}{leads}: pid {process['pid']}, "
+        f"{memory(pss_bytes(process['pid']))}, {process['in_flight']} queries{again}"
+    )
 
 
 def _token() -> str | None:

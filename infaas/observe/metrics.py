@@ -1,26 +1,24 @@
 """Every Prometheus metric of a controller, declared once, on a registry of its own.
 
-Counters and histograms are observed when a query ends. Gauges are never incremented: a collector derives them from the
-sets of things that live at the moment of the scrape, so that no lost event can leave one wrong (SURFACE rule 11).
+Counters and histograms are observed when a query ends. Gauges are counted from what lives at a scrape (`live`).
 Labels are bounded: names of registered things, closed sets of codes and reasons, and `unknown` for all else.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 from infaas import __version__
 from infaas.domain.query import Code, Priority
 from infaas.errors import InfaasError
+from infaas.observe.book import Book, OwnBook
+from infaas.observe.live import Live, LiveCollector
 from infaas.observe.series import Count, CountSeries, Spread, SpreadSeries
 from infaas.rpc.edges import as_error, edge_of, error_body
 
@@ -39,85 +37,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLive:
-    """What is known of one worker now. None is "unknown", never zero."""
-
-    is_up: bool
-    report_age_s: float | None = None
-    cpu_ratio: float | None = None
-    memory_ratio: float | None = None
-    stall_ratio: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """The sets that gauges are counted from, read at the moment of a scrape."""
-
-    in_flight: int = 0
-    queue_size: Mapping[str, int] = field(default_factory=dict)
-    """Items waiting, by task."""
-    replicas: Mapping[str, int] = field(default_factory=dict)
-    """Instances, by state."""
-    workers: Mapping[str, WorkerLive] = field(default_factory=dict)
-    is_store_up: bool | None = None
-    view_age_s: float | None = None
-    is_leader: bool | None = None
-    is_catalog_up: bool | None = None
-    journal_waiting: int | None = None
-    journal_dropped: int | None = None
-
-
-class LiveCollector(Collector):
-    """Turns a `Live` into gauges. `read` is called once per scrape, in the scraping thread or task."""
-
-    def __init__(self, read: Callable[[], Live]) -> None:
-        self._read = read
-
-    def describe(self) -> Sequence[Metric]:
-        return list(_families(Live()))
-
-    def collect(self) -> Sequence[Metric]:
-        return list(_families(self._read()))
-
-
-def _families(live: Live) -> Iterator[Metric]:
-    yield _family("infaas_in_flight", "Queries accepted and not yet answered", [], {(): live.in_flight})
-    yield _family(
-        "infaas_queue_size", "Items that wait for a slot", ["task"], {(k,): v for k, v in live.queue_size.items()}
-    )
-    yield _family("infaas_replicas", "Instances", ["state"], {(k,): v for k, v in live.replicas.items()})
-    workers = live.workers.items()
-    for name, text, values in (
-        ("infaas_worker_up", "1 while this controller has the worker's stream", [(k, w.is_up) for k, w in workers]),
-        ("infaas_worker_report_age_seconds", "Since its last report", [(k, w.report_age_s) for k, w in workers]),
-        ("infaas_worker_cpu_ratio", "Share of its cores that is busy", [(k, w.cpu_ratio) for k, w in workers]),
-        ("infaas_worker_memory_ratio", "Share of its budget that is taken", [(k, w.memory_ratio) for k, w in workers]),
-        ("infaas_stall_ratio", "Share of time that the host took", [(k, w.stall_ratio) for k, w in workers]),
-    ):
-        yield _family(name, text, ["worker"], {(k,): v for k, v in values})
-    yield _family("infaas_store_up", "1 while the live metadata store answers", [], {(): live.is_store_up})
-    yield _family("infaas_view_age_seconds", "Since the view last changed or was confirmed", [], {(): live.view_age_s})
-    yield _family("infaas_leader", "1 on the controller that holds the lease", [], {(): live.is_leader})
-    yield _family("infaas_catalog_up", "1 while the catalogue can be read and written", [], {(): live.is_catalog_up})
-    waiting: dict[tuple[str, ...], float | None] = {(): live.journal_waiting}
-    yield _family("infaas_journal_waiting", "Decisions that are not in the catalogue yet", [], waiting)
-    dropped = CounterMetricFamily("infaas_journal_dropped", "Decisions that the journal could not keep")
-    if live.journal_dropped is not None:
-        dropped.add_metric([], live.journal_dropped)
-    yield dropped
-
-
-def _family(
-    name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float | None]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for key, value in values.items():
-        if value is not None:  # an unknown value is no sample
-            family.add_metric(key, float(value))
-    return family
 
 
 class _Ended:
@@ -152,23 +71,25 @@ class Account:
 
     def observe(self, total_s: float, queue_s: float, run_s: float, items: int) -> None:
         ended = self._ended
-        ended.requests.value += 1
+        ended.requests.cells[0] += 1
         ended.duration.observe(total_s)
         if ended.queue is not None:
             ended.queue.observe(queue_s)
         if ended.run is not None:
             ended.run.observe(run_s)
         if ended.cost is not None:
-            ended.cost.value += self._cost_each * items
+            ended.cost.cells[0] += self._cost_each * items
 
 
 class Metrics:
     """The controller's metrics. Cheap to observe; written by the event loop alone."""
 
-    def __init__(self, read_live: Callable[[], Live] | None = None) -> None:
+    def __init__(self, read_live: Callable[[], Live] | None = None, book: Book | None = None) -> None:
+        """`book` keeps the numbers; without one, they are this object's own."""
         self.registry = CollectorRegistry()
-        counter = partial(CountSeries, self.registry)
-        histogram = partial(SpreadSeries, self.registry)
+        book = OwnBook() if book is None else book
+        counter = partial(CountSeries, self.registry, book=book)
+        histogram = partial(SpreadSeries, self.registry, book=book)
         self._requests = counter(
             "infaas_requests_total", "Queries by how they ended", ["model", "variant", "code", "reason", "priority"]
         )
@@ -208,6 +129,11 @@ class Metrics:
         self._bulk_losses = counter(
             "infaas_bulk_losses_total", "Processes for large requests that ended, were stuck or failed", ["reason"]
         )
+        self._journal_dropped = counter("infaas_journal_dropped_total", "Decisions that the journal could not keep", [])
+        self._process_starts = counter(
+            "infaas_controller_process_starts_total", "Processes of this controller that were started", []
+        )
+        self._process_starts.of().inc()
         self._cost_usd = counter("infaas_cost_usd_total", "Measured cost of what was answered", ["variant"])
         build = Gauge("infaas_build_info", "1; what runs here", ["version", "python"], registry=self.registry)
         build.labels(__version__, platform.python_version()).set(1)
@@ -240,10 +166,10 @@ class Metrics:
         that reached them, so that malformed ones count as well.
         """
         ended = self._known(model, variant, code, priority)
-        ended.requests.value += 1
+        ended.requests.cells[0] += 1
         ended.duration.observe(total_s)
         if ended.dropped is not None:
-            ended.dropped.value += 1
+            ended.dropped.cells[0] += 1
         if slo_met is False:
             self._slo_violations.of("latency").inc()
         if is_fallback:
@@ -255,7 +181,7 @@ class Metrics:
         if run_s is not None and ended.run is not None:
             ended.run.observe(run_s)
         if cost_usd > 0 and variant:
-            self._cost(ended, variant).value += cost_usd
+            self._cost(ended, variant).cells[0] += cost_usd
         if is_cold_start:
             self._cold_start.of(model or UNKNOWN).observe(total_s)
 
@@ -289,6 +215,19 @@ class Metrics:
 
     def observe_bulk_loss(self, reason: str) -> None:
         self._bulk_losses.of(reason).inc()
+
+    def observe_journal_drop(self) -> None:
+        self._journal_dropped.of().inc()
+
+    @property
+    def own_journal_drops(self) -> int:
+        """Of this process and of those that were in its place before."""
+        return int(self._journal_dropped.of().cells[0])
+
+    @property
+    def own_starts(self) -> int:
+        """How many processes have been in this one's place, itself included."""
+        return int(self._process_starts.of().cells[0])
 
     def _known(self, model: str | None, variant: str | None, code: Code | None, priority: Priority) -> _Ended:
         key = (model, variant, code, priority)

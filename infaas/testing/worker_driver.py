@@ -201,6 +201,7 @@ class ControllerEnd:
         remaining_s: float = 60.0,
         outputs: Sequence[str] = (),
         own_s: Sequence[float] = (),
+        is_alone: bool = False,
     ) -> int:
         """Send a batch of one-input queries, numbered from 1; returns its number. `own_s`: each one's own deadline."""
         number = next(self._numbers)
@@ -211,6 +212,7 @@ class ControllerEnd:
             queries=range(1, len(queries) + 1),
             items=[query.items for query in queries],
             remaining_us=[int(left_s * 1e6) for left_s in own_s or [remaining_s] * len(queries)],
+            alone=is_alone,
         )
         segments: list[Buffer] = []
         if queries:

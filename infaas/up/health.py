@@ -30,6 +30,13 @@ def connected_workers(endpoints: Endpoints, token: str | None, timeout_s: float 
         return 0
 
 
+def serving_processes(endpoints: Endpoints, token: str | None, timeout_s: float = 1.0) -> int:
+    """How many of the controller's processes take queries."""
+    found = parts(endpoints, token, timeout_s)
+    processes = [] if found is None else found.get("processes", [])
+    return sum(1 for process in processes if process["state"] == "serving" and process["is_ready"])
+
+
 def parts(endpoints: Endpoints, token: str | None, timeout_s: float = 2.0) -> dict[str, Any] | None:
     """The controller's `SystemDocument`: what it knows of store, catalogue and workers. None when it does not say."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}

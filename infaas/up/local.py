@@ -124,7 +124,9 @@ class _LocalSystem:
         self._workers = [spec.name for spec in specs if spec.name.startswith("worker-")]
         logs = [(spec.name, preflight.log_path(self._state_dir, spec.name)) for spec in specs]
         self._follower = LogFollower(logs if is_verbose else [])
-        self._probe = _ReadinessProbe(self._state_dir, settings.token(), len(self._workers), supervisor.wake)
+        self._probe = _ReadinessProbe(
+            self._state_dir, settings.token(), len(self._workers), settings.controller.processes, supervisor.wake
+        )
         self._began = time.monotonic()
         self._seen: dict[str, float | None] = {}
         self._record = UpRecord(
@@ -180,13 +182,16 @@ class _LocalSystem:
 
 
 class _ReadinessProbe:
-    """Asks, on a thread of its own, until the controller is ready and every worker is connected to it."""
+    """Asks, on a thread of its own, until every process of the controller is ready and every worker connected to it."""
 
-    def __init__(self, state_dir: Path, token: str | None, workers: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, state_dir: Path, token: str | None, workers: int, processes: int, wake: Callable[[], None]
+    ) -> None:
         self.endpoints: Endpoints | None = None
         self._state_dir = state_dir
         self._token = token
         self._workers = workers
+        self._processes = processes
         self._wake = wake
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="readiness-probe", daemon=True)
@@ -202,6 +207,8 @@ class _ReadinessProbe:
         while not self._over.wait(PROBE_EVERY_S):
             endpoints = read_endpoints(self._state_dir)
             if endpoints is None or not health.is_ready(endpoints):
+                continue
+            if health.serving_processes(endpoints, self._token) < self._processes:
                 continue
             if health.connected_workers(endpoints, self._token) >= self._workers:
                 self.endpoints = endpoints

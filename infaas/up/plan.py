@@ -29,6 +29,8 @@ class ProgramSpec:
     """Over the supervisor's own environment."""
     stop_stage: int = 0
     stop_timeout_s: float = 10.0
+    descriptors: tuple[int, ...] = ()
+    """Of open files that it is handed, under the same numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,11 @@ def overrides_environ(overrides: Mapping[str, Any], prefix: str = ENV_PREFIX) ->
 def programs(settings: Settings, machine: Machine, redis_argv: Sequence[str] | None) -> list[ProgramSpec]:
     """The whole table. Everything is started at once; on the way down the controller stops taking queries first, the
     workers that answer its last ones go next, and the store outlives them all."""
+    own = settings.controller
+    # The master of several processes waits for each as long as we would for one, and is not to be killed meanwhile.
+    controller_drain_s = own.drain_timeout_s + (EXTRA_STOP_S if own.processes > 1 else 0.0)
     table = [
-        _program("controller", settings, {}, stage=0, drain_s=settings.controller.drain_timeout_s),
+        _program("controller", settings, {}, stage=0, drain_s=controller_drain_s),
         _program("generator", settings, {}, stage=0, drain_s=settings.generator.lease_ttl_s),
         *_workers(settings, machine),
     ]

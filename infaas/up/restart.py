@@ -35,6 +35,8 @@ class RestartRule:
     """A run this long clears the record of earlier quick ends."""
     crash_loop_after: int = 4
     """Quick ends in a row that make a crash loop."""
+    at_once: int = 0
+    """So many quick ends in a row are followed by no pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,10 @@ def stopped(life: Life, status: int | None) -> Life:
 
 
 def backoff_s(quick_exits: int, rule: RestartRule) -> float:
-    """0.5, 1, 2, 4 ... seconds, never more than the limit."""
-    exponent = min(max(quick_exits - 1, 0), 64)
+    """0.5, 1, 2, 4 ... seconds, never more than the limit; none for those that the rule forgives."""
+    if 0 < quick_exits <= rule.at_once:
+        return 0.0
+    exponent = min(max(quick_exits - rule.at_once - 1, 0), 64)
     return float(min(rule.first_delay_s * rule.factor**exponent, rule.max_delay_s))
 
 

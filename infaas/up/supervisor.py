@@ -6,13 +6,13 @@ started from the thread that calls `run`, which must be the main one because it 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -40,13 +40,15 @@ class Observer(Protocol):
 class Supervised:
     """One program: its command, the process that runs it now, and its life so far."""
 
-    def __init__(self, spec: ProgramSpec, log: Path) -> None:
+    def __init__(self, spec: ProgramSpec, log: Path | None) -> None:
         self.spec = spec
         self.log = log
+        """None: it writes where we do."""
         self.life = Life()
         self.process: subprocess.Popen[bytes] | None = None
         self.ticks: int | None = None
         self.last_exit_at: float | None = None
+        self.last_status: int | None = None
 
     def record(self, now: float, wall: float) -> ProgramRecord:
         due = self.life.next_try_at
@@ -60,7 +62,7 @@ class Supervised:
             last_exit=self.life.last_exit,
             last_exit_at=self.last_exit_at,
             next_try_at=None if due is None else wall + (due - now),
-            log=str(self.log),
+            log="" if self.log is None else str(self.log),
         )
 
 
@@ -73,7 +75,7 @@ class Supervisor:
     def __init__(
         self,
         specs: Sequence[ProgramSpec],
-        logs: Callable[[str], Path],
+        logs: Callable[[str], Path | None],
         *,
         draw: Callable[[], float],
         rule: RestartRule = RULE,
@@ -120,7 +122,7 @@ class Supervisor:
 
     def wake(self) -> None:
         """Make `run` look up now; may be called from any thread while it runs."""
-        with suppress(BlockingIOError, OSError):
+        with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._writer, b"\0")
 
     @property
@@ -141,7 +143,7 @@ class Supervisor:
         timeout = max(0.0, min([seconds, *due]))
         readable, _, _ = select.select([self._reader], [], [], timeout)
         if readable:
-            with suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError):
                 os.read(self._reader, 4096)
 
     def _watch(self) -> bool:
@@ -152,6 +154,7 @@ class Supervisor:
             if status is not None:
                 program.process = None
                 program.last_exit_at = time.time()
+                program.last_status = status
                 program.life = restart.exited(program.life, status, time.monotonic(), self._rule, self._draw())
                 changed = True
             elif restart.is_due(program.life, time.monotonic()):
@@ -163,10 +166,17 @@ class Supervisor:
         spec = program.spec
         argv = [word.replace("{supervisor}", str(os.getpid())) for word in spec.argv]
         env = {**os.environ, **spec.env, SUPERVISOR_PID: str(os.getpid())}
-        with program.log.open("ab") as log:
+        with contextlib.ExitStack() as files:
+            log = None if program.log is None else files.enter_context(program.log.open("ab"))
             # A session of its own: Ctrl-C in the terminal reaches the supervisor only, which then stops in order.
             program.process = subprocess.Popen(
-                argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                argv,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=spec.descriptors,
             )
         program.ticks = start_ticks(program.process.pid)
         program.life = restart.started(program.life, time.monotonic())

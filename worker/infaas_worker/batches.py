@@ -22,6 +22,8 @@ class Ran:
     """Queries whose callers left, before or while it ran. Others that are not in `queries` passed their deadline."""
     staged_s: float
     run_s: float
+    run_items: int = 0
+    """Of the whole run, where batches of several owners shared it; 0: its own alone."""
 
     @property
     def output_bytes(self) -> int:
@@ -66,6 +68,8 @@ class Held:
     items: int = 0
     cancelled: set[int] = field(default_factory=set)
     result: BatchOut | InfaasError | None = None
+    run_items: int = 0
+    """Of the whole run, where others share it; 0: its own alone."""
 
     def only(self, queries: tuple[int, ...]) -> BatchIn:
         """The batch without the queries that were cancelled or passed their deadline."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 
 from infaas.clock import Clock
 from infaas.domain.ids import InstanceId, VariantName
@@ -116,9 +115,17 @@ class Instances:
         self._post(UnloadAsked(instance, reason))
 
     def submit(
-        self, owner: Owner, number: int, instance: InstanceId, batch: BatchIn, queries: tuple[StagedQuery, ...]
+        self,
+        owner: Owner,
+        number: int,
+        instance: InstanceId,
+        batch: BatchIn,
+        queries: tuple[StagedQuery, ...],
+        *,
+        may_share: bool = False,
     ) -> None:
-        """`number` is the owner's own for the batch. The owner may be called back before this returns."""
+        """`number` is the owner's own for the batch, which may share a run with others' if it says so. The owner may
+        be called back before this returns."""
         self._keys += 1
         key = self._keys
         ids = tuple([query.id for query in queries])
@@ -131,7 +138,8 @@ class Instances:
         profile = variant.profile if variant else None
         expected_s = profile.latency_s(items, "p50_s") if profile else None
         slow_s = profile.latency_s(items, "p99_s") if profile else None
-        self._post(BatchArrived(key, owner.id, instance, queries, expected_s, slow_s))
+        likeness = batch.likeness if may_share else None
+        self._post(BatchArrived(key, owner.id, instance, queries, expected_s, slow_s, likeness))
 
     def cancel(self, owner: str, number: int, queries: frozenset[int]) -> None:
         """Of a batch that is over, or never was: nothing happens."""
@@ -203,8 +211,11 @@ class Instances:
 
     def _perform(self, command: Command) -> None:
         match command:
-            case Run(key, kind, instance, queries):
-                self._run(key, kind, instance, queries)
+            case Run(key, kind, instance, queries, mates):
+                if kind is WorkKind.BATCH:
+                    self._run(instance, [(key, queries), *mates])
+                else:
+                    self._residence.prove(key, kind, instance)
             case Deliver(key, _):
                 self._deliver(key)
             case Answer(key, code, text, was_running):
@@ -230,39 +241,43 @@ class Instances:
 
     # -- running
 
-    def _run(self, key: int, kind: WorkKind, instance: InstanceId, queries: tuple[int, ...]) -> None:
-        if kind is not WorkKind.BATCH:
-            self._residence.prove(key, kind, instance)
-            return
-        held = self._held[key]
-        held.started_at = self._clock.now()
-        held.ran = queries
-        held.owner.started(held.number)
-        batch = replace(held.only(queries), timeout_s=held.useful_until - held.started_at)
-        held.items = sum(batch.items)
-        future = self._residence.run(instance, batch)
+    def _run(self, instance: InstanceId, members: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        """One batch, or several that share a run, each with its queries."""
+        now = self._clock.now()
+        batches, useful_until, total = [], now, 0
+        for key, queries in members:
+            held = self._held[key]
+            held.started_at = now
+            held.ran = queries
+            held.owner.started(held.number)
+            batch = held.only(queries)
+            held.items = sum(batch.items)
+            batches.append(batch)
+            useful_until = max(useful_until, held.useful_until)
+            total += held.items
+        keys = [key for key, _ in members]
+        for key in keys:
+            self._held[key].run_items = total if len(keys) > 1 else 0
+        future = self._residence.run(instance, BatchIn.joined(batches, useful_until - now))
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, key, instance, done))
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, keys, instance, done))
 
-    def _ran(self, key: int, instance: InstanceId, future: Future[BatchOut]) -> None:
+    def _ran(self, keys: Sequence[int], instance: InstanceId, future: Future[BatchOut]) -> None:
         self._residence.ran(instance)
-        held = self._held.get(key)
-        if held is None:  # its instance failed meanwhile, and it was answered then
+        if keys[0] not in self._held:  # its instance failed meanwhile, and it was answered then
             return
-        run_s = self._clock.now() - held.started_at
-        error = future.exception()
-        if error is None:
-            held.result = future.result()
-            run_s = held.result.run_s
-        elif isinstance(error, InfaasError):
-            held.result = error
-        else:
-            held.result = UnavailableError(f"the executor broke: {type(error).__name__}: {error}")
-        if isinstance(held.result, UnavailableError):
-            self.tell(instance, ExecutorDied(held.result.text, self._residence.death_of(instance)))
+        members = [(key, self._held[key]) for key in keys]
+        results = _results_of(future, [len(held.ran) for _, held in members])
+        first = results[0]
+        if isinstance(first, UnavailableError):
+            self.tell(instance, ExecutorDied(first.text, self._residence.death_of(instance)))
             return
-        text = held.result.text if isinstance(held.result, InfaasError) else ""
-        self.tell(held.instance, WorkDone(key, WorkKind.BATCH, held.items, run_s, text))
+        run_s = first.run_s if isinstance(first, BatchOut) else self._clock.now() - members[0][1].started_at
+        for (_, held), result in zip(members, results, strict=True):
+            held.result = result
+        for key, held in members:
+            text = held.result.text if isinstance(held.result, InfaasError) else ""
+            self.tell(instance, WorkDone(key, WorkKind.BATCH, held.items, run_s if key == keys[0] else 0.0, text))
 
     def _deliver(self, key: int) -> None:
         held = self._release(key)
@@ -270,10 +285,26 @@ class Instances:
             raise RuntimeError(f"batch {key} is delivered without a result")
         run_s = held.result.run_s if isinstance(held.result, BatchOut) else self._clock.now() - held.started_at
         staged_s = held.started_at - held.arrived_at
-        held.owner.ran(held.number, Ran(held.ran, held.result, frozenset(held.cancelled), staged_s, run_s))
+        cancelled = frozenset(held.cancelled)
+        held.owner.ran(held.number, Ran(held.ran, held.result, cancelled, staged_s, run_s, held.run_items))
 
     def _release(self, key: int) -> Held:
         held = self._held.pop(key)
         if self._key_of.get((held.owner.id, held.number)) == key:
             del self._key_of[held.owner.id, held.number]
         return held
+
+
+def _results_of(future: Future[BatchOut], counts: Sequence[int]) -> Sequence[BatchOut | InfaasError]:
+    """What became of each batch of a run, of so many queries each."""
+    error = future.exception()
+    if error is None and len(counts) == 1:
+        return [future.result()]
+    if error is None:
+        try:
+            return future.result().cut(counts)
+        except InfaasError as misfit:
+            error = misfit
+    if not isinstance(error, InfaasError):
+        error = UnavailableError(f"the executor broke: {type(error).__name__}: {error}")
+    return [error] * len(counts)

@@ -11,7 +11,7 @@ from infaas.domain.lifecycle import WorkerState
 from infaas.rpc.codec import encode
 from infaas.rpc.v1 import worker_pb2
 from infaas_worker.decide.instances import Instance
-from infaas_worker.decide.serving import Serving
+from infaas_worker.decide.serving import Serving, held_for_others
 from infaas_worker.monitor import Monitor
 
 
@@ -53,7 +53,7 @@ class Reporter:
                 cpu_ratio=load.cpu_ratio,
                 memory_ratio=load.memory_ratio,
                 stall_ratio=load.stall_ratio,
-                loads=[_load(one) for one in serving.instances.values()],
+                loads=[_load(one, held_for_others(serving, "", one.id)) for one in serving.instances.values()],
             )
         )
 
@@ -78,7 +78,7 @@ def _state(serving: Serving) -> WorkerState:
     return WorkerState.DRAINING if serving.is_draining else WorkerState.READY
 
 
-def _load(one: Instance) -> worker_pb2.InstanceLoad:
+def _load(one: Instance, held_items: int) -> worker_pb2.InstanceLoad:
     """Batches only: a warm-up or a probe (their keys are negative) is nobody's work and over at once, but would count
     until the next report."""
     return worker_pb2.InstanceLoad(
@@ -89,4 +89,5 @@ def _load(one: Instance) -> worker_pb2.InstanceLoad:
         busy_s=one.busy_s,
         load_s=one.load_s,
         was_cold=one.was_cold,
+        held_items=held_items,
     )

@@ -86,8 +86,11 @@ class GrpcServer:
         self.health = Health(service.is_ready, (SERVICE,))
         self._server: Any = None
 
-    async def start(self, host: str | None = None, port: int | None = None) -> int:
-        """Listen; returns the port (the one picked, for 0). Raises SettingsError when it cannot be had."""
+    async def start(self, host: str | None = None, port: int | None = None, *, is_shared: bool = False) -> int:
+        """Listen, on a port `is_shared` with other processes or alone; returns the port (the one picked, for 0).
+
+        Raises SettingsError when it cannot be had.
+        """
         host = self._settings.controller.host if host is None else host
         port = self._settings.controller.grpc_port if port is None else port
         limit = self._settings.controller.max_body_bytes + MESSAGE_SLACK
@@ -96,7 +99,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_allowed_incoming_connections", self._settings.controller.max_connections),
-                ("grpc.so_reuseport", 0),  # a taken port must be an error, not a silent share of its calls
+                # A taken port must be an error, not a silent share of its calls; one to share was taken by our master.
+                ("grpc.so_reuseport", int(is_shared)),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ]

@@ -51,7 +51,7 @@ class Refusal(_message.Message):
     def __init__(self, error_code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("id", "instance", "inputs", "outputs", "queries", "items", "remaining_us", "sizes", "traces")
+    __slots__ = ("id", "instance", "inputs", "outputs", "queries", "items", "remaining_us", "sizes", "traces", "alone")
     ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class Batch(_message.Message):
     REMAINING_US_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     TRACES_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     id: int
     instance: str
     inputs: _containers.RepeatedCompositeFieldContainer[Column]
@@ -70,7 +71,8 @@ class Batch(_message.Message):
     remaining_us: _containers.RepeatedScalarFieldContainer[int]
     sizes: _containers.RepeatedScalarFieldContainer[int]
     traces: _containers.RepeatedCompositeFieldContainer[QueryTrace]
-    def __init__(self, id: _Optional[int] = ..., instance: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., remaining_us: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., traces: _Optional[_Iterable[_Union[QueryTrace, _Mapping]]] = ...) -> None: ...
+    alone: bool
+    def __init__(self, id: _Optional[int] = ..., instance: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., remaining_us: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., traces: _Optional[_Iterable[_Union[QueryTrace, _Mapping]]] = ..., alone: bool = ...) -> None: ...
 
 class Column(_message.Message):
     __slots__ = ("name", "datatype", "tail", "shapes")
@@ -101,13 +103,15 @@ class QueryTrace(_message.Message):
     def __init__(self, place: _Optional[int] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class BatchStarted(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "others")
     ID_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: _Optional[int] = ...) -> None: ...
+    others: int
+    def __init__(self, id: _Optional[int] = ..., others: _Optional[int] = ...) -> None: ...
 
 class BatchDone(_message.Message):
-    __slots__ = ("id", "error_code", "error", "was_running", "staged_s", "run_s", "queries", "items", "outputs", "sizes", "failures")
+    __slots__ = ("id", "error_code", "error", "was_running", "staged_s", "run_s", "queries", "items", "outputs", "sizes", "failures", "others", "run_items")
     ID_FIELD_NUMBER: _ClassVar[int]
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +123,8 @@ class BatchDone(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    RUN_ITEMS_FIELD_NUMBER: _ClassVar[int]
     id: int
     error_code: str
     error: str
@@ -130,7 +136,9 @@ class BatchDone(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[Column]
     sizes: _containers.RepeatedScalarFieldContainer[int]
     failures: _containers.RepeatedCompositeFieldContainer[QueryFailure]
-    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sizes: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[QueryFailure, _Mapping]]] = ...) -> None: ...
+    others: int
+    run_items: int
+    def __init__(self, id: _Optional[int] = ..., error_code: _Optional[str] = ..., error: _Optional[str] = ..., was_running: bool = ..., staged_s: _Optional[float] = ..., run_s: _Optional[float] = ..., queries: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sizes: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[QueryFailure, _Mapping]]] = ..., others: _Optional[int] = ..., run_items: _Optional[int] = ...) -> None: ...
 
 class QueryFailure(_message.Message):
     __slots__ = ("id", "error_code", "error")
@@ -183,7 +191,7 @@ class WorkerReport(_message.Message):
     def __init__(self, worker: _Optional[bytes] = ..., sequence: _Optional[int] = ..., cpu_ratio: _Optional[float] = ..., memory_ratio: _Optional[float] = ..., stall_ratio: _Optional[float] = ..., loads: _Optional[_Iterable[_Union[InstanceLoad, _Mapping]]] = ...) -> None: ...
 
 class InstanceLoad(_message.Message):
-    __slots__ = ("instance", "running", "staged", "items_done", "busy_s", "load_s", "was_cold")
+    __slots__ = ("instance", "running", "staged", "items_done", "busy_s", "load_s", "was_cold", "held_items")
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +199,7 @@ class InstanceLoad(_message.Message):
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
     WAS_COLD_FIELD_NUMBER: _ClassVar[int]
+    HELD_ITEMS_FIELD_NUMBER: _ClassVar[int]
     instance: str
     running: int
     staged: int
@@ -198,7 +207,8 @@ class InstanceLoad(_message.Message):
     busy_s: float
     load_s: float
     was_cold: bool
-    def __init__(self, instance: _Optional[str] = ..., running: _Optional[int] = ..., staged: _Optional[int] = ..., items_done: _Optional[int] = ..., busy_s: _Optional[float] = ..., load_s: _Optional[float] = ..., was_cold: bool = ...) -> None: ...
+    held_items: int
+    def __init__(self, instance: _Optional[str] = ..., running: _Optional[int] = ..., staged: _Optional[int] = ..., items_done: _Optional[int] = ..., busy_s: _Optional[float] = ..., load_s: _Optional[float] = ..., was_cold: bool = ..., held_items: _Optional[int] = ...) -> None: ...
 
 class LeaseCoresRequest(_message.Message):
     __slots__ = ("holder", "cores", "max_s")

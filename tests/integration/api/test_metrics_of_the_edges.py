@@ -13,7 +13,8 @@ from serving import Serving
 
 from infaas.domain.query import Code
 from infaas.errors import RefusedError
-from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
+from infaas.observe.live import Live, WorkerLive
+from infaas.observe.metrics import Metrics, exposition_app
 
 VARIANT = "simple.v1.ort-fp32-t1"
 

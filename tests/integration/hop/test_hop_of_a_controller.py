@@ -44,7 +44,7 @@ class Told:
     def worker_lost(self, worker: WorkerId) -> None:
         self.said.append(f"lost {worker}")
 
-    def batch_started(self, batch: int) -> None:
+    def batch_started(self, batch: int, others: int) -> None:
         self.said.append(f"started {batch}")
 
     def batch_done(self, batch: int, result: BatchResult) -> None:

@@ -14,6 +14,7 @@ from infaas.domain.lifecycle import WorkerState
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.rpc.v1 import worker_pb2
 from infaas.testing import graphs
+from infaas.testing.builders import a_profile
 from infaas.testing.worker_driver import WAIT_S, ControllerEnd
 
 MIB = 2**20
@@ -121,6 +122,52 @@ async def test_a_third_batch_of_one_controller_is_refused_while_another_controll
         assert (column(theirs, 0), two.started) == ([4.0], [theirs.id])
         assert [column(await one.answer(number), 0) for number in kept] == [[1.0], [2.0]]
         assert len(two.outcomes) == 1
+
+
+async def test_each_controller_is_told_with_its_answers_what_the_instance_holds_of_others(start):
+    worker = start(worker={"cores": 1})
+    async with ControllerEnd(worker.address, "c1") as one, ControllerEnd(worker.address, "c2") as two:
+        await one.ready("i1", published(worker, graphs.slow(SLOW), max_batch=2))
+        await two.until(lambda: two.state("i1") == "READY")
+        mine = await one.submit("i1", x(1))
+        await one.until(lambda: mine in one.started)
+        theirs = [await two.submit("i1", x(number)) for number in (2, 3)]
+        await one.until(lambda: one.reports[-1].loads[0].staged == 2)
+        assert (await one.answer(mine)).others == 2
+        assert [(await two.answer(number)).others for number in theirs] == [0, 0], "its own are none of the others'"
+        assert (await one.infer("i1", x(4))).others == 0
+
+
+async def test_batches_of_two_controllers_share_a_run_where_it_pays_and_each_gets_its_own_answers(start):
+    worker = start(worker={"cores": 1})
+    variant = published(worker, graphs.slow(SLOW), max_batch=8, profile=a_profile(p95_ms=300, per_item_ms=1))
+    async with ControllerEnd(worker.address, "c1") as one, ControllerEnd(worker.address, "c2") as two:
+        await one.ready("i1", variant)
+        await two.until(lambda: two.state("i1") == "READY")
+        first = await one.submit("i1", x(1))
+        await one.until(lambda: first in one.started)
+        mine, theirs = await one.submit("i1", x(2), x(3, 4)), await two.submit("i1", x(5))
+        await one.until(lambda: one.reports[-1].loads[0].staged == 2)
+        assert (await one.answer(first)).run_items == 0
+        ours, other = await one.answer(mine), await two.answer(theirs)
+        assert [column(ours, query) for query in range(2)] == [[2.0], [3.0, 4.0]]
+        assert column(other, 0) == [5.0]
+        assert (ours.run_items, other.run_items) == (4, 4)
+        assert ours.run_s == other.run_s
+        assert one.reports[-1].loads[0].running <= 2
+
+
+async def test_a_suspect_shares_its_run_with_nobody(start):
+    worker = start(worker={"cores": 1})
+    variant = published(worker, graphs.slow(SLOW), max_batch=8, profile=a_profile(p95_ms=300, per_item_ms=1))
+    async with ControllerEnd(worker.address, "c1") as one, ControllerEnd(worker.address, "c2") as two:
+        await one.ready("i1", variant)
+        await two.until(lambda: two.state("i1") == "READY")
+        first = await one.submit("i1", x(1))
+        await one.until(lambda: first in one.started)
+        suspect, theirs = await one.submit("i1", x(2), is_alone=True), await two.submit("i1", x(5))
+        await one.until(lambda: one.reports[-1].loads[0].staged == 2)
+        assert [(await one.answer(suspect)).run_items, (await two.answer(theirs)).run_items] == [0, 0]
 
 
 async def test_a_controller_that_vanishes_takes_its_staged_batch_along(start):

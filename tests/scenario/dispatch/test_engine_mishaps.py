@@ -423,3 +423,36 @@ def test_a_refused_query_leaves_nothing_behind() -> None:
     cluster.submit(id="q", latency_ms=1)
     assert cluster.ended["q"] is Code.SLO_UNSATISFIABLE
     assert (cluster.engine.live, cluster.engine.next_due()) == (0, None)
+
+
+def test_beside_other_controllers_work_the_next_batch_goes_out_when_the_one_before_begins() -> None:
+    cluster = SimulatedCluster([ONE_AT_A_TIME], ["v"])
+    cluster.engine.load_reported(InstanceId("i0-v"), 2, cluster.now)
+    for n in range(3):
+        cluster.submit(id=f"q{n}", latency_ms=5_000)
+    batches = sent(cluster)
+    assert [batch.tickets[0].query.id for batch in batches] == ["q0"], "one waits at the worker, which chooses"
+    cluster.engine.started(batches[0].number, cluster.now, 1)
+    assert cluster.engine.has_work
+    cluster.settle()
+    assert [batch.tickets[0].query.id for batch in batches] == ["q0", "q1"]
+    cluster.engine.done(
+        batches[0].number, BatchResult(outputs={batches[0].tickets[0].number: "y"}, others=2), cluster.now
+    )
+    cluster.settle()
+    assert len(batches) == 2, "the others have had their word again"
+    cluster.engine.load_reported(InstanceId("i0-v"), 1, cluster.now)
+    cluster.settle()
+    assert len(batches) == 3, "nobody else is there any more"
+
+
+def test_a_query_is_promised_what_other_controllers_work_leaves() -> None:
+    cluster = SimulatedCluster([ONE_AT_A_TIME], ["v"])
+    lane = cluster.engine.ledger.lanes[InstanceId("i0-v")]
+    cluster.engine.load_reported(lane.id, 8, cluster.now)
+    cluster.submit(id="tight", latency_ms=50)
+    cluster.submit(id="loose", latency_ms=500)
+    assert cluster.ended == {"tight": Code.DEADLINE_UNREACHABLE}
+    cluster.engine.load_reported(lane.id, 0, cluster.now)
+    cluster.submit(id="now", latency_ms=50)
+    assert "now" not in cluster.ended

@@ -147,7 +147,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
     def start_batch(self, data: st.DataObject) -> None:
-        self.engine.started(data.draw(st.sampled_from(sorted(self.batches))), self.now)
+        self.engine.started(data.draw(st.sampled_from(sorted(self.batches))), self.now, data.draw(st.integers(0, 3)))
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data(), leaves_out=st.booleans())
@@ -156,7 +156,8 @@ class EngineMachine(RuleBasedStateMachine):
         batch = self.batches.pop(number)
         answered = batch.tickets[1:] if leaves_out else batch.tickets
         outputs = {ticket.number: "out" for ticket in answered}
-        self.engine.done(number, BatchResult(run_s=0.002, outputs=outputs), self.now)
+        result = BatchResult(run_s=0.002, outputs=outputs, others=data.draw(st.integers(0, 3)))
+        self.engine.done(number, result, self.now)
         self.perform()
 
     @precondition(lambda self: self.batches)
@@ -363,7 +364,7 @@ class EngineMachine(RuleBasedStateMachine):
             ranks = [each.rank for each in self.engine.queues.classes_for(lane)]
             assert lane.worker.busy.keys() <= lane.worker.lanes.keys()
             assert lane.classes == [sum(each <= rank for each in ranks) for rank in range(RANKS)]
-            assert (lane.id in lane.worker.busy) == (not lane.is_idle)
+            assert (lane.id in lane.worker.busy) == (not lane.is_idle or lane.foreign > 0)
 
     @invariant()
     def what_is_counted_for_the_bound_and_for_eviction_is_what_waits(self) -> None:

@@ -265,10 +265,57 @@ def test_what_the_way_to_a_worker_costs_is_remembered_when_its_stream_is_lost() 
 
 def test_batches_of_other_controllers_are_counted_from_the_workers_report_for_a_while() -> None:
     ledger = a_ledger()
-    ledger.reported_load(ledger.lanes["i1"].id, 2, NOW)  # type: ignore[index]
+    ledger.reported_load(ledger.lanes["i1"], 2, NOW)  # type: ignore[index]
     assert wait_s(ledger, "i1") > 0.015
     lane = ledger.lanes["i1"]  # type: ignore[index]
     assert lane.free_at(NOW + 2.0) == NOW + 2.0
+
+
+def test_beside_what_others_have_at_an_instance_one_batch_of_ours_may_wait_there() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    assert lane.free_slots == 2
+    ledger.others_hold(lane, 4, NOW)
+    assert lane.free_slots == 1, "the worker cannot choose ours if none is there"
+    ledger.sent(lane, 1, 1, NOW)
+    assert lane.free_slots == 0
+    ledger.started(lane, 1, NOW)
+    assert lane.free_slots == 1
+    ledger.sent(lane, 2, 1, NOW)
+    assert lane.free_slots == 0
+    ledger.others_hold(lane, 0, NOW)
+    ledger.done(lane, 1)
+    assert lane.free_slots == 1
+
+
+def test_an_instance_that_runs_several_batches_at_once_is_shared_as_its_slots_are() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    lane.slots = 5
+    ledger.others_hold(lane, 2, NOW)
+    for number in range(1, 6):
+        assert lane.free_slots == 1
+        ledger.sent(lane, number, 1, NOW)
+        assert lane.free_slots == 0
+        ledger.started(lane, number, NOW)
+    assert lane.free_slots == 0
+
+
+def test_batches_of_other_controllers_keep_cores_from_instances_beside_theirs_for_a_while() -> None:
+    ledger = a_ledger(cores=1)
+    busy = ledger.lanes["i2"]  # type: ignore[index]
+    ledger.others_hold(busy, 3, NOW)
+    assert wait_s(ledger, "i1") == pytest.approx(busy.free_at(NOW) - NOW)
+    assert wait_s(ledger, "i1") > 0.02
+    assert busy.worker.utilisation(NOW) > 0.02
+    ledger.others_hold(busy, 0, NOW)
+    assert wait_s(ledger, "i1") == pytest.approx(0.0)
+    ledger.others_hold(busy, 3, NOW)
+    later = NOW + 2.0
+    assert ledger.predict(ledger.lanes["i1"], urgency(1), 1, later) == pytest.approx(  # type: ignore[index]
+        later + ledger.predict(ledger.lanes["i1"], urgency(1), 1, NOW + 3.0) - NOW - 3.0  # type: ignore[index]
+    )
+    assert ledger.is_settled(), "they are nobody's promise here"
 
 
 # -- quarantine, budget, pauses

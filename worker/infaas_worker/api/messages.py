@@ -45,26 +45,37 @@ def to_queries(batch: worker_pb2.Batch, now: float) -> tuple[StagedQuery, ...]:
     return tuple(map(StagedQuery, numbers, batch.items[:], deadlines))
 
 
-def started(number: int) -> worker_pb2.WorkerMessage:
-    return worker_pb2.WorkerMessage(started=worker_pb2.BatchStarted(id=number))
+def started(number: int, others: int = 0) -> worker_pb2.WorkerMessage:
+    return worker_pb2.WorkerMessage(started=worker_pb2.BatchStarted(id=number, others=others))
 
 
-def refused(number: int, code: Code, text: str, was_running: bool, held_s: float) -> worker_pb2.WorkerMessage:
+def refused(
+    number: int, code: Code, text: str, was_running: bool, held_s: float, others: int = 0
+) -> worker_pb2.WorkerMessage:
     done = worker_pb2.BatchDone(
-        id=number, error_code=code.value, error=text, was_running=was_running, staged_s=0.0 if was_running else held_s
+        id=number,
+        error_code=code.value,
+        error=text,
+        was_running=was_running,
+        staged_s=0.0 if was_running else held_s,
+        others=others,
     )
     return worker_pb2.WorkerMessage(done=done)
 
 
-def ran(number: int, queries: Sequence[StagedQuery], ran: Ran) -> tuple[worker_pb2.WorkerMessage, list[Buffer]]:
+def ran(
+    number: int, queries: Sequence[StagedQuery], ran: Ran, others: int = 0
+) -> tuple[worker_pb2.WorkerMessage, list[Buffer]]:
     """The message, and the bytes of the outputs that it names. `queries` are all of the batch, in the order they came,
-    also those that did not run."""
+    also those that did not run; `others` is what its instance holds of other controllers."""
     message = worker_pb2.WorkerMessage()
     done = message.done
     done.id = number
+    done.others = others
     done.was_running = True
     done.staged_s = ran.staged_s
     done.run_s = ran.run_s
+    done.run_items = ran.run_items
     try:
         return message, _add_outputs(done, queries, ran)
     except InfaasError as error:

@@ -58,6 +58,10 @@ class Publisher:
         return bool(self._subscribers)
 
     @property
+    def has_several(self) -> bool:
+        return len(self._subscribers) > 1
+
+    @property
     def has_heard(self) -> bool:
         """Whether anybody has everything that was published."""
         return any(subscriber.has_flushed for subscriber in self._subscribers)

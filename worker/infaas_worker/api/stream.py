@@ -27,6 +27,7 @@ from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.batches import Ran
 from infaas_worker.decide.events import StagedQuery
+from infaas_worker.decide.serving import held_for_others
 from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
@@ -80,6 +81,7 @@ class ControllerStream:
         self._publisher = publisher
         self._spans = spans
         self._queries: dict[int, tuple[StagedQuery, ...]] = {}
+        self._instance_of: dict[int, InstanceId] = {}
         self._report: worker_pb2.WorkerMessage | None = None
         self._is_over = False
 
@@ -125,24 +127,27 @@ class ControllerStream:
     # -- an owner of batches
 
     def started(self, batch: int) -> None:
-        self._send(messages.started(batch))
+        self._send(messages.started(batch, self._others(batch)))
 
     def ran(self, batch: int, ran: Ran) -> None:
-        queries = self._queries.pop(batch)
+        queries, others = self._queries.pop(batch), self._others(batch)
+        self._instance_of.pop(batch, None)
         size = ran.output_bytes
         if size > MAX_OUTPUT_BYTES:
             text = f"the outputs of one batch are {size} bytes, at most {MAX_OUTPUT_BYTES} can be sent: ask for less"
-            self._send(messages.refused(batch, Code.TOO_LARGE, text, was_running=True, held_s=0.0))
+            self._send(messages.refused(batch, Code.TOO_LARGE, text, was_running=True, held_s=0.0, others=others))
         else:
-            self._send(*messages.ran(batch, queries, ran))
+            self._send(*messages.ran(batch, queries, ran, others))
         if self._spans is not None:
             self._spans.ran(self._id, batch, ran, self._instances.variants)
 
     def refused(self, batch: int, code: Code, text: str, was_running: bool, held_s: float) -> None:
+        others = self._others(batch)
         self._queries.pop(batch, None)
+        self._instance_of.pop(batch, None)
         if self._spans is not None:
             self._spans.refused(self._id, batch)
-        self._send(messages.refused(batch, code, text, was_running, held_s))
+        self._send(messages.refused(batch, code, text, was_running, held_s, others))
 
     # -- a subscriber to reports
 
@@ -190,7 +195,16 @@ class ControllerStream:
         queries = self._queries[batch.id] = messages.to_queries(batch, self._instances.now())
         if self._spans is not None:
             self._spans.arrived(self._id, batch)
-        self._instances.submit(self, batch.id, InstanceId(batch.instance), value, queries)
+        instance = self._instance_of[batch.id] = InstanceId(batch.instance)
+        may_share = self._publisher.has_several and not batch.alone
+        self._instances.submit(self, batch.id, instance, value, queries, may_share=may_share)
+
+    def _others(self, batch: int) -> int:
+        """What the batch's instance holds of other controllers; asked for only where there are any."""
+        instance = self._instance_of.get(batch)
+        if instance is None or not self._publisher.has_several:
+            return 0
+        return held_for_others(self._instances.serving, self._id, instance)
 
     def _take_load(self, load: worker_pb2.LoadInstance) -> None:
         try:

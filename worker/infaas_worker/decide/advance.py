@@ -1,8 +1,9 @@
 """The worker as one pure machine: `advance(serving, event, now) -> (serving, commands)`.
 
 It composes the rules of this folder over what the worker holds (`serving`): lifecycle (`instances`), order
-(`schedule`) and room (`memory`). Promises: a batch is answered, delivered or discarded exactly once; running threads
-and leased cores together never exceed the worker's cores; a draining worker takes nothing new and ends empty.
+(`schedule`), what runs together (`sharing`) and room (`memory`). Promises: a batch is answered, delivered or discarded
+exactly once; running threads and leased cores together never exceed the worker's cores; a draining worker takes nothing
+new and ends empty.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from infaas_worker.decide.instances import (
 from infaas_worker.decide.memory import NoRoom, make_room
 from infaas_worker.decide.schedule import PATIENCE_S, choose
 from infaas_worker.decide.serving import Lease, Serving, Work, residents, running_of, waiting_of
+from infaas_worker.decide.sharing import mates_of, shared
 
 
 def advance(serving: Serving, event: Event, now: float) -> tuple[Serving, tuple[Command, ...]]:
@@ -150,10 +152,19 @@ class _Machine:
         for key in choose(
             waiting, running_of(self._work.values(), self._leases.values()), room, self._before.cores, self._now
         ):
-            work = self._work[key]._replace(started_at=self._now)
-            self._work[key] = work
-            self._tell(work.instance, WorkStarted(key))
-            self._commands.append(Run(key, work.kind, work.instance, tuple(query.id for query in work.queries)))
+            if self._work[key].started_at is None:  # it may run with another already
+                self._begin(self._work[key])
+
+    def _begin(self, first: Work) -> None:
+        latencies = self._asked[first.instance].latencies
+        mates = mates_of(first, self._work.values(), latencies, self._now)
+        alone = (first._replace(started_at=self._now),)
+        run = shared((first, *mates), latencies, self._now) if mates else alone
+        for work in run:
+            self._work[work.key] = work
+            self._tell(work.instance, WorkStarted(work.key))
+        (key, queries), *others = ((work.key, tuple([query.id for query in work.queries])) for work in run)
+        self._commands.append(Run(key, first.kind, first.instance, queries, tuple(others)))
 
     def lease(self) -> None:
         """Cores that nothing runs on or waits for go to whoever asked first."""
@@ -200,6 +211,7 @@ class _Machine:
             event.queries,
             event.expected_s,
             event.slow_s,
+            likeness=event.likeness,
         )
         self._tell(event.instance, WorkArrived(event.key))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ class LoadAsked:
     probe_slow_s: float | None = None
     load_s: float | None = None
     """What loading took when it was measured."""
+    latencies: tuple[float, ...] = ()
+    """Typical runs by their items, from one on, up to the most that it takes; empty: not measured."""
     problem: str = ""
     """Why it cannot be loaded, when that is known beforehand; it then appears as FAILED with this reason."""
     isolation: Isolation = Isolation.THREAD
@@ -66,6 +69,8 @@ class BatchArrived:
     expected_s: float | None = None
     slow_s: float | None = None
     """The p99 of such a batch by the profile; None: not measured."""
+    likeness: Hashable | None = None
+    """Equal for batches that may share a run; None: with none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,8 @@ class Run:
     kind: WorkKind
     instance: InstanceId
     queries: tuple[int, ...] = ()
+    mates: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """Other batches in the same run, each with its queries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Tensors never come here. The other rules of this folder see what they need of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -39,6 +39,12 @@ class Work(NamedTuple):
     """Since it started, what this process was paused for."""
     cancelled: frozenset[int] = frozenset()
     is_orphan: bool = False
+    likeness: Hashable | None = None
+    """Equal for batches that may share a run; None: with none."""
+
+    @property
+    def items(self) -> int:
+        return sum([query.items for query in self.queries])
 
 
 class Lease(NamedTuple):
@@ -84,6 +90,16 @@ class Serving(NamedTuple):
 
 def waiting_of(work: Work) -> Waiting:
     return Waiting(work.key, work.instance, work.threads, work.arrived_at, work.deadline, work.expected_s)
+
+
+def held_for_others(serving: Serving, owner: str, instance: InstanceId) -> int:
+    """Items that an instance has been sent by others and has not answered: what this owner's next batch may have to
+    wait for beside its own."""
+    return sum(
+        each.items
+        for each in serving.work.values()
+        if each.instance == instance and each.owner != owner and each.kind is WorkKind.BATCH
+    )
 
 
 def running_of(work: Iterable[Work], leases: Iterable[Lease]) -> list[Running]:

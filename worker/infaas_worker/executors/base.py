@@ -8,9 +8,9 @@ imports its runtime when it first loads something, so that an idle worker stays 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Protocol, Self, TypeVar, overload, runtime_checkable
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
-from infaas.errors import UnsupportedError
+from infaas.errors import InfaasError, UnsupportedError
 
 GROUP = "infaas.executors"
 T_co = TypeVar("T_co", covariant=True)
@@ -119,6 +119,32 @@ class BatchIn:
 
         return cls(input_names, datatypes, Later(len(whole.items), queries), outputs, whole=whole)
 
+    @classmethod
+    def joined(cls, batches: Sequence[BatchIn], timeout_s: float) -> BatchIn:
+        """One batch of several that are alike, with their queries one after the other."""
+        first = batches[0]
+        if len(batches) == 1:
+            return replace(first, timeout_s=timeout_s)
+        wholes = [batch.whole for batch in batches if batch.whole is not None]
+        if len(wholes) < len(batches):
+            queries = [query for batch in batches for query in batch.queries]
+            return replace(first, queries=queries, timeout_s=timeout_s, whole=None)
+        items = tuple([count for whole in wholes for count in whole.items])
+        values = [
+            Value((sum(items), *parts[0].shape[1:]), b"".join([part.data for part in parts]))
+            for parts in zip(*[whole.values for whole in wholes], strict=True)
+        ]
+        joined = cls.of_whole(first.input_names, first.datatypes, Whole(items, tuple(values)), first.outputs)
+        return replace(joined, timeout_s=timeout_s)
+
+    @property
+    def likeness(self) -> Hashable | None:
+        """Equal for batches that may be joined; None: with none."""
+        if self.whole is None:
+            return None
+        tails = tuple([value.shape[1:] for value in self.whole.values])
+        return self.input_names, self.datatypes, tails, self.outputs
+
     @property
     def items(self) -> Sequence[int]:
         """Of each query."""
@@ -150,6 +176,32 @@ class BatchOut:
     ) -> Self:
         """The queries' values are cut apart only if somebody asks for them."""
         return cls(output_names, datatypes, Later(len(whole.items), whole.parts), run_s, whole)
+
+    def cut(self, counts: Sequence[int]) -> list[BatchOut]:
+        """The answers to batches that were joined, of so many queries each. Raises InfaasError when there are not as
+        many answers, or rows, as were asked for."""
+        if len(self.queries) != sum(counts):
+            raise InfaasError(f"the executor gave {len(self.queries)} answers to {sum(counts)} queries")
+        marks = [0, *accumulate(counts)]
+        if self.whole is None:
+            return [replace(self, queries=self.queries[begin:end]) for begin, end in pairwise(marks)]
+        items = self.whole.items
+        rows = [0, *accumulate(items)]
+        for value in self.whole.values:
+            if value.shape[:1] != (rows[-1],):
+                raise InfaasError(f"the executor gave shape {list(value.shape)} for {rows[-1]} items")
+        found = []
+        for begin, end in pairwise(marks):
+            values = tuple([_rows_of(value, rows[begin], rows[end]) for value in self.whole.values])
+            part = Whole(items[begin:end], values)
+            found.append(BatchOut.of_whole(self.output_names, self.datatypes, part, self.run_s))
+        return found
+
+
+def _rows_of(value: Value, begin: int, end: int) -> Value:
+    data = memoryview(value.data).cast("B")
+    row = len(data) // value.shape[0] if value.shape[0] else 0
+    return Value((end - begin, *value.shape[1:]), data[begin * row : end * row])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Query
@@ -33,8 +33,14 @@ class Workers(Protocol):
         """Raises NotFoundError, UnavailableError."""
 
 
-AskOthers = Callable[[str], Awaitable[Decision | None]]
-"""Asks the other controllers for a decision by its key."""
+class Others(Protocol):
+    """Who else may remember a decision."""
+
+    async def decision(self, key: str, *, is_here: bool = False) -> Decision | None:
+        """From another process of this controller or, unless `is_here`, from another controller."""
+
+    async def recent(self, limit: int) -> Sequence[Decision]:
+        """The newest of the other processes of this controller."""
 
 
 def admin_router(
@@ -42,7 +48,7 @@ def admin_router(
     service: QueryService,
     workers: Workers,
     journal: Journal,
-    ask_others: AskOthers | None = None,
+    others: Others | None = None,
     system: Callable[[], SystemDocument] | None = None,
 ) -> APIRouter:
     """Every route under `/v1`. Errors leave as `infaas.errors`; the HTTP edge turns them into answers."""
@@ -52,7 +58,7 @@ def admin_router(
     router.include_router(variants_router(registrar))
     router.include_router(triton_router(registrar))
     router.include_router(_workers_router(workers))
-    router.include_router(_decisions_router(service, journal, ask_others))
+    router.include_router(_decisions_router(service, journal, others))
     if system is not None:
         router.include_router(_system_router(system))
     return router
@@ -99,13 +105,20 @@ def _workers_router(workers: Workers) -> APIRouter:
     return router
 
 
-def _decisions_router(service: QueryService, journal: Journal, ask_others: AskOthers | None) -> APIRouter:
+_Process = Annotated[bool, Query(description="Ask neither other controllers nor other processes of this one")]
+
+
+def _decisions_router(service: QueryService, journal: Journal, others: Others | None) -> APIRouter:
     router = APIRouter(prefix="/decisions", tags=["decisions"])
 
     @router.get("", summary="The newest decisions", responses=errors())
-    async def recent(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> DecisionList:
+    async def recent(limit: Annotated[int, Query(ge=1, le=1000)] = 50, process: _Process = False) -> DecisionList:
         """Those in memory; when there are fewer than asked for, the journal's older ones too."""
         found = list(service.recent(limit))
+        if process:
+            return DecisionList(tuple(found))
+        if others is not None:
+            found += await others.recent(limit)
         if len(found) < limit:
             known = {decision.id for decision in found}
             older = await journal.recent(limit + len(found))
@@ -115,13 +128,16 @@ def _decisions_router(service: QueryService, journal: Journal, ask_others: AskOt
 
     @router.get("/{key}", summary="Explain a query", responses=errors(404))
     async def explain(
-        key: str, here: Annotated[bool, Query(description="Ask no other controller")] = False
+        key: str,
+        here: Annotated[bool, Query(description="Ask no other controller")] = False,
+        process: _Process = False,
     ) -> Decision:
         """By decision id or request id: from memory, from the controller that made it, or from the journal."""
         decision = service.decision(key)
-        if decision is None and ask_others is not None and not here:
-            decision = await ask_others(key)
-        decision = decision or await journal.find(key)
+        if decision is None and others is not None and not process:
+            decision = await others.decision(key, is_here=here)
+        if decision is None and not process:
+            decision = await journal.find(key)
         if decision is None:
             raise NotFoundError(
                 f"no decision {key!r} is kept: refusals (some of a flood) and a sample of answers are journaled, "

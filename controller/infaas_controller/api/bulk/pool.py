@@ -20,6 +20,7 @@ from infaas_controller.api.bulk import wire
 from infaas_controller.api.bulk.child import Child, Patience
 
 PROCESSES = 2
+"""Of a controller that is one process."""
 WAITING_AT_MOST = 32
 """Requests that are read or wait to be; every one is kept in memory."""
 ANSWERS_AT_MOST = 64
