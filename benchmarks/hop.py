@@ -101,7 +101,7 @@ class FramedServer:
         if batch.whole is None:
             raise AssertionError("tensors of numbers lie together")
         out = BatchOut.of_whole(("y",), batch.datatypes, batch.whole, 0.0)
-        ran = Ran(tuple([query.id for query in queries]), out, frozenset(), 0.0, 0.0)
+        ran = Ran(queries.ids, out, frozenset(), 0.0, 0.0)
         message, segments = messages.ran(said.id, queries, ran)
         self.endpoint.send(message.SerializeToString(), segments)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.query import Code
@@ -11,8 +13,7 @@ from infaas.errors import InfaasError
 from infaas_worker.executors.base import BatchIn, BatchOut, QueryError
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(msgspec.Struct, frozen=True):
     """How a batch that ran ended: per query its values or its error, in the order of `queries`."""
 
     queries: tuple[int, ...]
@@ -49,8 +50,7 @@ class Owner(Protocol):
     def refused(self, batch: int, code: Code, text: str, was_running: bool, held_s: float) -> None: ...
 
 
-@dataclass(slots=True)
-class Held:
+class Held(msgspec.Struct):
     """One batch from its arrival until its owner has been answered."""
 
     owner: Owner
@@ -64,7 +64,7 @@ class Held:
     started_at: float = 0.0
     ran: tuple[int, ...] = ()
     items: int = 0
-    cancelled: set[int] = field(default_factory=set)
+    cancelled: set[int] = msgspec.field(default_factory=set)
     result: BatchOut | InfaasError | None = None
 
     def only(self, queries: tuple[int, ...]) -> BatchIn:

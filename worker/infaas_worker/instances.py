@@ -10,7 +10,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from infaas.clock import Clock
 from infaas.domain.ids import InstanceId, VariantName
@@ -38,10 +39,10 @@ from infaas_worker.decide.events import (
     LeaseEnded,
     LoadAsked,
     OwnerLeft,
+    Queries,
     QueriesCancelled,
     Report,
     Run,
-    StagedQuery,
     Ticked,
     UnloadAsked,
 )
@@ -115,19 +116,16 @@ class Instances:
         self._residence.stop_estimating(instance)
         self._post(UnloadAsked(instance, reason))
 
-    def submit(
-        self, owner: Owner, number: int, instance: InstanceId, batch: BatchIn, queries: tuple[StagedQuery, ...]
-    ) -> None:
+    def submit(self, owner: Owner, number: int, instance: InstanceId, batch: BatchIn, queries: Queries) -> None:
         """`number` is the owner's own for the batch. The owner may be called back before this returns."""
         self._keys += 1
         key = self._keys
-        ids = tuple([query.id for query in queries])
         now = self._clock.now()
-        useful_until = max([query.deadline for query in queries], default=now)
-        self._held[key] = Held(owner, number, instance, batch, ids, now, useful_until)
+        useful_until = max(queries.deadlines, default=now)
+        self._held[key] = Held(owner, number, instance, batch, queries.ids, now, useful_until)
         self._key_of[owner.id, number] = key
         variant = self.variants.get(instance)
-        items = sum([query.items for query in queries])
+        items = sum(queries.items)
         profile = variant.profile if variant else None
         expected_s = profile.latency_s(items, "p50_s") if profile else None
         slow_s = profile.latency_s(items, "p99_s") if profile else None

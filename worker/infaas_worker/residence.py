@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from infaas.clock import Clock
 from infaas.domain.ids import InstanceId

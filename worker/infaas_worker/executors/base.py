@@ -16,6 +16,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol, Self, TypeVar, overload, runtime_checkable
 
+import msgspec
+
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
@@ -25,16 +27,14 @@ GROUP = "infaas.executors"
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(msgspec.Struct, frozen=True):
     """A tensor's shape and its row-major little-endian bytes (OIP's form)."""
 
     shape: tuple[int, ...]
     data: bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(msgspec.Struct, frozen=True):
     """The tensors of all queries of a batch together: each value holds the queries' rows one after the other, in the
     order of the queries. Only of datatypes whose elements have one size."""
 
@@ -87,15 +87,13 @@ class Later(Sequence[T_co]):
         return self._made
 
 
-@dataclass(frozen=True, slots=True)
-class QueryIn:
+class QueryIn(msgspec.Struct, frozen=True):
     items: int
     inputs: tuple[Value, ...]
     """In the order of the batch's `input_names`."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchIn:
+class BatchIn(msgspec.Struct, frozen=True):
     """Queries that share input names, datatypes, shapes beyond the first dimension, and requested outputs."""
 
     input_names: tuple[str, ...]
@@ -125,16 +123,14 @@ class BatchIn:
         return [query.items for query in self.queries] if self.whole is None else self.whole.items
 
 
-@dataclass(frozen=True, slots=True)
-class QueryError:
+class QueryError(msgspec.Struct, frozen=True):
     """What befell one query of a batch that ran."""
 
     code: Code
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOut:
+class BatchOut(msgspec.Struct, frozen=True):
     """One entry per query, in order: its values in the order of `output_names`, or its own error."""
 
     output_names: tuple[str, ...]

@@ -12,13 +12,13 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from msgspec.structs import replace
 
 from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
