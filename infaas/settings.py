@@ -94,6 +94,11 @@ class WorkerSettings(_Section):
     pool: str = "local"
     listen: str | None = Field(None, description="`unix:/path` or `host:port`; empty: a socket in the state folder")
     advertise: str | None = Field(None, description="What controllers dial, when it differs from `listen`")
+    inline: bool = Field(
+        False,
+        description="The worker lives in the controller's process, for tiny models: no hop between two processes. A "
+        "model that crashes without isolation takes the controller along",
+    )
     cores: int | None = Field(
         None, ge=1, description="Cores to use; empty: the pool's, else all that the process may use"
     )

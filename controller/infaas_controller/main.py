@@ -11,7 +11,9 @@ import json
 import os
 import random
 import signal
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +28,13 @@ from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.errors import UnavailableError
 from infaas.exposure import require_safe_binding
+from infaas.inline import InlineWorker, inline_worker
 from infaas.observe.log import get_logger
 from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
 from infaas.observe.query_log import QueryLog
 from infaas.observe.trace import Tracing, open_tracing
 from infaas.repository.base import open_repository
+from infaas.rpc.hop.inner import Meet
 from infaas.settings import Settings
 from infaas.store.leader import Leadership
 from infaas.store.redis import RedisStore
@@ -63,17 +67,48 @@ _LAST_SPANS_S = 2.0
 def main(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
     require_safe_binding("controller.host", settings.controller.host, settings.token())
-    uvloop.run(Controller(settings, SystemClock()).run())
+    clock = SystemClock()
+    if not settings.worker.inline:
+        uvloop.run(Controller(settings, clock).run())
+        return
+    status = uvloop.run(_run_with(inline_worker(settings, clock), settings, clock))
+    if status is not None:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+async def _run_with(worker: InlineWorker, settings: Settings, clock: Clock) -> int | None:
+    """A controller and a worker in its process. The worker outlives the controller's last answer, as it does where it
+    is a program of its own; a worker that cannot go on ends the controller in order, so that both are started again.
+
+    Returns and raises as the worker's `run` does, and raises as the controller's.
+    """
+    stop = asyncio.Event()
+    controller = Controller(settings, clock, {worker.address: worker.meet})
+    working = asyncio.create_task(worker.run(stop), name="inline-worker")
+    working.add_done_callback(lambda _: controller.stop())
+    try:
+        await controller.run()
+    finally:
+        stop.set()
+        status = await working
+    return status
 
 
 class Controller:
     """One controller's life, from settings to the closed listener."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, inner: Mapping[str, Meet] | None = None) -> None:
+        """`inner`: workers of this process, by their addresses."""
         self._settings = settings
         self._clock = clock
+        self._inner = inner
         self._id = ControllerId(fresh_id("c"))
         self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Have `run` end in order."""
+        self._stop.set()
 
     async def run(self) -> None:
         """Until told to stop. Raises TaskCrashedError when a part that should live for ever did not."""
@@ -86,7 +121,7 @@ class Controller:
         catalog = await asyncio.to_thread(open_catalogue, settings.database_url)
         http_port = int(rest_socket.getsockname()[1])
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
-        parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog)
+        parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog, self._inner)
         limits = Limits(patience_s=own.read_timeout_s, connections=connections)
         rest = HttpListener(
             parts.rest_app, rest_socket, drain_timeout_s=own.drain_timeout_s, limits=limits, fast=parts.rest_app.fast
@@ -184,13 +219,24 @@ class Parts:
 
 
 def build_parts(
-    settings: Settings, clock: Clock, record: ControllerRecord, store: RedisStore, catalog: Catalog
+    settings: Settings,
+    clock: Clock,
+    record: ControllerRecord,
+    store: RedisStore,
+    catalog: Catalog,
+    inner: Mapping[str, Meet] | None = None,
 ) -> Parts:
     """Raises SettingsError for a repository, policy, token or tracing that cannot be had."""
     own, token = settings.controller, settings.token()
     keeper = ViewKeeper(store, clock)
     links = WorkerLinks(
-        keeper, clock, controller=record.id, draw=random.random, lost_after_s=own.worker_lost_after_s, token=token
+        keeper,
+        clock,
+        controller=record.id,
+        draw=random.random,
+        lost_after_s=own.worker_lost_after_s,
+        token=token,
+        inner=inner,
     )
     dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id)
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)

@@ -18,7 +18,7 @@ from infaas.domain.variant import Variant
 from infaas.errors import InvalidError, UnauthenticatedError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
-from infaas.rpc.hop.endpoint import Endpoint
+from infaas.rpc.hop.endpoint import Connection
 from infaas.rpc.hop.frames import LIMIT_BYTES, Buffer, FrameError
 from infaas.rpc.v1 import worker_pb2
 from infaas_worker.api import messages
@@ -26,7 +26,7 @@ from infaas_worker.api.auth import is_token
 from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.batches import Ran
-from infaas_worker.decide.events import StagedQuery
+from infaas_worker.decide.events import Queries
 from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
@@ -50,7 +50,7 @@ class Controllers:
     def begin_stop(self) -> None:
         self._is_stopping = True
 
-    def admit(self, hello: worker_pb2.Hello, endpoint: Endpoint) -> ControllerStream:
+    def admit(self, hello: worker_pb2.Hello, endpoint: Connection) -> ControllerStream:
         """Raises UnauthenticatedError, or UnavailableError while the worker stops."""
         if not is_token(hello.token, self._token):
             raise UnauthenticatedError("the hello has no token, or a wrong one")
@@ -69,7 +69,7 @@ class ControllerStream:
     def __init__(
         self,
         stream_id: str,
-        endpoint: Endpoint,
+        endpoint: Connection,
         instances: Instances,
         publisher: Publisher,
         spans: RunSpans | None = None,
@@ -79,7 +79,7 @@ class ControllerStream:
         self._instances = instances
         self._publisher = publisher
         self._spans = spans
-        self._queries: dict[int, tuple[StagedQuery, ...]] = {}
+        self._queries: dict[int, Queries] = {}
         self._report: worker_pb2.WorkerMessage | None = None
         self._is_over = False
 
