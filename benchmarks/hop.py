@@ -97,7 +97,8 @@ class FramedServer:
 
     def received(self, head: bytes, payload: memoryview) -> None:
         said = pb.ControllerMessage.FromString(head).batch
-        batch, queries = messages.to_batch(said, payload), messages.to_queries(said, 0.0)
+        queries = messages.to_queries(said, 0.0)
+        batch = messages.to_batch(said, queries.items, payload)
         if batch.whole is None:
             raise AssertionError("tensors of numbers lie together")
         out = BatchOut.of_whole(("y",), batch.datatypes, batch.whole, 0.0)

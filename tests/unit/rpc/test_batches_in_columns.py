@@ -76,7 +76,8 @@ def sent(tickets: Sequence[Ticket]) -> tuple[pb.Batch, memoryview]:
 
 
 def taken(batch: pb.Batch, payload: memoryview) -> tuple[BatchIn, Queries]:
-    return messages.to_batch(batch, payload), messages.to_queries(batch, THEN)
+    queries = messages.to_queries(batch, THEN)
+    return messages.to_batch(batch, queries.items, payload), queries
 
 
 def answered(queries: Queries, ran: Ran) -> BatchResult:
@@ -157,7 +158,7 @@ def test_a_batch_is_not_copied_on_its_way_out_and_its_rows_are_views_on_its_way_
 def test_a_query_without_a_deadline_has_the_hard_limit() -> None:
     for said in ([], [0, 0]):
         batch = pb.Batch(queries=[1, 2], items=[1, 1], remaining_us=said)
-        assert {query.deadline for query in messages.to_queries(batch, THEN)} == {THEN + HARD_LIMIT_S}
+        assert set(messages.to_queries(batch, THEN).deadlines) == {THEN + HARD_LIMIT_S}
 
 
 def a_batch(**given: Any) -> pb.Batch:
@@ -184,7 +185,7 @@ def a_batch(**given: Any) -> pb.Batch:
 )
 def test_a_batch_that_contradicts_itself_is_refused_in_words(given: dict[str, Any], size: int, fact: str) -> None:
     with pytest.raises(InvalidError, match=fact):
-        messages.to_batch(a_batch(**given), memoryview(bytes(size)))
+        taken(a_batch(**given), memoryview(bytes(size)))
 
 
 # -- and back

@@ -16,11 +16,24 @@ from infaas_worker.decide.events import Queries
 from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, QueryIn, Value, Whole
 
 
-def to_batch(batch: worker_pb2.Batch, payload: memoryview) -> BatchIn:
-    """Raises InvalidError when the message contradicts itself or the bytes that came with it, and for a datatype that
-    is not OIP's."""
-    items = tuple(batch.items[:])  # a slice is read in one go
-    _check_numbers(batch, len(items))
+def to_queries(batch: worker_pb2.Batch, now: float) -> Queries:
+    """Each with its own deadline, else the hard limit. Raises InvalidError when the numbers contradict each other."""
+    ids, items, left_us = tuple(batch.queries[:]), tuple(batch.items[:]), batch.remaining_us[:]  # each read in one go
+    count = len(items)
+    if len(ids) != count or len(left_us) not in (0, count):
+        raise InvalidError(f"{len(ids)} queries come with {count} numbers of items and {len(left_us)} deadlines")
+    if len(set(ids)) != count:
+        raise InvalidError("the batch names a query twice")
+    for trace in batch.traces:
+        if trace.place >= count:
+            raise InvalidError(f"a trace is of query {trace.place} of {count}")
+    deadlines = [now + (us / 1e6 if us else HARD_LIMIT_S) for us in left_us or [0] * count]
+    return Queries(ids, items, tuple(deadlines))
+
+
+def to_batch(batch: worker_pb2.Batch, items: tuple[int, ...], payload: memoryview) -> BatchIn:
+    """The tensors of queries of so many items each. Raises InvalidError when the message contradicts the bytes that
+    came with it, and for a datatype that is not OIP's."""
     try:
         columns = read_columns(batch.inputs, items, batch.sizes, payload)
     except ColumnsError as error:
@@ -35,14 +48,6 @@ def to_batch(batch: worker_pb2.Batch, payload: memoryview) -> BatchIn:
         QueryIn(count, tuple([Value(*column.part(place)) for column in columns])) for place, count in enumerate(items)
     ]
     return BatchIn(names, datatypes, queries, outputs)
-
-
-def to_queries(batch: worker_pb2.Batch, now: float) -> Queries:
-    """Of a batch that `to_batch` took: each with its own deadline, else the hard limit."""
-    numbers = tuple(batch.queries[:])
-    left_us = batch.remaining_us[:] or [0] * len(numbers)
-    deadlines = tuple([now + (us / 1e6 if us else HARD_LIMIT_S) for us in left_us])
-    return Queries(numbers, tuple(batch.items[:]), deadlines)
 
 
 def started(number: int) -> worker_pb2.WorkerMessage:
@@ -71,19 +76,6 @@ def ran(number: int, queries: Queries, ran: Ran) -> tuple[worker_pb2.WorkerMessa
         done.error_code = error.code.value
         done.error = error.text
         return message, []
-
-
-def _check_numbers(batch: worker_pb2.Batch, count: int) -> None:
-    numbers = batch.queries
-    if len(numbers) != count or len(batch.remaining_us) not in (0, count):
-        raise InvalidError(
-            f"{len(numbers)} queries come with {count} numbers of items and {len(batch.remaining_us)} deadlines"
-        )
-    if len(set(numbers[:])) != count:
-        raise InvalidError("the batch names a query twice")
-    for trace in batch.traces:
-        if trace.place >= count:
-            raise InvalidError(f"a trace is of query {trace.place} of {count}")
 
 
 def _add_outputs(done: worker_pb2.BatchDone, queries: Queries, ran: Ran) -> list[Buffer]:

@@ -183,11 +183,12 @@ class ControllerStream:
             self._send(messages.refused(batch.id, Code.INVALID, f"batch {batch.id} is already here", False, 0.0))
             return
         try:
-            value = messages.to_batch(batch, payload)
+            queries = messages.to_queries(batch, self._instances.now())
+            value = messages.to_batch(batch, queries.items, payload)
         except InvalidError as error:
             self._send(messages.refused(batch.id, error.code, error.text, False, 0.0))
             return
-        queries = self._queries[batch.id] = messages.to_queries(batch, self._instances.now())
+        self._queries[batch.id] = queries
         if self._spans is not None:
             self._spans.arrived(self._id, batch)
         self._instances.submit(self, batch.id, InstanceId(batch.instance), value, queries)
