@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from infaas.domain.query import Code, Objective, Query, Refusal
 from infaas_controller.commands import Digest
@@ -50,27 +51,26 @@ class Arrivals(Placing):
     def arrive_together(self, tickets: Sequence[Ticket], now: float) -> None:
         """As `arrive`, for what came in one turn of the loop, in that order. A fault of ours ends the query that it
         met, and no other."""
-        entered = [ticket for ticket in tickets if self._enters(ticket, now)]
+        entered = self._all_enter(tickets, now)
         if self.queues.all_items + sum([ticket.items for ticket in entered]) > self._settings.max_queue_items:
             for ticket in entered:  # where not all may find room, who came first does
                 self._place_or_fault(ticket, now)
             return
-        alike: dict[Hashable, list[Ticket]] = {}
-        for ticket in entered:
-            query = ticket.query
-            key: Hashable = ticket.number
-            if not ticket.deaths:
-                # By identity: what was read once is shared by all that sent the same; what was not stands alone.
-                key = (
-                    query.handle, query.version, query.items, query.outputs, id(query.requirements),
-                    id(query.signature),
-                )  # fmt: skip
-            alike.setdefault(key, []).append(ticket)
-        for group in alike.values():
+        for group in _alike(entered):
             if len(group) == 1:
                 self._place_or_fault(group[0], now)
             else:
                 self._choose_together(group, now)
+
+    def _all_enter(self, tickets: Sequence[Ticket], now: float) -> Sequence[Ticket]:
+        """Those that have not ended by that."""
+        if not self.quarantine.is_empty:
+            return [ticket for ticket in tickets if self._enters(ticket, now)]
+        self._budget.arrived(len(tickets))
+        for ticket in tickets:
+            self._open[ticket.number] = ticket
+            self._watch_deadline(ticket)
+        return tickets
 
     def _enters(self, ticket: Ticket, now: float) -> bool:
         try:
@@ -176,8 +176,36 @@ class Arrivals(Placing):
             error.add_note(f"and while it was taken out: {type(again).__name__}: {again}")
 
 
-def _by_deadline(ticket: Ticket) -> tuple[float, int]:
-    return ticket.deadline, ticket.number
+def _alike(tickets: Sequence[Ticket]) -> Iterable[list[Ticket]]:
+    """By identity: what was read once is shared by all that sent the same; what was not stands alone."""
+    found: dict[Hashable, list[Ticket]] = {}
+    last: Query | None = None
+    group: list[Ticket] = []
+    for ticket in tickets:
+        query = ticket.query
+        if (
+            last is None
+            or query.requirements is not last.requirements
+            or query.signature is not last.signature
+            or query.handle != last.handle
+            or query.version != last.version
+            or query.items != last.items
+            or query.outputs != last.outputs
+            or ticket.deaths
+        ):
+            last = None if ticket.deaths else query
+            key: Hashable = ticket.number
+            if not ticket.deaths:
+                key = (
+                    query.handle, query.version, query.items, query.outputs, id(query.requirements),
+                    id(query.signature),
+                )  # fmt: skip
+            group = found.setdefault(key, [])
+        group.append(ticket)
+    return found.values()
+
+
+_by_deadline = attrgetter("deadline", "number")
 
 
 def _follow(ticket: Ticket, first: Ticket, now: float) -> None:

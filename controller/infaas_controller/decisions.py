@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
+
+import msgspec
 
 from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
@@ -28,9 +30,9 @@ ANSWERED = "answered"
 DecisionHook = Callable[[Decision], None]
 TracedHook = Callable[[Decision, "Trace | None"], None]
 PredictionHook = Callable[[float, float], None]
-Wants = Callable[[str, int, bool], bool]
-"""Whether a hook wants a decision, by its outcome's slug, its attempts and whether it is a fallback: making one costs
-more than asking."""
+Wants = Callable[[str, str, int, bool], bool]
+"""Whether a hook wants a decision, by its outcome's slug, its handle, its attempts and whether it is a fallback: making
+one costs more than asking. It is asked once for each, and given what it wants."""
 
 
 class Trace(NamedTuple):
@@ -49,7 +51,7 @@ class Trace(NamedTuple):
         return len(self.selected.admission.rulings)
 
 
-class _Kept(NamedTuple):
+class _Kept(msgspec.Struct, frozen=True):
     """What a decision is made of when somebody asks. Nothing of it changes any more, and it does not hold the query."""
 
     outcome: Outcome
@@ -65,12 +67,13 @@ class _Kept(NamedTuple):
     was_sent: bool
     batch_items: int
     trace_id: str | None
-    trace: Trace | None
+    selected: Selected | None
+    deadline: float
+    selected_at: float
 
     @property
-    def number(self) -> int:
-        """Its place among all decisions."""
-        return int(self.outcome.decision_id.rsplit("-", 1)[1])
+    def trace(self) -> Trace | None:
+        return None if self.selected is None else Trace(self.selected, self.deadline, self.selected_at)
 
     @property
     def observed_ms(self) -> float | None:
@@ -82,12 +85,10 @@ class Decisions:
 
     def __init__(self, controller: str, clock: Clock, memory: int) -> None:
         self._clock = clock
-        self._memory = memory
         self._prefix = f"d-{controller}-{os.getpid():x}-"
         self._numbers = itertools.count(1)
-        self._answered: OrderedDict[str, _Kept] = OrderedDict()
-        self._refused: OrderedDict[str, _Kept] = OrderedDict()
-        self._by_request: dict[str, str] = {}
+        self._answered: deque[_Kept] = deque(maxlen=memory)
+        self._refused: deque[_Kept] = deque(maxlen=memory)
         self._hooks: list[tuple[DecisionHook, Wants | None]] = []
         self._traced_hooks: list[tuple[TracedHook, Wants | None]] = []
         self._prediction_hooks: list[PredictionHook] = []
@@ -109,60 +110,48 @@ class Decisions:
     def next_id(self) -> DecisionId:
         return DecisionId(f"{self._prefix}{next(self._numbers)}")
 
-    def record(
-        self, ticket: Ticket, outcome: Outcome, code: str, reason: str, policy: str, trace: Trace | None
-    ) -> None:
-        """Keep what became of a query; `code` is `answered` or an error's slug."""
-        query = ticket.query
+    def record(self, ticket: Ticket, outcome: Outcome, code: str, reason: str, wall: float) -> None:
+        """Keep what became of a query; `code` is `answered` or an error's slug, `wall` the time in seconds since the
+        epoch."""
+        query, attempts = ticket.query, outcome.attempts
+        is_answered = code == ANSWERED
+        predicted_ms = _predicted_ms(ticket)
         kept = _Kept(
-            outcome,
-            query.id,
-            self._clock.wall(),
-            query.handle,
-            ticket.admission,
-            policy,
-            query.requirements,
-            code,
-            reason,
-            _predicted_ms(ticket),
-            ticket.attempts > 0,
-            ticket.batch_items,
-            None if query.trace is None else query.trace.trace_id,
-            trace,
-        )
-        self._keep(self._answered if code == ANSWERED else self._refused, kept)
-        if kept.predicted_ms is not None and (observed_ms := kept.observed_ms) is not None:
+            outcome, query.id, wall, query.handle, ticket.admission, ticket.policy,
+            query.requirements, code, reason, predicted_ms, ticket.attempts > 0, ticket.batch_items,
+            None if query.trace is None else query.trace.trace_id, ticket.selected, ticket.deadline, ticket.selected_at,
+        )  # fmt: skip
+        (self._answered if is_answered else self._refused).append(kept)
+        if is_answered and predicted_ms is not None:
             for told in self._prediction_hooks:
-                told(kept.predicted_ms, observed_ms)
-        facts = code, outcome.attempts, outcome.fallback is not None
+                told(predicted_ms, outcome.total_s * 1e3)
+        is_fallback = outcome.fallback is not None
         decision: Decision | None = None
         for hook, wants in self._hooks:
-            if wants is None or wants(*facts):
+            if wants is None or wants(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
                 hook(decision)
         for traced, wants in self._traced_hooks:
-            if wants is None or wants(*facts):
+            if wants is None or wants(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
-                traced(decision, trace)
+                traced(decision, kept.trace)
 
     def get(self, key: str) -> Decision | None:
-        """By decision id or request id (the latest of that request)."""
-        key = self._by_request.get(key, key)
-        kept = self._answered.get(key) or self._refused.get(key)
-        return self._whole(kept) if kept is not None else None
+        """By decision id or request id (the latest of that request). Looking is for people and may cost a millisecond;
+        keeping, for every query, costs next to nothing."""
+        found = [kept for ring in (self._answered, self._refused) if (kept := _newest(ring, key)) is not None]
+        return self._whole(max(found, key=_place)) if found else None
 
     def recent(self, limit: int) -> Sequence[Decision]:
         """The newest first, answers and refusals together."""
-        newest = [
-            *itertools.islice(reversed(self._answered.values()), limit),
-            *itertools.islice(reversed(self._refused.values()), limit),
-        ]
-        newest.sort(key=lambda kept: kept.number, reverse=True)
+        newest = [kept for ring in (self._answered, self._refused) for kept in itertools.islice(reversed(ring), limit)]
+        newest.sort(key=_place, reverse=True)
         return [self._whole(kept) for kept in newest[:limit]]
 
     def _whole(self, kept: _Kept) -> Decision:
         decision = self._decision(kept)
-        return decision if kept.trace is None else replace(decision, candidates=kept.trace.candidates())
+        trace = kept.trace
+        return decision if trace is None else replace(decision, candidates=trace.candidates())
 
     def _decision(self, kept: _Kept) -> Decision:
         """Without candidates."""
@@ -193,14 +182,6 @@ class Decisions:
             trace_id=kept.trace_id,
         )
 
-    def _keep(self, ring: OrderedDict[str, _Kept], kept: _Kept) -> None:
-        ring[kept.outcome.decision_id] = kept
-        self._by_request[kept.request_id] = kept.outcome.decision_id
-        if len(ring) > self._memory:
-            old_id, old = ring.popitem(last=False)
-            if self._by_request.get(old.request_id) == old_id:
-                del self._by_request[old.request_id]
-
     def _plain(self, wanted: Requirements) -> Mapping[str, object]:
         """Requirements in the words of SURFACE; those that are not stated are left out. Equal ones share a mapping."""
         found = self._shown.get(wanted)
@@ -230,3 +211,12 @@ def _predicted_ms(ticket: Ticket) -> float | None:
     if ticket.choice is None:
         return None
     return (ticket.selected_at - ticket.query.arrived_at + ticket.choice.predicted_s) * 1e3
+
+
+def _newest(ring: deque[_Kept], key: str) -> _Kept | None:
+    return next((kept for kept in reversed(ring) if key in (kept.outcome.decision_id, kept.request_id)), None)
+
+
+def _place(kept: _Kept) -> int:
+    """Among all decisions."""
+    return int(kept.outcome.decision_id.rsplit("-", 1)[1])

@@ -5,7 +5,8 @@ said in the log.
 
 A decision is kept with its candidates, so that `explain` says the same when the memory has forgotten it: the first
 ones that say most, and how many more there were. They are made when a batch is written, off the event loop; of a flood
-of refusals only so many a second carry them, because making and compressing them takes ten times as long as the rest.
+of refusals only so many a second carry them, because making and compressing them takes ten times as long as the rest,
+and only so many are written one by one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
+
+import msgspec
 
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
@@ -28,6 +31,9 @@ MAX_CANDIDATES = 32
 """Kept of each decision."""
 CANDIDATES_PER_S = 50
 """Decisions a second that are kept with candidates."""
+ALIKE_AT_ONCE = 100
+"""Refusals and failures of one kind and handle that are written one by one between two batches; the last of them says
+how many more there were. Writing takes the interpreter from the queries when it has least to spare."""
 _PRUNE_EVERY = 50
 """Batches between two looks at how much the journal holds."""
 _RETRY_S = 1.0
@@ -58,18 +64,30 @@ class Allowance:
         return True
 
 
-class Waiting(NamedTuple):
+class Waiting(msgspec.Struct, eq=False):
     """A decision to be written; `trace` None: without candidates, or with a decision that says how many there were."""
 
     decision: Decision
     trace: Trace | None
+    alike: int = 0
 
     def whole(self) -> Decision:
         """With the candidates that are kept. Pure, and not quick: call it in a thread."""
+        decision = replace(self.decision, alike=self.alike) if self.alike else self.decision
         if self.trace is None:
-            return self.decision
+            return decision
         kept = self.trace.candidates(MAX_CANDIDATES)
-        return replace(self.decision, candidates=kept, candidates_left_out=self.trace.size - len(kept))
+        return replace(decision, candidates=kept, candidates_left_out=self.trace.size - len(kept))
+
+
+class _Flood:
+    """What ended in one way, of one handle, since the last batch was taken."""
+
+    __slots__ = ("kept", "last")
+
+    def __init__(self, first: Waiting) -> None:
+        self.kept = 1
+        self.last = first
 
 
 class Journal:
@@ -99,6 +117,7 @@ class Journal:
         self._keep = keep
         self._draw = draw
         self._queue: deque[Waiting] = deque()
+        self._floods: dict[tuple[str, str], _Flood] = {}
         self._allowance = Allowance(CANDIDATES_PER_S)
         self._waiting = asyncio.Event()
         self._batches = 0
@@ -109,23 +128,40 @@ class Journal:
 
     def record(self, decision: Decision, trace: Trace | None = None) -> None:
         """Queue a decision, if it is one to keep; `trace` is what its candidates are made of."""
-        if self.wants(decision.outcome):
+        if self.wants(decision.outcome, decision.handle):
             self.keep(decision, trace)
 
-    def wants(self, outcome: str, attempts: int = 0, is_fallback: bool = False) -> bool:
-        """Whether a decision of that outcome is one to keep: of answers, some are. Ask once for each."""
-        return is_journaled(outcome, self._sample, self._draw())
-
-    def keep(self, decision: Decision, trace: Trace | None = None) -> None:
-        """Queue a decision that is wanted."""
+    def wants(self, outcome: str, handle: str, attempts: int = 0, is_fallback: bool = False) -> bool:
+        """Whether a decision of that outcome is one to keep: of answers, some are. Ask once for each: of a flood the
+        rest is counted here."""
+        if not is_journaled(outcome, self._sample, self._draw()):
+            return False
         if len(self._queue) >= self._capacity:
             self.dropped += 1
             self._say("decisions are dropped: the journal is full", capacity=self._capacity)
-            return
+            return False
+        flood = self._floods.get((outcome, handle))
+        if flood is None or flood.kept < ALIKE_AT_ONCE:
+            return True
+        flood.last.alike += 1
+        return False
+
+    def keep(self, decision: Decision, trace: Trace | None = None) -> None:
+        """Queue a decision that is wanted."""
         if trace is not None and not self._allowance.take(self._clock.now()):
             decision, trace = replace(decision, candidates_left_out=trace.size), None
-        self._queue.append(Waiting(decision, trace))
+        waiting = Waiting(decision, trace)
+        self._queue.append(waiting)
         self._waiting.set()
+        if decision.outcome == ANSWERED:
+            return
+        key = decision.outcome, decision.handle
+        flood = self._floods.get(key)
+        if flood is None:
+            self._floods[key] = _Flood(waiting)
+        else:
+            flood.kept += 1
+            flood.last = waiting
 
     def __len__(self) -> int:
         """Decisions that wait to be written."""
@@ -161,6 +197,7 @@ class Journal:
 
     async def _flush(self) -> None:
         while self._queue:
+            self._floods.clear()  # what is being written changes no more
             batch = [self._queue[place] for place in range(min(self._batch, len(self._queue)))]
             self.written += await self._write(batch)
             for waiting in batch:

@@ -200,3 +200,5 @@ class Decision:
     candidates: tuple[Candidate, ...] = field(default=())
     candidates_left_out: int = 0
     """How many more were looked at: the journal keeps a bounded number of them."""
+    alike: int = 0
+    """How many more ended so in the same moment, of whom the journal keeps no more than this number."""

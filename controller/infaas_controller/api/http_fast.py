@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from infaas.domain.query import Query
 from infaas.domain.task import Task
+from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 from infaas.rpc.edges import as_error
 from infaas.rpc.tensors import InferRequest
@@ -27,7 +28,7 @@ from infaas_controller.api.http_infer import (
     failed,
     header_length,
 )
-from infaas_controller.api.http_known import Known, known
+from infaas_controller.api.http_known import Known, known, known_answer
 from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.http_way import HEADER_LENGTH, Head, Heads, RawFields
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
@@ -86,10 +87,15 @@ class FastInfer:
 
     def opened(self, ticket: Ticket, head: Head, fields: dict[str, str]) -> tuple[Task, int | None]:
         """What is looked at before a body is read. Raises InfaasError."""
+        view = self.inference.service.view
         if fields is not head.fields:
             ticket.caller = read_caller(fields)
+        elif (opened := head.opened) is not None and opened[0] is view:
+            return opened[1], opened[2]
         self._authenticator.check(fields.get("authorization"))
-        return find_task(self.inference.service.view, ticket.handle), parse_version(head.version)
+        task, version = find_task(view, ticket.handle), parse_version(head.version)
+        head.opened = view, task, version
+        return task, version
 
     def decoded(self, body: bytes, length: int | None, task: Task) -> InferRequest | None:
         """None: it is too much for the loop, or for us. Raises InfaasError."""
@@ -101,11 +107,13 @@ class FastInfer:
             return None
         return decode_request(body, length)
 
-    def head_of(self, connection: Connection, status: int, lines: str, size: int, *, keeps_alive: bool) -> bytes:
+    def head_of(
+        self, connection: Connection, status: int, lines: str, size: int, *, keeps_alive: bool
+    ) -> tuple[bytes, bytes, bytes]:
         """`lines` are header fields as HTTP/1.1 writes them."""
         end = "" if keeps_alive else "connection: close\r\n"
         own = f"{lines}content-length: {size}\r\n{end}\r\n".encode("latin-1")
-        return b"".join((STATUS_LINE[status], self._standing_lines(connection.standing_fields), own))
+        return STATUS_LINE[status], self._standing_lines(connection.standing_fields), own
 
     def _standing_lines(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         if self._standing is None or self._standing[0] is not fields:
@@ -190,10 +198,10 @@ class Exchange(Waiter):
     def _prepared(self) -> bool:
         fast, ticket, fields, head = self._fast, self._ticket, self._fields, self._head
         task, version = fast.opened(ticket, head, fields)
-        body, length = self.body, header_length(fields)
-        before = head.known
-        if before is not None and length and before.is_like(task, body, length):
-            return self._like(before, version, body)
+        body, before = self.body, head.known
+        if before is not None and before.task is task and (inputs := before.inputs(body)) is not None:
+            return self._like(before, version, inputs)
+        length = header_length(fields)
         request = fast.decoded(body, length, task)
         if request is None:
             return False
@@ -213,10 +221,9 @@ class Exchange(Waiter):
         self._work = _Work(task, request, query)
         return True
 
-    def _like(self, before: Known, version: int | None, body: bytes) -> bool:
+    def _like(self, before: Known, version: int | None, inputs: tuple[Tensor, ...]) -> bool:
         """The rest of `_prepared`, for what is known but for its values."""
         inference, ticket, request = self._fast.inference, self._ticket, before.request
-        inputs = before.inputs(body)
         if request.id and REQUEST_ID not in self._fields:
             ticket.caller = read_caller(self._fields, request.id)
         query = inference.query_like(ticket, version, inputs, before.outline, before.requirements)
@@ -249,31 +256,39 @@ class Exchange(Waiter):
         work, self._drop = self._work, None
         if work is None:
             raise AssertionError("an exchange was answered that asked for nothing")
+        ticket = self._ticket
+        ticket.outcome = answer.outcome
         try:
-            self._ticket.outcome = answer.outcome
-            lines, parts = self._encoded(answer, work)
+            parts, length = self._encoded(answer, work)
         except Exception as exception:
             self._fail(exception)
             return
-        self._fast.inference.count(self._ticket, None)
-        self._write(200, lines, parts)
+        self._fast.inference.count_answer(ticket, answer.outcome)
+        lines = answer_lines(ticket.caller, answer.outcome)
+        if length is None:
+            self._write(200, f"{lines}content-type: {JSON_TYPE}\r\n", parts)
+        else:
+            self._write(200, f"{lines}content-type: {BINARY_TYPE}\r\n{HEADER_LENGTH}: {length}\r\n", parts)
 
     def set_exception(self, error: Exception) -> None:
         self._fail(error)
 
-    def _encoded(self, answer: Answer, work: _Work) -> tuple[str, Sequence[Buffer]]:
-        served = self._fast.inference.served(answer, work.query, work.request, work.task)
-        parts, head = answer_parts(
+    def _encoded(self, answer: Answer, work: _Work) -> tuple[list[Buffer], int | None]:
+        request, query, head = work.request, work.query, self._head
+        before = head.answered
+        if before is not None and not query.requirements.explain:
+            parts = before.parts(answer, request)
+            if parts is not None:
+                return parts
+        served = self._fast.inference.served(answer, query, request, work.task)
+        head.answered = known_answer(served, answer, query, request)
+        return answer_parts(
             served.outputs,
             model_name=self._ticket.handle,
             model_version=served.version,
-            id=work.request.id,
+            id=request.id,
             parameters=served.parameters,
         )
-        lines = answer_lines(self._ticket.caller, served.outcome)
-        if head is None:
-            return f"{lines}content-type: {JSON_TYPE}\r\n", parts
-        return f"{lines}content-type: {BINARY_TYPE}\r\n{HEADER_LENGTH}: {head}\r\n", parts
 
     def _fail(self, exception: Exception) -> None:
         self._drop = self._failure = None
@@ -287,9 +302,8 @@ class Exchange(Waiter):
     def _write(self, status: int, lines: str, parts: Sequence[Buffer]) -> None:
         """A large answer is sent in the pieces that it consists of: joining them would copy it, on the loop."""
         size = sum(map(len, parts))
-        head = self._fast.head_of(self._connection, status, lines, size, keeps_alive=self.keep_alive)
+        pieces = [*self._fast.head_of(self._connection, status, lines, size, keeps_alive=self.keep_alive), *parts]
         self._forget()
-        pieces: Sequence[Buffer] = (head, *parts)
         self._connection.answer(self, pieces if size > JOIN_BYTES else (b"".join(pieces),))
 
     def _leave(self) -> None:

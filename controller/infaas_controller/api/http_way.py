@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from infaas.domain.cluster import ClusterView
 from infaas.domain.query import Requirements
-from infaas.domain.task import TaskDefaults
+from infaas.domain.task import Task, TaskDefaults
 from infaas.rpc.requirements import PREFIX
 from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
-from infaas_controller.api.http_known import Known
+from infaas_controller.api.http_known import Known, KnownAnswer
 
 RawFields = Sequence[tuple[bytes, bytes]]
 """Header fields as they came, names in lower case."""
@@ -50,7 +51,17 @@ _PREFIX = PREFIX.encode()
 class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
-    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "known", "version")
+    __slots__ = (
+        "_defaults",
+        "_requirements",
+        "answered",
+        "body_bytes",
+        "fields",
+        "handle",
+        "known",
+        "opened",
+        "version",
+    )
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
         self.handle = handle
@@ -61,6 +72,10 @@ class Head:
         self.body_bytes = body_bytes
         self.known: Known | None = None
         """What the last binary query under this head taught."""
+        self.answered: KnownAnswer | None = None
+        """What its last usual answer taught."""
+        self.opened: tuple[ClusterView, Task, int | None] | None = None
+        """What was found in that view when its credential was good: the task, and the version asked for."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 

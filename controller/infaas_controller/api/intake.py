@@ -106,9 +106,20 @@ def build_query(
     trace: TraceContext | None = None,
 ) -> Query:
     """Raises InvalidError or UnsupportedError; whatever it returns is well-formed."""
-    return made_query(
-        handle, version, request.inputs, checked(request, task), requirements, caller, arrival, trace
-    )  # fmt: skip
+    outline = checked(request, task)
+    return Query(
+        id=caller.request_id,
+        handle=handle,
+        version=version,
+        requirements=requirements,
+        items=outline.items,
+        signature=outline.signature,
+        inputs=request.inputs,
+        outputs=outline.outputs,
+        arrived_at=arrival.at,
+        deadline=_deadline(arrival, requirements),
+        trace=trace,
+    )
 
 
 def checked(request: InferRequest, task: Task) -> Outline:
@@ -124,32 +135,6 @@ def _one_object(found: Signature) -> Signature:
     if len(_signatures) >= SIGNATURES_KEPT:
         _signatures.clear()
     return _signatures.setdefault(found, found)
-
-
-def made_query(
-    handle: str,
-    version: int | None,
-    inputs: tuple[Tensor, ...],
-    outline: Outline,
-    requirements: Requirements,
-    caller: Caller,
-    arrival: Arrival,
-    trace: TraceContext | None,
-) -> Query:
-    """Of inputs that have the outline."""
-    return Query(
-        id=caller.request_id,
-        handle=handle,
-        version=version,
-        requirements=requirements,
-        items=outline.items,
-        signature=outline.signature,
-        inputs=inputs,
-        outputs=outline.outputs,
-        arrived_at=arrival.at,
-        deadline=_deadline(arrival, requirements),
-        trace=trace,
-    )
 
 
 def _deadline(arrival: Arrival, requirements: Requirements) -> float:

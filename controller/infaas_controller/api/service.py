@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import msgspec
 
 from infaas.clock import Clock
-from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query, Requirements
+from infaas.domain.cluster import ClusterView
+from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Code, Decision, Priority, Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
-from infaas.observe.metrics import Metrics
+from infaas.observe.metrics import Account, Metrics
 from infaas.observe.trace import Span
 from infaas.rpc.requirements import Scalar, read_requirements
 from infaas.rpc.tensors import InferRequest
@@ -34,7 +34,6 @@ from infaas_controller.api.intake import (
     build_query,
     cost_usd,
     find_task,
-    made_query,
     reading_deadline,
 )
 from infaas_controller.api.spans import QuerySpans
@@ -56,8 +55,7 @@ class Served(msgspec.Struct, frozen=True):
     """On the controller's monotonic clock."""
 
 
-@dataclass(slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """What is known of a request so far: enough to count it and to answer it, wherever it ends."""
 
     handle: str
@@ -65,7 +63,7 @@ class Ticket:
     priority: Priority = Priority.STANDARD
     items: int = 0
     outcome: Outcome | None = None
-    caller: Caller = field(default_factory=fresh_caller)
+    caller: Caller = msgspec.field(default_factory=fresh_caller)
     span: Span | None = None
     """From when its inputs were read; None where nothing is traced."""
 
@@ -92,6 +90,9 @@ class Inference:
         self._spans = spans
         self._last_wanted: dict[str, Requirements] = {}
         """By handle. What is equal is made one object: queries are decided on together by that."""
+        self._accounts: dict[tuple[str, str | None, Priority], Account] = {}
+        """Where answers are counted, for one view of the cluster."""
+        self._accounts_of: ClusterView | None = None
 
     def ticket(self, handle: str) -> Ticket:
         return Ticket(handle, self.clock.now())
@@ -161,9 +162,11 @@ class Inference:
         """As `query`, of a request that differs in nothing but values from one that was a query. Not where queries are
         traced."""
         ticket.priority, ticket.items = wanted.priority, outline.items
-        caller = ticket.caller
-        arrival = Arrival(ticket.arrived_at)
-        return made_query(ticket.handle, version, inputs, outline, wanted, caller, arrival, caller.trace)
+        caller, at = ticket.caller, ticket.arrived_at
+        return Query(
+            caller.request_id, ticket.handle, version, wanted, outline.items, outline.signature, inputs,
+            outline.outputs, at, at + (HARD_LIMIT_S if wanted.latency_s is None else wanted.latency_s), caller.trace,
+        )  # fmt: skip
 
     def requirements(
         self,
@@ -246,6 +249,24 @@ class Inference:
 
     def _left_s(self, deadline: float) -> float:
         return deadline - self.clock.now()
+
+    def count_answer(self, ticket: Ticket, outcome: Outcome) -> None:
+        """As `count`, of an answer; at less cost when it is a usual one."""
+        is_usual = outcome.slo_met and not outcome.cold_start and outcome.fallback is None
+        if not is_usual or self._metrics is None or self._spans is not None or ticket.caller.traceparent is not None:
+            self.count(ticket, None)
+            return
+        view, handle = self.service.view, ticket.handle
+        key = handle, outcome.variant, ticket.priority
+        account = self._accounts.get(key) if view is self._accounts_of else None
+        if account is None:
+            if view is not self._accounts_of or len(self._accounts) >= HANDLES_KEPT:
+                self._accounts.clear()
+                self._accounts_of = view
+            model = handle if view.level_of(handle) is not None else None
+            account = self._metrics.account(model, outcome.variant, ticket.priority, cost_usd(view, outcome, 1))
+            self._accounts[key] = account
+        account.observe(self.clock.now() - ticket.arrived_at, outcome.queue_s, outcome.run_s, ticket.items)
 
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""

@@ -29,7 +29,7 @@ class Waiting(Protocol):
     def items(self) -> int: ...
 
     @property
-    def bytes(self) -> int: ...
+    def input_bytes(self) -> int: ...
 
 
 class Head(Protocol):
@@ -106,14 +106,14 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
             if (
                 grown > curve.preferred
                 or len(batch) == limits.max_queries
-                or bytes_ + entry.bytes > limits.max_bytes
+                or bytes_ + entry.input_bytes > limits.max_bytes
                 or begin + curve.p95_s[grown] * limits.promised(grown) > min(tightest, entry.deadline)
             ):
                 left = entry
                 break
         batch.append(entry)
         items += entry.items
-        bytes_ += entry.bytes
+        bytes_ += entry.input_bytes
         tightest = min(tightest, entry.deadline)
         if items >= curve.preferred or len(batch) == limits.max_queries:
             break

@@ -15,7 +15,7 @@ from infaas.testing.clock import ManualClock
 def ended(decisions: Decisions, id: str = "q1", code: str = "answered", **known: object) -> Outcome:
     ticket = Ticket(1, a_query("digits", id=id, latency_ms=50), None)  # type: ignore[arg-type]
     outcome = Outcome(decisions.next_id(), VariantName("v1"), worker=WorkerId("w1"), total_s=0.002, **known)  # type: ignore[arg-type]
-    decisions.record(ticket, outcome, code, "because", "slo", None)
+    decisions.record(ticket, outcome, code, "because", decisions._clock.wall())
     return outcome
 
 
@@ -39,18 +39,18 @@ def test_who_wants_every_decision_sees_what_is_found_later() -> None:
 
 def test_who_wants_some_is_asked_with_what_they_are_and_sees_no_others() -> None:
     decisions = Decisions("c", ManualClock(), 10)
-    asked: list[tuple[str, int, bool]] = []
+    asked: list[tuple[str, str, int, bool]] = []
     seen: list[str] = []
 
-    def wants(outcome: str, attempts: int, is_fallback: bool) -> bool:
-        asked.append((outcome, attempts, is_fallback))
+    def wants(outcome: str, handle: str, attempts: int, is_fallback: bool) -> bool:
+        asked.append((outcome, handle, attempts, is_fallback))
         return outcome != "answered"
 
     decisions.on_decision(lambda decision: seen.append(decision.request_id), wants)
     decisions.on_traced(lambda decision, _: seen.append(decision.id), wants)
     ended(decisions, "good", attempts=2, fallback="below the floor")
     bad = ended(decisions, "bad", "saturated")
-    assert asked == [("answered", 2, True)] * 2 + [("saturated", 0, False)] * 2
+    assert asked == [("answered", "digits", 2, True)] * 2 + [("saturated", "digits", 0, False)] * 2
     assert seen == ["bad", bad.decision_id]
 
 

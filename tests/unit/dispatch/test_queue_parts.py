@@ -28,7 +28,7 @@ NOW = 1_000.0
 class Entry:
     deadline: float
     items: int = 1
-    bytes: int = 256
+    input_bytes: int = 256
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def test_items_are_counted_and_a_query_is_never_split() -> None:
 
 
 def test_a_batch_holds_a_bounded_number_of_bytes_and_the_first_query_always_goes() -> None:
-    large = [Entry(NOW + 9, bytes=MAX_BATCH_BYTES // 2) for _ in range(3)]
+    large = [Entry(NOW + 9, input_bytes=MAX_BATCH_BYTES // 2) for _ in range(3)]
     formed = form(large, MEMORY_BOUND, limits(), NOW)
     assert (formed.batch, formed.left) == (large[:2], large[2])
-    huge = [Entry(NOW + 9, bytes=2 * MAX_BATCH_BYTES), Entry(NOW + 9)]
+    huge = [Entry(NOW + 9, input_bytes=2 * MAX_BATCH_BYTES), Entry(NOW + 9)]
     formed = form(huge, MEMORY_BOUND, limits(), NOW)
     assert (formed.batch, formed.left) == (huge[:1], huge[1])
 

@@ -11,7 +11,7 @@ from infaas_controller.decide.candidates import Admissions
 from infaas_controller.decide.policies.slo import SloPolicy
 from infaas_controller.decide.select import select_traced
 from infaas_controller.decisions import Trace
-from infaas_controller.journal import CANDIDATES_PER_S, MAX_CANDIDATES, Allowance, Journal, is_journaled
+from infaas_controller.journal import ALIKE_AT_ONCE, CANDIDATES_PER_S, MAX_CANDIDATES, Allowance, Journal, is_journaled
 from infaas_controller.ledger import Ledger
 
 from infaas.catalog.catalog import Catalog
@@ -186,3 +186,22 @@ def test_an_allowance_refills_with_time_up_to_a_seconds_worth() -> None:
     assert [allowance.take(10.0) for _ in range(3)] == [True, True, False]
     assert [allowance.take(10.5), allowance.take(10.5)] == [True, False]
     assert [allowance.take(99.0) for _ in range(3)] == [True, True, False]
+
+
+async def test_a_flood_is_written_as_some_of_it_and_the_number_of_the_rest(catalog: Catalog) -> None:
+    journal = Journal(catalog, sample=1.0)
+    for number in range(3 * ALIKE_AT_ONCE):
+        journal.record(replace(a_decision(1), id=DecisionId(f"d-{number}")))
+        journal.record(replace(a_decision(1), id=DecisionId(f"other-{number}"), handle="other"))
+        journal.record(replace(a_decision(1, "answered"), id=DecisionId(f"good-{number}")))
+    await journal.drain()
+    journal.record(replace(a_decision(2), id=DecisionId("d-late")))
+    await journal.drain()
+    found = await journal.recent(10_000)
+    for handle in ("digits", "other"):
+        refused = [one for one in found if (one.handle, one.outcome) == (handle, "saturated") and one.id != "d-late"]
+        assert len(refused) == ALIKE_AT_ONCE
+        assert sum(one.alike for one in refused) == 2 * ALIKE_AT_ONCE
+    assert sum(one.outcome == "answered" for one in found) == 3 * ALIKE_AT_ONCE
+    assert next(one for one in found if one.id == "d-late").alike == 0
+    assert journal.dropped == 0
