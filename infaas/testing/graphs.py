@@ -131,6 +131,29 @@ def slow(rounds: int, width: int = 256) -> Graph:
 
 
 CRASHES, HANGS = 666, 777
+_BRITTLE_CONSTANTS = {
+    "crashes": np.array(CRASHES, np.int64),
+    "thousand": np.array(1000, np.int64),
+    "least": np.array(np.iinfo(np.int64).min),
+    "minus_one": np.array(-1, np.int64),
+    "start": np.array(600, np.int64),
+}
+
+
+def brittle() -> Graph:
+    """As `deadly`, but that nothing makes it go round in circles."""
+    spec = (TensorSpec("x", Datatype.INT64, (-1, 1)),)
+    return _graph(_brittle_nodes("y"), spec, (TensorSpec("y", Datatype.INT64, (-1, 1)),), _BRITTLE_CONSTANTS)
+
+
+def _brittle_nodes(result: str) -> list[Any]:
+    return [
+        helper.make_node("Equal", ["x", "crashes"], ["is_crashing"]),
+        helper.make_node("Where", ["is_crashing", "least", "thousand"], ["dividend"]),
+        helper.make_node("Sub", ["x", "start"], ["distance"]),
+        helper.make_node("Where", ["is_crashing", "minus_one", "distance"], ["divisor"]),
+        helper.make_node("Div", ["dividend", "divisor"], [result]),
+    ]
 
 
 def deadly() -> Graph:
@@ -153,11 +176,7 @@ def deadly() -> Graph:
         ],
     )
     nodes = [
-        helper.make_node("Equal", ["x", "crashes"], ["is_crashing"]),
-        helper.make_node("Where", ["is_crashing", "least", "thousand"], ["dividend"]),
-        helper.make_node("Sub", ["x", "start"], ["distance"]),
-        helper.make_node("Where", ["is_crashing", "minus_one", "distance"], ["divisor"]),
-        helper.make_node("Div", ["dividend", "divisor"], ["quotient"]),
+        *_brittle_nodes("quotient"),
         helper.make_node("Equal", ["x", "hangs"], ["is_hanging"]),
         helper.make_node("Cast", ["is_hanging"], ["as_number"], to=TensorProto.INT64),
         helper.make_node("ReduceMax", ["as_number"], ["any"], keepdims=0),
@@ -166,12 +185,8 @@ def deadly() -> Graph:
         helper.make_node("Add", ["quotient", "last"], ["y"]),
     ]
     constants = {
-        "crashes": np.array(CRASHES, np.int64),
+        **_BRITTLE_CONSTANTS,
         "hangs": np.array(HANGS, np.int64),
-        "thousand": np.array(1000, np.int64),
-        "least": np.array(np.iinfo(np.int64).min),
-        "minus_one": np.array(-1, np.int64),
-        "start": np.array(600, np.int64),
         "endless": np.array(10**12, np.int64),
         "go": np.array(True),
         "nothing": np.array(0, np.int64),

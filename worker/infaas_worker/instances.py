@@ -50,7 +50,7 @@ from infaas_worker.decide.instances import ExecutorDied, Instance, InstanceEvent
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import BatchIn, BatchOut
 from infaas_worker.loading import Loader
-from infaas_worker.residence import Diary, Residence
+from infaas_worker.residence import Diary, Residence, RunWatch
 
 _log = get_logger(__name__)
 
@@ -65,12 +65,13 @@ class Instances:
         clock: Clock,
         on_report: Callable[[], None],
         diary: Diary | None = None,
+        watch: RunWatch | None = None,
     ) -> None:
-        """`diary` is told what runs in this process, so that its end can be explained."""
+        """`diary` is told what runs in this process, so that its end can be explained; `watch`, what the loop runs."""
         self.condemned = asyncio.Event()
         """Set once this process must be replaced; `serving.failure` says why."""
         self._serving = serving
-        self._residence = Residence(loader, clock, self, diary)
+        self._residence = Residence(loader, clock, self, diary, watch)
         self._clock = clock
         self._on_report = on_report
         self._events: deque[Event] = deque()
@@ -238,24 +239,39 @@ class Instances:
         held.owner.started(held.number)
         batch = replace(held.only(queries), timeout_s=held.useful_until - held.started_at)
         held.items = sum(batch.items)
+        if self._residence.is_brief(instance, held.items):
+            self._run_here(key, instance, batch)
+            return
         future = self._residence.run(instance, batch)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, key, instance, done))
 
+    def _run_here(self, key: int, instance: InstanceId, batch: BatchIn) -> None:
+        """Over before this returns, so what it tells is worked off after the event that started it."""
+        outcome: BatchOut | Exception
+        try:
+            outcome = self._residence.run_here(instance, batch)
+        except Exception as error:  # it is told as any other outcome
+            outcome = error
+        self._ended(key, instance, outcome)
+
     def _ran(self, key: int, instance: InstanceId, future: Future[BatchOut]) -> None:
+        error = future.exception()
+        self._ended(key, instance, future.result() if error is None else error)
+
+    def _ended(self, key: int, instance: InstanceId, outcome: BatchOut | BaseException) -> None:
         self._residence.ran(instance)
         held = self._held.get(key)
         if held is None:  # its instance failed meanwhile, and it was answered then
             return
         run_s = self._clock.now() - held.started_at
-        error = future.exception()
-        if error is None:
-            held.result = future.result()
-            run_s = held.result.run_s
-        elif isinstance(error, InfaasError):
-            held.result = error
+        if isinstance(outcome, BatchOut):
+            held.result = outcome
+            run_s = outcome.run_s
+        elif isinstance(outcome, InfaasError):
+            held.result = outcome
         else:
-            held.result = UnavailableError(f"the executor broke: {type(error).__name__}: {error}")
+            held.result = UnavailableError(f"the executor broke: {type(outcome).__name__}: {outcome}")
         if isinstance(held.result, UnavailableError):
             self.tell(instance, ExecutorDied(held.result.text, self._residence.death_of(instance)))
             return

@@ -58,6 +58,7 @@ from infaas_worker.monitor import Monitor
 from infaas_worker.obituary import Obituary
 from infaas_worker.registration import Registration
 from infaas_worker.reports import Reporter
+from infaas_worker.watch import Watch
 
 _log = get_logger(__name__)
 _LISTENER_GRACE_S = 0.5
@@ -182,7 +183,8 @@ class Worker:
             publisher.publish_soon()
             registration.wake()
 
-        instances = Instances(serving, loader, self._clock, on_report, box)
+        watch = Watch(patience.least_s, lambda reason: _end_at_once(box, reason))
+        instances = Instances(serving, loader, self._clock, on_report, box, watch)
         registration = Registration(
             store,
             lambda: reporter.record(instances.serving),
@@ -198,6 +200,7 @@ class Worker:
         server = _server(service, probes, place)
         listener = self._listener = Listener(controllers.admit, place.control)
         monitor.start()
+        watch.start()
         if box.own_fault:
             _log.error("this worker's last life ended in its own code", cause=box.own_fault)
         obituary = Obituary(box, publisher, instances.remember)
@@ -238,6 +241,7 @@ class Worker:
             await server.stop(None)
             await store.close()
             monitor.stop()
+            watch.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close, _LAST_SPANS_S)
             remove_socket(place.listen)
@@ -267,6 +271,16 @@ class Worker:
             instances.abandon()
             return Ending.HUNG
         return Ending.DRAINED
+
+
+def _end_at_once(box: BlackBox, reason: str) -> None:
+    """The loop itself hangs: there is nobody left to drain anything."""
+    try:
+        _log.error("this worker must be replaced", reason=reason)
+        box.condemned(reason)
+    finally:
+        sys.stderr.flush()
+        os._exit(HUNG_EXIT)
 
 
 def _executors(settings: Settings) -> Executors:

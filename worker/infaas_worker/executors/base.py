@@ -190,6 +190,17 @@ class Killable(Protocol):
         at once; a second call, or one after the end, changes nothing."""
 
 
+@runtime_checkable
+class Brief(Protocol):
+    """A loaded model whose smaller batches are over so soon that whoever has them may as well run them."""
+
+    def is_brief(self, items: int) -> bool: ...
+
+    def run(self, batch: BatchIn) -> BatchOut:
+        """Here and now, for as long as it takes; nothing else of it may be pending. Raises what the future of `submit`
+        does."""
+
+
 class Executor(Protocol):
     @property
     def runtime(self) -> Runtime: ...

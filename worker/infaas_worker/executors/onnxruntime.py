@@ -8,7 +8,6 @@ them. Outputs are given as they came, and as views per query. The session is ope
 from __future__ import annotations
 
 import importlib
-import os
 import queue
 import threading
 import time
@@ -24,14 +23,13 @@ from msgspec.structs import replace
 from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
 from infaas.errors import InfaasError, InvalidError, ModelError, UnavailableError, UnsupportedError
-from infaas.observe.log import get_logger
 from infaas.runtimes.onnxruntime_options import PROVIDERS, open_session
+from infaas_worker.decide.brief import brief_items
 from infaas_worker.executors.base import BatchIn, BatchOut, Device, LoadedModel, QueryError, QueryIn, Value, Whole
 from infaas_worker.executors.tensors import Array, datatype_of, to_array, to_value
 
-_log = get_logger(__name__)
-BRIEF_RUN_S = 0.000_5
-"""Of one item. The next longer runs gain less than a few per cent, and would rather begin at once on a busy machine."""
+_SMALL_BYTES = 4 * 2**20
+"""Of an artifact; a larger one is not looked into, its runs are not brief."""
 _ONNX_TYPES = {
     "tensor(bool)": Datatype.BOOL,
     "tensor(int8)": Datatype.INT8,
@@ -84,12 +82,7 @@ class OnnxRuntimeExecutor:
         graph = _Graph(variant, session)
         grown = psutil.Process().memory_info().rss - before
         memory_bytes = max(grown, artifact.stat().st_size)
-        return OnnxRuntimeModel(graph, memory_bytes=memory_bytes, is_brief=is_brief(variant))
-
-
-def is_brief(variant: Variant) -> bool:
-    """Whether its runs are so short that being woken for them costs as much."""
-    return variant.profile is not None and variant.profile.latency_s(1, "p50_s") <= BRIEF_RUN_S
+        return OnnxRuntimeModel(graph, memory_bytes=memory_bytes, brief_items=_brief_items(variant, artifact))
 
 
 class OnnxRuntimeModel:
@@ -97,10 +90,10 @@ class OnnxRuntimeModel:
 
     max_in_flight = 1
 
-    def __init__(self, graph: _Graph, *, memory_bytes: int, is_brief: bool = False) -> None:
-        """`is_brief`: its thread, when woken, waits until its core is free (`_wait_for_a_core`)."""
+    def __init__(self, graph: _Graph, *, memory_bytes: int, brief_items: int = 0) -> None:
+        """`brief_items`: up to so many are run by whoever has them."""
         self._graph: _Graph | None = graph
-        self._is_brief = is_brief
+        self._brief_items = brief_items
         self._memory_bytes = memory_bytes
         self._inbox: queue.SimpleQueue[tuple[BatchIn, Future[BatchOut]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -117,6 +110,14 @@ class OnnxRuntimeModel:
                     self._thread = self._start(self._graph)
                 self._inbox.put((batch, future))
         return future
+
+    def is_brief(self, items: int) -> bool:
+        return items <= self._brief_items
+
+    def run(self, batch: BatchIn) -> BatchOut:
+        if self._is_closed or self._graph is None:
+            raise UnavailableError("the instance has been unloaded")
+        return _run(self._graph, batch)
 
     def memory_bytes(self) -> int:
         return 0 if self._graph is None else self._memory_bytes
@@ -137,18 +138,14 @@ class OnnxRuntimeModel:
         return thread
 
     def _serve(self, graph: _Graph) -> None:
-        if self._is_brief:
-            _wait_for_a_core()
         while (job := self._inbox.get()) is not None:
             batch, future = job
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                result = graph.run(batch)
+                result = _run(graph, batch)
             except InfaasError as error:
                 future.set_exception(error)
-            except Exception as error:  # whatever it is belongs to this batch; the thread serves the next one
-                future.set_exception(ModelError(f"{graph.name} failed: {_first_line(error)}"))
             else:
                 future.set_result(result)
             del job, batch, future
@@ -282,16 +279,37 @@ class _Graph:
             raise ModelError(f"the artifact of {variant.name} does not fit it: {'; '.join(problems)}")
 
 
-def _wait_for_a_core() -> None:
-    """From now on this thread, when it is woken, does not push aside what runs on its core (sched(7), SCHED_BATCH).
-
-    The loop that hands over a batch holds the interpreter's lock. A thread that takes the loop's place on the core can
-    only find that out and step back, which costs more than a run of a tiny model; one that waits begins when the loop
-    goes to sleep. On another core that is idle it begins at once, as ever."""
+def _run(graph: _Graph, batch: BatchIn) -> BatchOut:
+    """Raises InfaasError: whatever else goes wrong belongs to this batch, and the next one is served."""
     try:
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_BATCH, os.sched_param(0))
-    except OSError as error:  # it runs as well without
-        _log.info("a run's thread keeps its scheduling policy", reason=error.strerror)
+        return graph.run(batch)
+    except InfaasError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{graph.name} failed: {_first_line(error)}") from error
+
+
+def _brief_items(variant: Variant, artifact: Path) -> int:
+    """Up to how many items a batch is brief, whatever its tensors hold: 0 where a run may take longer than the profile
+    says, because tensors may be of any size, or the graph may go round in loops, or several threads have to meet."""
+    is_fixed = all(
+        spec.datatype is not Datatype.BYTES and min(spec.shape[1:], default=1) >= 0 for spec in variant.inputs
+    )
+    if not is_fixed or variant.threads != 1 or artifact.stat().st_size > _SMALL_BYTES:
+        return 0
+    items = brief_items(variant.profile, variant.max_batch_size)
+    return items if items and is_straight(artifact) else 0
+
+
+def is_straight(artifact: Path) -> bool:
+    """Whether every node of a graph runs exactly once: none has a graph inside (If, Loop, Scan and what is made of
+    them)."""
+    import onnx  # seldom needed, and not small
+
+    model = onnx.load(str(artifact), load_external_data=False)
+    inside = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return all(attribute.type not in inside for node in nodes for attribute in node.attribute)
 
 
 def _together(names: tuple[str, ...], arrays: list[Array], items: tuple[int, ...], started: float) -> BatchOut:

@@ -1,0 +1,62 @@
+"""Brief runs, which a worker's loop performs itself: they answer, fail and die as those on threads do."""
+
+from __future__ import annotations
+
+import signal
+
+from worker_values import column, index, published, x
+
+from infaas.domain.lifecycle import Death
+from infaas.domain.tensor import Tensor
+from infaas.testing import graphs
+from infaas.testing.worker_driver import ControllerEnd
+
+TINY = {"p95_ms": 0.02, "per_item_ms": 0.001, "threads": 1}
+
+
+async def test_queries_are_answered_as_on_a_thread_and_larger_batches_go_to_one(start):
+    worker = start()
+    async with ControllerEnd(worker.address) as end:
+        await end.ready("i1", published(worker, graphs.double(), max_batch=4, **TINY))
+        for rows in ((1.0,), (1.0, 2.0, 3.0)):
+            done = await end.infer("i1", *(x(value) for value in rows))
+            assert done.error_code == ""
+            assert [column(done, place) for place in range(len(rows))] == [[2 * value] for value in rows]
+            assert done.run_s > 0
+        assert end.started == [1, 2]
+        many = [await end.submit("i1", x(float(n))) for n in range(2)]
+        assert [column(await end.answer(number), 0) for number in many] == [[0.0], [2.0]]
+        too_many = await end.infer("i1", x(1, 2, 3, 4, 5))
+        assert too_many.error_code == "invalid-argument"
+        assert "takes at most 4 items" in too_many.error
+
+
+async def test_a_query_that_makes_the_model_raise_fails_alone(start):
+    worker = start()
+    async with ControllerEnd(worker.address) as end:
+        await end.ready("i1", published(worker, graphs.look_up(10), **TINY))
+        done = await end.infer("i1", index(3), index(99), index(5))
+        assert [query.error_code for query in done.queries] == ["", "model-failed", ""]
+        assert [column(done, place) for place in (0, 2)] == [[30.0], [50.0]]
+        assert (await end.infer("i1", index(99))).error_code == "model-failed"
+        assert column(await end.infer("i1", index(7)), 0) == [70.0]
+
+
+async def test_a_crash_is_laid_to_the_instance_that_ran_by_the_next_life(start):
+    worker = start()
+    async with ControllerEnd(worker.address) as end:
+        await end.ready("i1", published(worker, graphs.brittle(), **TINY))
+        await end.ready("i2", published(worker, graphs.brittle(), "v2", **TINY))
+        assert (await end.infer("i1", number(610))).error_code == ""
+        await end.submit("i1", number(graphs.CRASHES))
+        await end.over()
+    assert await worker.ended() == -signal.SIGFPE
+    worker.start()
+    async with ControllerEnd(worker.address) as end:
+        await end.until(lambda: bool(end.reports))
+        assert set(end.worker.instances) == {"i1"}
+        assert end.worker.instances["i1"].death is Death.CRASHED
+
+
+def number(value: int) -> Tensor:
+    return index(value)._replace(name="x")
