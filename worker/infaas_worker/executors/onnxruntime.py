@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one owned thread per instance, one batch after another.
+"""ONNX Runtime on the CPU: one owned thread per instance, one batch after another. Brief ones run where they come from.
 
 Input bytes are looked at in place, those of several queries too where they lie together; else one concatenation gathers
 them. Outputs are given as they came, and as views per query. The session is opened exactly as the profiler opens it
