@@ -130,6 +130,20 @@ def slow(rounds: int, width: int = 256) -> Graph:
     return _graph(nodes, spec, (TensorSpec("y", Datatype.FP32, (-1, 4)),), constants)
 
 
+def heavy(rounds: int, width: int = 2048) -> Graph:
+    """`y = x` for zeros, after as many multiplications of square matrices, one after the other without any loop."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Expand", ["sum", "square"], ["m0"]),
+        *(helper.make_node("MatMul", [f"m{at}", "m0"], [f"m{at + 1}"]) for at in range(rounds)),
+        helper.make_node("ReduceSum", [f"m{rounds}"], ["nothing"], keepdims=0),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    spec = (TensorSpec("x", Datatype.FP32, (-1, 4)),)
+    square = {"square": np.array([width, width], np.int64)}
+    return _graph(nodes, spec, (TensorSpec("y", Datatype.FP32, (-1, 4)),), square)
+
+
 CRASHES, HANGS = 666, 777
 _BRITTLE_CONSTANTS = {
     "crashes": np.array(CRASHES, np.int64),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from worker_values import column, index, published, x
 
 from infaas.domain.lifecycle import Death
 from infaas.domain.tensor import Tensor
 from infaas.testing import graphs
 from infaas.testing.worker_driver import ControllerEnd
+from infaas.up.restart import HUNG_EXIT
 
 TINY = {"p95_ms": 0.02, "per_item_ms": 0.001, "threads": 1}
 
@@ -56,6 +58,21 @@ async def test_a_crash_is_laid_to_the_instance_that_ran_by_the_next_life(start):
         await end.until(lambda: bool(end.reports))
         assert set(end.worker.instances) == {"i1"}
         assert end.worker.instances["i1"].death is Death.CRASHED
+
+
+@pytest.mark.long
+async def test_a_run_that_takes_far_longer_than_measured_ends_the_process_and_its_next_life_names_it(start):
+    worker = start(worker={"hang_after_s": 0.1, "hang_factor": 1.0})
+    async with ControllerEnd(worker.address) as end:
+        await end.ready("i1", published(worker, graphs.heavy(12), max_batch=1, **TINY))
+        await end.submit("i1", x(0))
+        await end.over()
+    assert await worker.ended() == HUNG_EXIT
+    worker.start()
+    async with ControllerEnd(worker.address) as end:
+        await end.until(lambda: bool(end.reports))
+        assert end.worker.instances["i1"].death is Death.HUNG
+        assert "instance i1 of v1 hung for" in end.worker.instances["i1"].reason
 
 
 def number(value: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Loading blocks and is called on a loading thread. Running does not: `submit` hands a batch over and returns a future,
 and up to `max_in_flight` may be pending at once, so a device or a server can overlap copies and work. A model may offer
-to run what is `Brief` where it is. An executor
-imports its runtime when it first loads something, so that an idle worker stays small.
+to run what is `Brief` where it is. An executor imports its runtime when it first loads something, so that an idle
+worker stays small.
 """
 
 from __future__ import annotations
