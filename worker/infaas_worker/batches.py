@@ -43,7 +43,8 @@ class Owner(Protocol):
     @property
     def id(self) -> str: ...
 
-    def started(self, batch: int) -> None: ...
+    def started(self, batch: int) -> None:
+        """Not told of a run that is over in the same turn of the loop."""
 
     def ran(self, batch: int, ran: Ran) -> None: ...
 

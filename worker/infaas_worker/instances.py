@@ -236,18 +236,19 @@ class Instances:
         held = self._held[key]
         held.started_at = self._clock.now()
         held.ran = queries
-        held.owner.started(held.number)
         batch = replace(held.only(queries), timeout_s=held.useful_until - held.started_at)
         held.items = sum(batch.items)
         if self._residence.is_brief(instance, held.items):
             self._run_here(key, instance, batch)
             return
+        held.owner.started(held.number)
         future = self._residence.run(instance, batch)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, key, instance, done))
 
     def _run_here(self, key: int, instance: InstanceId, batch: BatchIn) -> None:
-        """Over before this returns, so what it tells is worked off after the event that started it."""
+        """Over before this returns, so nobody need be told that it began, and what it tells is worked off after the
+        event that started it."""
         outcome: BatchOut | Exception
         try:
             outcome = self._residence.run_here(instance, batch)

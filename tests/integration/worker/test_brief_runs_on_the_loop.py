@@ -25,7 +25,7 @@ async def test_queries_are_answered_as_on_a_thread_and_larger_batches_go_to_one(
             assert done.error_code == ""
             assert [column(done, place) for place in range(len(rows))] == [[2 * value] for value in rows]
             assert done.run_s > 0
-        assert end.started == [1, 2]
+        assert end.started == [], "each was over before anybody could have heard that it began"
         many = [await end.submit("i1", x(float(n))) for n in range(2)]
         assert [column(await end.answer(number), 0) for number in many] == [[0.0], [2.0]]
         too_many = await end.infer("i1", x(1, 2, 3, 4, 5))
