@@ -59,8 +59,13 @@ class Arrivals(Placing):
         for group in _alike(entered):
             if len(group) == 1:
                 self._place_or_fault(group[0], now)
-            else:
+                continue
+            try:
                 self._choose_together(group, now)
+            except Exception as error:
+                for ticket in group:  # those that were placed, or have ended, were spared
+                    if ticket.state is TicketState.WAITING and ticket.eligibility is None:
+                        self._fault(ticket, error)
 
     def _all_enter(self, tickets: Sequence[Ticket], now: float) -> Sequence[Ticket]:
         """Those that have not ended by that."""
@@ -122,6 +127,7 @@ class Arrivals(Placing):
         return bool(getattr(self._settings.policies(ticket.policy), "decides_together", False))
 
     def _refuse_like(self, last: Ticket, left: deque[Ticket], now: float) -> None:
+        """In the words that the one with the most time was told."""
         refusal = _refusal(last)
         while refusal is not None and left:
             ticket = left.popleft()

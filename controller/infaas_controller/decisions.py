@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,21 +19,19 @@ import msgspec
 
 from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
-from infaas.domain.query import Candidate, Decision, Requirements
+from infaas.domain.query import ANSWERED, Candidate, Decision, Requirements
 from infaas_controller.decide.account import candidates
 from infaas_controller.decide.candidates import Admission
 from infaas_controller.decide.select import Selected
 from infaas_controller.ports import Outcome
 from infaas_controller.queues import Ticket
 
-ANSWERED = "answered"
-
 DecisionHook = Callable[[Decision], None]
 TracedHook = Callable[[Decision, "Trace | None"], None]
 PredictionHook = Callable[[float, float], None]
-Wants = Callable[[str, str, int, bool], bool]
-"""Whether a hook wants a decision, by its outcome's slug, its handle, its attempts and whether it is a fallback: making
-one costs more than asking. It is asked once for each, and given what it wants."""
+Take = Callable[[str, str, int, bool], bool]
+"""Whether a hook takes a decision, by its outcome's slug, its handle, its attempts and whether it is a fallback: making
+one costs more than asking. It is asked once for each, and given what it takes."""
 
 
 class Trace(NamedTuple):
@@ -89,19 +88,19 @@ class Decisions:
         self._numbers = itertools.count(1)
         self._answered: deque[_Kept] = deque(maxlen=memory)
         self._refused: deque[_Kept] = deque(maxlen=memory)
-        self._hooks: list[tuple[DecisionHook, Wants | None]] = []
-        self._traced_hooks: list[tuple[TracedHook, Wants | None]] = []
+        self._hooks: list[tuple[DecisionHook, Take | None]] = []
+        self._traced_hooks: list[tuple[TracedHook, Take | None]] = []
         self._prediction_hooks: list[PredictionHook] = []
         self._shown: OrderedDict[Requirements, Mapping[str, object]] = OrderedDict()
 
-    def on_decision(self, hook: DecisionHook, wants: Wants | None = None) -> None:
-        """`hook` sees every decision that it wants as it is made, without candidates. Both must be quick and must not
+    def on_decision(self, hook: DecisionHook, take: Take | None = None) -> None:
+        """`hook` sees every decision that it takes as it is made, without candidates. Both must be quick and must not
         raise."""
-        self._hooks.append((hook, wants))
+        self._hooks.append((hook, take))
 
-    def on_traced(self, hook: TracedHook, wants: Wants | None = None) -> None:
+    def on_traced(self, hook: TracedHook, take: Take | None = None) -> None:
         """As `on_decision`, with what candidates can be made of later, off the query path."""
-        self._traced_hooks.append((hook, wants))
+        self._traced_hooks.append((hook, take))
 
     def on_prediction(self, hook: PredictionHook) -> None:
         """`hook` gets the predicted and the observed latency of every answer, in ms. As quick, and as quiet."""
@@ -127,20 +126,32 @@ class Decisions:
                 told(predicted_ms, outcome.total_s * 1e3)
         is_fallback = outcome.fallback is not None
         decision: Decision | None = None
-        for hook, wants in self._hooks:
-            if wants is None or wants(code, query.handle, attempts, is_fallback):
+        for hook, take in self._hooks:
+            if take is None or take(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
                 hook(decision)
-        for traced, wants in self._traced_hooks:
-            if wants is None or wants(code, query.handle, attempts, is_fallback):
+        for traced, take in self._traced_hooks:
+            if take is None or take(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
                 traced(decision, kept.trace)
 
     def get(self, key: str) -> Decision | None:
-        """By decision id or request id (the latest of that request). Looking is for people and may cost a millisecond;
-        keeping, for every query, costs next to nothing."""
-        found = [kept for ring in (self._answered, self._refused) if (kept := _newest(ring, key)) is not None]
+        """By decision id or request id (the latest of that request). The second is for people: looking costs up to a
+        millisecond; keeping, for every query, next to nothing."""
+        rings = self._answered, self._refused
+        found = [kept for ring in rings if (kept := self._numbered(ring, key)) is not None]
+        if not found:
+            found = [kept for ring in rings if (kept := _requested(ring, key)) is not None]
         return self._whole(max(found, key=_place)) if found else None
+
+    def _numbered(self, ring: deque[_Kept], decision_id: str) -> _Kept | None:
+        number = decision_id.removeprefix(self._prefix)
+        if number == decision_id or not number.isdecimal():
+            return None
+        place = bisect_left(ring, int(number), key=_place)  # they come in the order of their ids
+        if place == len(ring) or ring[place].outcome.decision_id != decision_id:
+            return None
+        return ring[place]
 
     def recent(self, limit: int) -> Sequence[Decision]:
         """The newest first, answers and refusals together."""
@@ -213,8 +224,8 @@ def _predicted_ms(ticket: Ticket) -> float | None:
     return (ticket.selected_at - ticket.query.arrived_at + ticket.choice.predicted_s) * 1e3
 
 
-def _newest(ring: deque[_Kept], key: str) -> _Kept | None:
-    return next((kept for kept in reversed(ring) if key in (kept.outcome.decision_id, kept.request_id)), None)
+def _requested(ring: deque[_Kept], request_id: str) -> _Kept | None:
+    return next((kept for kept in reversed(ring) if kept.request_id == request_id), None)
 
 
 def _place(kept: _Kept) -> int:

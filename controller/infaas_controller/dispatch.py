@@ -187,9 +187,11 @@ class Dispatcher:
             self._observer.observe_selections(each_s, len(tickets))
 
     def _drop(self, ticket: Ticket) -> None:
-        self._take_arrived()  # it may be among them, and leaves a decision like any other
-        self.engine.cancel(ticket)
-        self._after()
+        try:
+            self._take_arrived()  # it may be among them, and leaves a decision like any other
+            self.engine.cancel(ticket)
+        finally:
+            self._after()
 
     async def _digest(self, query: Query) -> bytes:
         """Raises QueryFailedError when its deadline passes meanwhile, or the controller begins to drain."""

@@ -216,6 +216,7 @@ class Engine(Arrivals):
             ticket.batch, ticket.batch_items, ticket.lane = number, items, lane
             ticket.attempts += 1
             ticket.is_cold = lane.ready_at > ticket.query.arrived_at
+        flight.is_next = not was_idle or min([ticket.query.arrived_at for ticket in together]) <= lane.pace.ended_at
         if was_idle:
             flight.gathered_s = now - max(ticket.query.arrived_at for ticket in together)
         self._timers.set(

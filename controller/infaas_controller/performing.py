@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from infaas.clock import Clock
-from infaas.domain.query import Code, Query
+from infaas.domain.query import ANSWERED, Code, Query
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import encode
@@ -14,7 +14,7 @@ from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import Outputs
 from infaas_controller.commands import Answered, BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
-from infaas_controller.decisions import ANSWERED, Decisions
+from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
 from infaas_controller.lanes import Lane

@@ -275,6 +275,11 @@ class Queues:
         """Those that hold a promise of this instance."""
         return list(self._by_lane.get(lane.id, {}).values())
 
+    def is_alone_at(self, eligibility: EligibilityClass, lane: Lane) -> bool:
+        """Whether all that is promised to this instance is of one class."""
+        classes = self._by_lane.get(lane.id, {})
+        return len(classes) == 1 and eligibility.key in classes
+
     def classes_admitting(self, variant: VariantName) -> list[EligibilityClass]:
         """Those with waiting queries that may run on this variant and are not bound."""
         found = self._by_variant.get(variant)

@@ -95,6 +95,10 @@ class Query(NamedTuple):
     """What the worker's part of the trace hangs below; None: nobody traces this query."""
 
 
+ANSWERED = "answered"
+"""A decision's outcome that is no `Code`."""
+
+
 class Code(StrEnum):
     """Stable slugs of every refusal and error; `rpc.edges` gives each its HTTP and gRPC status."""
 

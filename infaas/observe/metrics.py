@@ -185,7 +185,10 @@ class Metrics:
         self._dropped = counter("infaas_dropped_total", "Queries dropped unanswered", ["reason"])
         self._batch_size = histogram("infaas_batch_size", "Items per batch", ["variant"], _BATCHES)
         self._decision_duration = histogram(
-            "infaas_decision_duration_seconds", "Selection of one query", [], _DECISION_SECONDS
+            "infaas_decision_duration_seconds",
+            "Selection of one query; of those chosen for together, their mean",
+            [],
+            _DECISION_SECONDS,
         )
         self._predicted_error = histogram(
             "infaas_predicted_latency_error_ratio",

@@ -1,7 +1,8 @@
 """Which queries leave a line in the log: those whose outcome somebody will ask about; every one only on request.
 
 A refusal under overload comes thousands of times a second and says the same each time. Each kind of line has a budget,
-and the next line after a silence says how many there would have been; `explain` and the journal know every one.
+and the next line after a silence says how many there would have been; `explain` knows the last ones, and the journal
+how many there were.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from typing import NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from infaas.clock import Clock
-from infaas.domain.query import Code, Decision
+from infaas.domain.query import ANSWERED, Code, Decision
 from infaas.observe.log import get_logger
 from infaas.settings import QueryLines
 
-ANSWERED = "answered"
 LINES_PER_S = 5.0
 LINES_AT_ONCE = 50.0
 _OURS = frozenset({Code.INTERNAL.value, Code.MODEL_FAILED.value})
@@ -77,7 +77,7 @@ class QueryLog:
         self._unsaid = 0
         """What the next line says of those before it."""
 
-    def wants(self, outcome: str, handle: str, attempts: int, is_fallback: bool) -> bool:
+    def take(self, outcome: str, handle: str, attempts: int, is_fallback: bool) -> bool:
         """Whether such a decision leaves a line now. Ask once for each: those that leave none are counted here."""
         if self._which != "notable":
             return self._which == "all"
@@ -92,7 +92,7 @@ class QueryLog:
         return may_write
 
     def observe(self, decision: Decision) -> None:
-        """Write the line of a decision that was wanted just now. Quick, and must not raise: it runs on the query
+        """Write the line of a decision that was taken just now. Quick, and must not raise: it runs on the query
         path."""
         line = line_of(decision.outcome, decision.attempts, decision.fallback is not None)
         unsaid, self._unsaid = self._unsaid, 0

@@ -43,7 +43,7 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 def fresh_caller() -> Caller:
-    return Caller(f"{_PROCESS}-{next(_COUNT):x}")
+    return Caller(_fresh_request_id())
 
 
 def _fresh_request_id() -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from infaas.domain.cluster import ClusterView
 from infaas.domain.query import Query
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
@@ -28,14 +29,16 @@ from infaas_controller.api.http_infer import (
     failed,
     header_length,
 )
-from infaas_controller.api.http_known import Known, known, known_answer
+from infaas_controller.api.http_known import Known, known
 from infaas_controller.api.http_transport import JOIN_BYTES
-from infaas_controller.api.http_way import HEADER_LENGTH, Head, Heads, RawFields
+from infaas_controller.api.http_way import HEADER_LENGTH, HEADS_KEPT, Head, Heads, RawFields
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
 from infaas_controller.api.service import Inference, Ticket
 from infaas_controller.ports import Answer, QueryFailedError, Waiter
 
 Buffer = bytes | memoryview
+LESSONS = 8
+"""Requests under one head that teach: when the next ones are still not like them, learning costs more than it saves."""
 _UNSTATED = frozenset(("binary_data_output",))
 """Parameters of a request that state no requirement."""
 
@@ -62,6 +65,9 @@ class FastInfer:
         self._max_body_bytes = max_body_bytes
         self._max_json_bytes = max_json_bytes
         self._heads = Heads()
+        self._opened_in: ClusterView | None = None
+        self._opened: dict[Head, tuple[Task, int | None]] = {}
+        """What was found for heads whose credential was good, in that view of the cluster."""
         self._standing: tuple[list[tuple[bytes, bytes]], bytes] | None = None
 
     def exchange(self, connection: Connection, target: bytes, raw: RawFields) -> Exchange | None:
@@ -90,12 +96,15 @@ class FastInfer:
         view = self.inference.service.view
         if fields is not head.fields:
             ticket.caller = read_caller(fields)
-        elif (opened := head.opened) is not None and opened[0] is view:
-            return opened[1], opened[2]
+        elif view is self._opened_in and (opened := self._opened.get(head)) is not None:
+            return opened
         self._authenticator.check(fields.get("authorization"))
-        task, version = find_task(view, ticket.handle), parse_version(head.version)
-        head.opened = view, task, version
-        return task, version
+        found = find_task(view, ticket.handle), parse_version(head.version)
+        if view is not self._opened_in or len(self._opened) >= HEADS_KEPT:
+            self._opened_in = view
+            self._opened.clear()
+        self._opened[head] = found
+        return found
 
     def decoded(self, body: bytes, length: int | None, task: Task) -> InferRequest | None:
         """None: it is too much for the loop, or for us. Raises InfaasError."""
@@ -198,6 +207,8 @@ class Exchange(Waiter):
     def _prepared(self) -> bool:
         fast, ticket, fields, head = self._fast, self._ticket, self._fields, self._head
         task, version = fast.opened(ticket, head, fields)
+        if head.is_large_for is task:
+            return False
         body, before = self.body, head.known
         if before is not None and before.task is task and (inputs := before.inputs(body)) is not None:
             return self._like(before, version, inputs)
@@ -213,11 +224,16 @@ class Exchange(Waiter):
         if states_none:
             requirements = head.known_requirements(task.defaults)
         query = fast.inference.query(ticket, version, task, request, fields, requirements=requirements)
-        if may_be_large_answer(request, task, query.items) or not fast.inference.service.can_begin(query):
+        if may_be_large_answer(request, task, query.items):
+            head.is_large_for = task
+            return False
+        if not fast.inference.service.can_begin(query):
             return False
         if states_none:
             head.remember(task.defaults, query.requirements)
-        head.known = known(task, body, length, request, query)
+        if head.lessons < LESSONS:
+            head.lessons += 1
+            head.known = known(task, body, length, request, query)
         self._work = _Work(task, request, query)
         return True
 
@@ -274,19 +290,12 @@ class Exchange(Waiter):
         self._fail(error)
 
     def _encoded(self, answer: Answer, work: _Work) -> tuple[list[Buffer], int | None]:
-        request, query, head = work.request, work.query, self._head
-        before = head.answered
-        if before is not None and not query.requirements.explain:
-            parts = before.parts(answer, request)
-            if parts is not None:
-                return parts
-        served = self._fast.inference.served(answer, query, request, work.task)
-        head.answered = known_answer(served, answer, query, request)
+        served = self._fast.inference.served(answer, work.query, work.request, work.task)
         return answer_parts(
             served.outputs,
             model_name=self._ticket.handle,
             model_version=served.version,
-            id=request.id,
+            id=work.request.id,
             parameters=served.parameters,
         )
 

@@ -96,11 +96,13 @@ class BoundedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self.timeout_keep_alive_task = None
-        for cycle in list(self._unanswered):  # uvicorn tells the newest alone
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self._unanswered.clear()
-        super().connection_lost(exc)
+        try:
+            for cycle in list(self._unanswered):  # uvicorn tells the newest alone
+                cycle.disconnected = True
+                cycle.message_event.set()
+        finally:
+            self._unanswered.clear()
+            super().connection_lost(exc)
 
     def shutdown(self) -> None:
         self._is_shutting_down = True

@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from infaas.domain.cluster import ClusterView
 from infaas.domain.query import Requirements
 from infaas.domain.task import Task, TaskDefaults
 from infaas.rpc.requirements import PREFIX
 from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
-from infaas_controller.api.http_known import Known, KnownAnswer
+from infaas_controller.api.http_known import Known
 
 RawFields = Sequence[tuple[bytes, bytes]]
 """Header fields as they came, names in lower case."""
@@ -52,16 +51,8 @@ class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
     __slots__ = (
-        "_defaults",
-        "_requirements",
-        "answered",
-        "body_bytes",
-        "fields",
-        "handle",
-        "known",
-        "opened",
-        "version",
-    )
+        "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons", "version",
+    )  # fmt: skip
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
         self.handle = handle
@@ -71,11 +62,11 @@ class Head:
         """As `read_fields` found them, without those of a single query; not to be changed."""
         self.body_bytes = body_bytes
         self.known: Known | None = None
-        """What the last binary query under this head taught."""
-        self.answered: KnownAnswer | None = None
-        """What its last usual answer taught."""
-        self.opened: tuple[ClusterView, Task, int | None] | None = None
-        """What was found in that view when its credential was good: the task, and the version asked for."""
+        """What the last query under this head taught."""
+        self.lessons = 0
+        """How many have taught."""
+        self.is_large_for: Task | None = None
+        """The task of which an answer to such a query may be too large for the loop."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 

@@ -183,6 +183,16 @@ def test_a_fault_costs_only_those_it_met(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cluster.engine.ledger.is_settled()
 
 
+def test_a_fault_in_joining_spares_who_was_placed_and_ends_the_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, _ = a_cluster(p95_ms=10)
+    monkeypatch.setattr(cluster.engine, "_join", lambda *given: 1 / 0)
+    cluster.submit_together(5, latency_ms=1000)
+    assert Counter(cluster.ended.values()) == {Code.INTERNAL: 4}
+    cluster.run_for(1.0)
+    assert Counter(cluster.ended.values()) == {Code.INTERNAL: 4, None: 1}
+    assert cluster.engine.ledger.is_settled()
+
+
 @given(
     count=st.integers(1, 60),
     latency_ms=st.sampled_from([8.0, 15.0, 40.0, 200.0, None]),

@@ -47,9 +47,9 @@ numbers = st.one_of(st.floats(width=32), st.integers(-(2**40), 2**40), st.boolea
 @example([[1, 2, 3]], "FP32")
 @example([float("nan"), 2, 3], "FP64")
 def test_a_request_with_other_values_is_read_as_it_would_be_anew(values: list[object], datatype: str) -> None:
-    learnt = taught(body_of([1, 2, 3], datatype=datatype, id="a", parameters={"priority": 1}))
+    learnt = taught(body_of([1, 2, 3], datatype=datatype, parameters={"priority": 1}))
     assert learnt is not None
-    body = body_of(values, datatype=datatype, id="a", parameters={"priority": 1})
+    body = body_of(values, datatype=datatype, parameters={"priority": 1})
     body = body.replace(b'"shape": [1, %d]' % len(values), b'"shape": [1, 3]')
     anew = read(body)
     try:
@@ -60,12 +60,12 @@ def test_a_request_with_other_values_is_read_as_it_would_be_anew(values: list[ob
     if found is not None:
         assert anew is not None
         assert found == anew.inputs
-        assert (learnt.request.id, learnt.request.parameters) == (anew.id, anew.parameters)
+        assert (anew.id, learnt.request.parameters) == ("", anew.parameters)
 
 
 @given(st.data())
 def test_a_damaged_request_is_never_taken_for_another_one(data: st.DataObject) -> None:
-    body = bytearray(body_of([1.5, 2.5, -3.5], id="[1.5, 2.5, -3.5]"))
+    body = bytearray(body_of([1.5, 2.5, -3.5], parameters={"note": "[1.5, 2.5, -3.5]"}))
     learnt = taught(bytes(body))
     assert learnt is not None
     for _ in range(data.draw(st.integers(1, 3))):
@@ -77,7 +77,7 @@ def test_a_damaged_request_is_never_taken_for_another_one(data: st.DataObject) -
     if found is not None:
         anew = read(bytes(body))
         assert anew is not None
-        assert (found, learnt.request.id) == (anew.inputs, anew.id)
+        assert (found, learnt.request.parameters, anew.id) == (anew.inputs, anew.parameters, "")
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,11 @@ def test_a_damaged_request_is_never_taken_for_another_one(data: st.DataObject) -
         body_of(["a", "b"], datatype="BYTES"),
         body_of([True, False], datatype="BOOL"),
         body_of([1.0], extra={"data": [1.0]}),
-        body_of([1.0], id="x" * KNOWN_JSON_BYTES),
+        body_of([1.0], parameters={"note": "x" * KNOWN_JSON_BYTES}),
+        body_of([1.0], id="another each time"),
+        body_of([1.0], note={"data": [1.0]}).replace(b'"FP32", "data"', b'"FP32", "\\u0064ata"'),
     ],
-    ids=["two inputs", "two rows", "bytes", "bool", "data twice", "much json"],
+    ids=["two inputs", "two rows", "bytes", "bool", "data twice", "much json", "id", "escaped"],
 )
 def test_what_is_not_one_array_of_numbers_teaches_nothing(body: bytes) -> None:
     assert taught(body) is None

@@ -37,17 +37,17 @@ def test_who_wants_every_decision_sees_what_is_found_later() -> None:
     assert decision.requirements["slo_latency_ms"] == 50.0
 
 
-def test_who_wants_some_is_asked_with_what_they_are_and_sees_no_others() -> None:
+def test_who_takes_some_is_asked_with_what_they_are_and_sees_no_others() -> None:
     decisions = Decisions("c", ManualClock(), 10)
     asked: list[tuple[str, str, int, bool]] = []
     seen: list[str] = []
 
-    def wants(outcome: str, handle: str, attempts: int, is_fallback: bool) -> bool:
+    def take(outcome: str, handle: str, attempts: int, is_fallback: bool) -> bool:
         asked.append((outcome, handle, attempts, is_fallback))
         return outcome != "answered"
 
-    decisions.on_decision(lambda decision: seen.append(decision.request_id), wants)
-    decisions.on_traced(lambda decision, _: seen.append(decision.id), wants)
+    decisions.on_decision(lambda decision: seen.append(decision.request_id), take)
+    decisions.on_traced(lambda decision, _: seen.append(decision.id), take)
     ended(decisions, "good", attempts=2, fallback="below the floor")
     bad = ended(decisions, "bad", "saturated")
     assert asked == [("answered", "digits", 2, True)] * 2 + [("saturated", "digits", 0, False)] * 2
@@ -65,6 +65,25 @@ def test_answers_and_refusals_are_told_apart_and_the_newest_comes_first() -> Non
     bad = decisions.get("bad")
     assert bad is not None
     assert (bad.outcome, bad.observed_ms) == ("saturated", None)
+
+
+def test_a_decision_is_found_by_its_id_however_many_there_are() -> None:
+    decisions = Decisions("c", ManualClock(), 50)
+    ids = [ended(decisions, f"q{n}", "answered" if n % 3 else "saturated").decision_id for n in range(300)]
+    known = {id: decision.request_id for id in ids if (decision := decisions.get(id)) is not None}
+    assert known == {ids[n]: f"q{n}" for n in range(300) if (n % 3 and n >= 225) or (n % 3 == 0 and n >= 150)}
+    assert decisions.get(ids[-1] + "0") is None
+    assert decisions.get("d-other-1-299") is None
+
+
+def test_the_latest_of_a_request_is_found_whatever_became_of_it() -> None:
+    decisions = Decisions("c", ManualClock(), 10)
+    for code in ("answered", "saturated", "answered"):
+        ended(decisions, "again", code)
+    last = ended(decisions, "again", "saturated")
+    found = decisions.get("again")
+    assert found is not None
+    assert found.id == last.decision_id
 
 
 def test_predictions_of_answers_are_told() -> None:

@@ -54,7 +54,7 @@ def a_log(which: QueryLines = "notable") -> tuple[QueryLog, Lines, ManualClock]:
 
 def tell(log: QueryLog, decision: Decision) -> None:
     """As the controller does."""
-    if log.wants(decision.outcome, decision.handle, decision.attempts, decision.fallback is not None):
+    if log.take(decision.outcome, decision.handle, decision.attempts, decision.fallback is not None):
         log.observe(decision)
 
 
