@@ -97,11 +97,12 @@ class FramedServer:
 
     def received(self, head: bytes, payload: memoryview) -> None:
         said = pb.ControllerMessage.FromString(head).batch
-        batch, queries = messages.to_batch(said, payload), messages.to_queries(said, 0.0)
+        queries = messages.to_queries(said, 0.0)
+        batch = messages.to_batch(said, queries.items, payload)
         if batch.whole is None:
             raise AssertionError("tensors of numbers lie together")
         out = BatchOut.of_whole(("y",), batch.datatypes, batch.whole, 0.0)
-        ran = Ran(tuple([query.id for query in queries]), out, frozenset(), 0.0, 0.0)
+        ran = Ran(queries.ids, out, frozenset(), 0.0, 0.0)
         message, segments = messages.ran(said.id, queries, ran)
         self.endpoint.send(message.SerializeToString(), segments)
 

@@ -101,6 +101,11 @@ class WorkerSettings(_Section):
     pool: str = "local"
     listen: str | None = Field(None, description="`unix:/path` or `host:port`; empty: a socket in the state folder")
     advertise: str | None = Field(None, description="What controllers dial, when it differs from `listen`")
+    inline: bool = Field(
+        False,
+        description="The worker lives in the controller's process, for tiny models: no hop between two processes. A "
+        "model that crashes without isolation takes the controller along. Not with controller.processes above 1",
+    )
     cores: int | None = Field(
         None, ge=1, description="Cores to use; empty: the pool's, else all that the process may use"
     )
@@ -214,6 +219,15 @@ class Settings(_Section):
     auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
     observe: ObserveSettings = ObserveSettings()
+
+    @model_validator(mode="after")
+    def _inline_is_in_one_process(self) -> Self:
+        if self.worker.inline and self.controller.processes > 1:
+            raise ValueError(
+                f"worker.inline is true and controller.processes is {self.controller.processes}, but a worker lives in "
+                "one process only: set worker.inline to false, or controller.processes to 1"
+            )
+        return self
 
     @property
     def redis_url(self) -> str:
@@ -336,6 +350,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 def _describe(error: dict[str, Any]) -> str:
+    if not error["loc"]:  # of several sections together: the text names the values, of which the input is all
+        return str(error["ctx"]["error"])
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting {where!r} (`infaas config show` lists the known ones)"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -22,8 +22,9 @@ from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
 from infaas.rpc.hop.address import dial
-from infaas.rpc.hop.endpoint import Endpoint, refused_version
+from infaas.rpc.hop.endpoint import Connection, Endpoint, refused_version
 from infaas.rpc.hop.frames import VERSION, FrameError
+from infaas.rpc.hop.inner import Meet
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import batch_result
 from infaas_controller.commands import BatchResult
@@ -81,6 +82,8 @@ class LinkTerms:
     token: str
     draw: Callable[[], float]
     lost_after_s: float
+    inner: Mapping[str, Meet] = field(default_factory=dict)
+    """Workers of this process, by their addresses: they are met without a socket."""
 
 
 class Link:
@@ -94,7 +97,7 @@ class Link:
         self._is_closed = False
         self.heard_at: float | None = None
         self.report: pb.WorkerReport | None = None
-        self._endpoint: Endpoint | None = None
+        self._endpoint: Connection | None = None
         self._has_attached = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link-{worker}")
 
@@ -129,25 +132,35 @@ class Link:
 
     async def _attach_once(self) -> tuple[bool, str]:
         """Serve one connection until it ends; returns whether it came to be a link, and why it ended."""
-        lost_after_s = self._terms.lost_after_s
-        endpoint = self._endpoint = Endpoint(self, silence_s=lost_after_s, beat_s=BEAT_S)
         self._has_attached = False
         try:
-            async with asyncio.timeout(lost_after_s):
-                await dial(self.address, lambda: endpoint)
+            endpoint = await self._connect()
             endpoint.greet()
             hello = pb.Hello(controller=self._terms.controller, version=__version__, token=self._terms.token)
             endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
             reason = await asyncio.shield(endpoint.ended)
             return self._has_attached, reason
         except TimeoutError:
-            return False, f"{self.address} took longer than {lost_after_s:g} s to answer"
+            return False, f"{self.address} took longer than {self._terms.lost_after_s:g} s to answer"
         except (OSError, InfaasError) as error:
             return False, f"{self.address} cannot be reached: {error}"
         finally:
-            endpoint.cut("the controller let go")
-            self._endpoint = None
-            await endpoint.gone()
+            if (opened := self._endpoint) is not None:
+                opened.cut("the controller let go")
+                self._endpoint = None
+                await opened.gone()
+
+    async def _connect(self) -> Connection:
+        """What is connected is this link's at once: what comes on it is heard while it is still being dialled."""
+        meet = self._terms.inner.get(self.address)
+        if meet is not None:
+            inner = self._endpoint = meet(self)
+            return inner
+        lost_after_s = self._terms.lost_after_s
+        endpoint = self._endpoint = Endpoint(self, silence_s=lost_after_s, beat_s=BEAT_S)
+        async with asyncio.timeout(lost_after_s):
+            await dial(self.address, lambda: endpoint)
+        return endpoint
 
     # -- a connection's handler
 

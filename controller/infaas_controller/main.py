@@ -11,7 +11,9 @@ import os
 import random
 import signal
 import socket
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.errors import UnavailableError
 from infaas.exposure import require_safe_binding
+from infaas.inline import InlineWorker, inline_worker
 from infaas.observe.book import Book, OwnBook
 from infaas.observe.live import Live, WorkerLive
 from infaas.observe.log import get_logger
@@ -35,6 +38,7 @@ from infaas.observe.trace import Tracing, open_tracing
 from infaas.processes.numbers import SharedBook
 from infaas.processes.seat import SEAT, Seat, seat_of
 from infaas.repository.base import open_repository
+from infaas.rpc.hop.inner import Meet
 from infaas.settings import Settings
 from infaas.store.leader import Leadership
 from infaas.store.redis import RedisStore
@@ -74,18 +78,49 @@ def main(settings: Settings) -> None:
     require_safe_binding("controller.host", settings.controller.host, settings.token())
     seat = seat_of(os.environ)
     os.environ.pop(SEAT, None)  # not for what we start
-    uvloop.run(Controller(shared_out(settings, seat.count), SystemClock(), seat).run())
+    settings, clock = shared_out(settings, seat.count), SystemClock()
+    if not settings.worker.inline:
+        uvloop.run(Controller(settings, clock, seat).run())
+        return
+    status = uvloop.run(_run_with(inline_worker(settings, clock), settings, clock, seat))
+    if status is not None:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+async def _run_with(worker: InlineWorker, settings: Settings, clock: Clock, seat: Seat) -> int | None:
+    """A controller and a worker in its process. The worker outlives the controller's last answer, as it does where it
+    is a program of its own; a worker that cannot go on ends the controller in order, so that both are started again.
+
+    Returns and raises as the worker's `run` does, and raises as the controller's.
+    """
+    stop = asyncio.Event()
+    controller = Controller(settings, clock, seat, {worker.address: worker.meet})
+    working = asyncio.create_task(worker.run(stop), name="inline-worker")
+    working.add_done_callback(lambda _: controller.stop())
+    try:
+        await controller.run()
+    finally:
+        stop.set()
+        status = await working
+    return status
 
 
 class Controller:
     """One controller's life, from settings to the closed listener; or that of one of its processes."""
 
-    def __init__(self, settings: Settings, clock: Clock, seat: Seat) -> None:
+    def __init__(self, settings: Settings, clock: Clock, seat: Seat, inner: Mapping[str, Meet] | None = None) -> None:
+        """`inner`: workers of this process, by their addresses."""
         self._settings = settings
         self._clock = clock
         self._seat = seat
+        self._inner = inner
         self._id = ControllerId(fresh_id("c") if seat.is_alone else seat.name)
         self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Have `run` end in order."""
+        self._stop.set()
 
     async def run(self) -> None:
         """Until told to stop. Raises TaskCrashedError when a part that should live for ever did not."""
@@ -99,7 +134,8 @@ class Controller:
         catalog = await asyncio.to_thread(open_catalogue, settings.database_url)
         http_port = int(rest_socket.getsockname()[1])
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
-        parts = build_parts(settings, self._clock, record, RedisStore(settings.redis_url), catalog, self._seat)
+        store = RedisStore(settings.redis_url)
+        parts = build_parts(settings, self._clock, record, store, catalog, self._seat, self._inner)
         limits = Limits(patience_s=own.read_timeout_s, connections=connections)
         doors = self._doors(parts, rest_socket, metrics_socket, limits)
         if not is_shared:
@@ -218,7 +254,13 @@ class Parts:
 
 
 def build_parts(
-    settings: Settings, clock: Clock, record: ControllerRecord, store: RedisStore, catalog: Catalog, seat: Seat
+    settings: Settings,
+    clock: Clock,
+    record: ControllerRecord,
+    store: RedisStore,
+    catalog: Catalog,
+    seat: Seat,
+    inner: Mapping[str, Meet] | None = None,
 ) -> Parts:
     """Raises SettingsError for a repository, policy, token or tracing that cannot be had."""
     own, token = settings.controller, settings.token()
@@ -226,7 +268,13 @@ def build_parts(
     siblings = Siblings(seat, record.id, clock)
     keeper = ViewKeeper(store, clock)
     links = WorkerLinks(
-        keeper, clock, controller=record.id, draw=random.random, lost_after_s=own.worker_lost_after_s, token=token
+        keeper,
+        clock,
+        controller=record.id,
+        draw=random.random,
+        lost_after_s=own.worker_lost_after_s,
+        token=token,
+        inner=inner,
     )
     dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id, book=book)
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)

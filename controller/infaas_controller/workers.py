@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import WorkerState
 from infaas.errors import NotFoundError, UnavailableError
 from infaas.observe.log import get_logger
+from infaas.rpc.hop.inner import Meet
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas_controller.link import Link, LinkTerms, Sink, ViewSource
@@ -44,13 +45,16 @@ class WorkerLinks:
         draw: Callable[[], float],
         lost_after_s: float,
         token: str | None = None,
+        inner: Mapping[str, Meet] | None = None,
     ) -> None:
+        """`inner`: workers of this process, by their addresses."""
         self.view_source = view_source
         self.clock = clock
         self._controller = controller
         self._draw = draw
         self._lost_after_s = lost_after_s
         self._token = token
+        self._inner = {} if inner is None else inner
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._links: dict[WorkerId, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -58,7 +62,14 @@ class WorkerLinks:
 
     def start(self, sink: Sink) -> None:
         self._terms = LinkTerms(
-            self.view_source, sink, self.clock, self._controller, self._token or "", self._draw, self._lost_after_s
+            self.view_source,
+            sink,
+            self.clock,
+            self._controller,
+            self._token or "",
+            self._draw,
+            self._lost_after_s,
+            self._inner,
         )
         self._unsubscribe = self.view_source.subscribe(self._on_view)
         self._on_view(self.view_source.view, self.view_source.view)

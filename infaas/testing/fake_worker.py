@@ -25,8 +25,9 @@ from infaas.domain.variant import Variant
 from infaas.errors import UnauthenticatedError
 from infaas.rpc.codec import decode, encode
 from infaas.rpc.hop.columns import read_columns, write_column
-from infaas.rpc.hop.endpoint import Endpoint
+from infaas.rpc.hop.endpoint import Connection, Handler
 from infaas.rpc.hop.frames import Buffer
+from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
@@ -175,6 +176,12 @@ class FakeWorker:
 
     kill = stop
 
+    def meet(self, handler: Handler) -> InnerEnd:
+        """A connection from within this process. Raises ConnectionRefusedError while it takes none."""
+        if self._listener is None:
+            raise ConnectionRefusedError("the worker does not listen")
+        return self._listener.meet(handler)
+
     async def kill_instance(self, instance: str, reason: str = "the instance died") -> None:
         """One instance dies with what it holds; the worker reports it FAILED and lives on."""
         self._staged.pop(instance, None)
@@ -199,7 +206,7 @@ class FakeWorker:
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
-    def _admit(self, hello: pb.Hello, endpoint: Endpoint) -> _Stream:
+    def _admit(self, hello: pb.Hello, endpoint: Connection) -> _Stream:
         if self.token is not None and hello.token != self.token:
             raise UnauthenticatedError("no or wrong token")
         stream = _Stream(self, endpoint)
@@ -333,7 +340,7 @@ class FakeWorker:
 class _Stream:
     """One controller's connection: a `Handler`."""
 
-    def __init__(self, worker: FakeWorker, endpoint: Endpoint) -> None:
+    def __init__(self, worker: FakeWorker, endpoint: Connection) -> None:
         self._worker = worker
         self._endpoint = endpoint
         self.beat: asyncio.Task[None] | None = None

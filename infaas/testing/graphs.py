@@ -130,7 +130,44 @@ def slow(rounds: int, width: int = 256) -> Graph:
     return _graph(nodes, spec, (TensorSpec("y", Datatype.FP32, (-1, 4)),), constants)
 
 
+def heavy(rounds: int, width: int = 2048) -> Graph:
+    """`y = x` for zeros, after as many multiplications of square matrices, one after the other without any loop."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Expand", ["sum", "square"], ["m0"]),
+        *(helper.make_node("MatMul", [f"m{at}", "m0"], [f"m{at + 1}"]) for at in range(rounds)),
+        helper.make_node("ReduceSum", [f"m{rounds}"], ["nothing"], keepdims=0),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    spec = (TensorSpec("x", Datatype.FP32, (-1, 4)),)
+    square = {"square": np.array([width, width], np.int64)}
+    return _graph(nodes, spec, (TensorSpec("y", Datatype.FP32, (-1, 4)),), square)
+
+
 CRASHES, HANGS = 666, 777
+_BRITTLE_CONSTANTS = {
+    "crashes": np.array(CRASHES, np.int64),
+    "thousand": np.array(1000, np.int64),
+    "least": np.array(np.iinfo(np.int64).min),
+    "minus_one": np.array(-1, np.int64),
+    "start": np.array(600, np.int64),
+}
+
+
+def brittle() -> Graph:
+    """As `deadly`, but that nothing makes it go round in circles."""
+    spec = (TensorSpec("x", Datatype.INT64, (-1, 1)),)
+    return _graph(_brittle_nodes("y"), spec, (TensorSpec("y", Datatype.INT64, (-1, 1)),), _BRITTLE_CONSTANTS)
+
+
+def _brittle_nodes(result: str) -> list[Any]:
+    return [
+        helper.make_node("Equal", ["x", "crashes"], ["is_crashing"]),
+        helper.make_node("Where", ["is_crashing", "least", "thousand"], ["dividend"]),
+        helper.make_node("Sub", ["x", "start"], ["distance"]),
+        helper.make_node("Where", ["is_crashing", "minus_one", "distance"], ["divisor"]),
+        helper.make_node("Div", ["dividend", "divisor"], [result]),
+    ]
 
 
 def deadly() -> Graph:
@@ -153,11 +190,7 @@ def deadly() -> Graph:
         ],
     )
     nodes = [
-        helper.make_node("Equal", ["x", "crashes"], ["is_crashing"]),
-        helper.make_node("Where", ["is_crashing", "least", "thousand"], ["dividend"]),
-        helper.make_node("Sub", ["x", "start"], ["distance"]),
-        helper.make_node("Where", ["is_crashing", "minus_one", "distance"], ["divisor"]),
-        helper.make_node("Div", ["dividend", "divisor"], ["quotient"]),
+        *_brittle_nodes("quotient"),
         helper.make_node("Equal", ["x", "hangs"], ["is_hanging"]),
         helper.make_node("Cast", ["is_hanging"], ["as_number"], to=TensorProto.INT64),
         helper.make_node("ReduceMax", ["as_number"], ["any"], keepdims=0),
@@ -166,12 +199,8 @@ def deadly() -> Graph:
         helper.make_node("Add", ["quotient", "last"], ["y"]),
     ]
     constants = {
-        "crashes": np.array(CRASHES, np.int64),
+        **_BRITTLE_CONSTANTS,
         "hangs": np.array(HANGS, np.int64),
-        "thousand": np.array(1000, np.int64),
-        "least": np.array(np.iinfo(np.int64).min),
-        "minus_one": np.array(-1, np.int64),
-        "start": np.array(600, np.int64),
         "endless": np.array(10**12, np.int64),
         "go": np.array(True),
         "nothing": np.array(0, np.int64),

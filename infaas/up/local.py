@@ -121,7 +121,7 @@ class _LocalSystem:
         self._state_dir = settings.state_dir
         self._supervisor = supervisor
         self._console = console
-        self._workers = [spec.name for spec in specs if spec.name.startswith("worker-")]
+        self._workers = [spec.worker for spec in specs if spec.worker is not None]
         logs = [(spec.name, preflight.log_path(self._state_dir, spec.name)) for spec in specs]
         self._follower = LogFollower(logs if is_verbose else [])
         self._probe = _ReadinessProbe(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from infaas.errors import SettingsError
 from infaas.settings import ENV_PREFIX, Settings
 
 REDIS_STOP_S = 10.0
@@ -31,6 +32,8 @@ class ProgramSpec:
     stop_timeout_s: float = 10.0
     descriptors: tuple[int, ...] = ()
     """Of open files that it is handed, under the same numbers."""
+    worker: str | None = None
+    """The worker that lives in it, if one does, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +59,22 @@ def overrides_environ(overrides: Mapping[str, Any], prefix: str = ENV_PREFIX) ->
 
 def programs(settings: Settings, machine: Machine, redis_argv: Sequence[str] | None) -> list[ProgramSpec]:
     """The whole table. Everything is started at once; on the way down the controller stops taking queries first, the
-    workers that answer its last ones go next, and the store outlives them all."""
+    workers that answer its last ones go next, and the store outlives them all. With `worker.inline` the first worker
+    lives in the controller's process. Raises SettingsError when there is none that could."""
     own = settings.controller
     # The master of several processes waits for each as long as we would for one, and is not to be killed meanwhile.
     controller_drain_s = own.drain_timeout_s + (EXTRA_STOP_S if own.processes > 1 else 0.0)
+    workers = _workers(settings, machine)
     table = [
         _program("controller", settings, {}, stage=0, drain_s=controller_drain_s),
         _program("generator", settings, {}, stage=0, drain_s=settings.generator.lease_ttl_s),
-        *_workers(settings, machine),
+        *workers,
     ]
+    if settings.worker.inline:
+        if not workers:
+            raise SettingsError("worker.inline needs a worker: set pools.NAME.workers (--workers) to 1 or more")
+        table.remove(workers[0])
+        table[0] = _with_inline(table[0], workers[0], settings.worker.drain_timeout_s)
     if redis_argv is not None:
         # The server is not ours and knows no supervisor: the tether ties it and becomes it.
         tether = (sys.executable, "-I", "-S", str(Path(__file__).with_name("tether.py")), "{supervisor}", "--")
@@ -78,18 +88,23 @@ def _workers(settings: Settings, machine: Machine) -> list[ProgramSpec]:
     table = []
     for pool_name, pool in settings.pools.items():
         for number in range(1, pool.workers + 1):
-            told: dict[str, Any] = {"id": f"{pool_name}-{number}", "pool": pool_name}
+            told: dict[str, Any] = {"id": f"{pool_name}-{number}", "pool": pool_name, "inline": False}
             if total > 1 and pool.cores is None and settings.worker.cores is None:
                 told["cores"] = max(1, machine.cores // total)
             if total > 1 and pool.memory_bytes is None and settings.worker.memory_bytes is None:
                 told["memory_bytes"] = max(2**20, machine.memory_bytes // 2 // total)
             name = f"worker-{told['id']}"
-            table.append(
-                _program(
-                    "worker", settings, {"worker": told}, stage=1, drain_s=settings.worker.drain_timeout_s, name=name
-                )
-            )
+            drain_s = settings.worker.drain_timeout_s
+            spec = _program("worker", settings, {"worker": told}, stage=1, drain_s=drain_s, name=name)
+            table.append(replace(spec, worker=name))
     return table
+
+
+def _with_inline(controller: ProgramSpec, worker: ProgramSpec, drain_s: float) -> ProgramSpec:
+    """The controller's program with this worker inside: both drain, one after the other."""
+    env = {**controller.env, **worker.env, **overrides_environ({"worker": {"inline": True}})}
+    stop_s = controller.stop_timeout_s + drain_s
+    return replace(controller, env=env, stop_timeout_s=stop_s, worker=f"{worker.name} (in the controller's process)")
 
 
 def _program(

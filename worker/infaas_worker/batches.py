@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.query import Code
@@ -11,8 +13,7 @@ from infaas.errors import InfaasError
 from infaas_worker.executors.base import BatchIn, BatchOut, QueryError
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(msgspec.Struct, frozen=True):
     """How a batch that ran ended: per query its values or its error, in the order of `queries`."""
 
     queries: tuple[int, ...]
@@ -44,15 +45,15 @@ class Owner(Protocol):
     @property
     def id(self) -> str: ...
 
-    def started(self, batch: int) -> None: ...
+    def started(self, batch: int) -> None:
+        """Not told of a run that is over in the same turn of the loop."""
 
     def ran(self, batch: int, ran: Ran) -> None: ...
 
     def refused(self, batch: int, code: Code, text: str, was_running: bool, held_s: float) -> None: ...
 
 
-@dataclass(slots=True)
-class Held:
+class Held(msgspec.Struct):
     """One batch from its arrival until its owner has been answered."""
 
     owner: Owner
@@ -66,10 +67,18 @@ class Held:
     started_at: float = 0.0
     ran: tuple[int, ...] = ()
     items: int = 0
-    cancelled: set[int] = field(default_factory=set)
+    cancelled: set[int] = msgspec.field(default_factory=set)
     result: BatchOut | InfaasError | None = None
     run_items: int = 0
     """Of the whole run, where others share it; 0: its own alone."""
+
+    def begin(self, queries: tuple[int, ...], now: float) -> BatchIn:
+        """It runs from now on; what of it does."""
+        self.started_at = now
+        self.ran = queries
+        batch = self.only(queries)
+        self.items = sum(batch.items)
+        return batch
 
     def only(self, queries: tuple[int, ...]) -> BatchIn:
         """The batch without the queries that were cancelled or passed their deadline."""

@@ -37,10 +37,10 @@ from infaas_worker.decide.events import (
     LeaseEnded,
     LoadAsked,
     OwnerLeft,
+    Queries,
     QueriesCancelled,
     Report,
     Run,
-    StagedQuery,
     Ticked,
     UnloadAsked,
 )
@@ -48,7 +48,7 @@ from infaas_worker.decide.instances import ExecutorDied, Instance, InstanceEvent
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import BatchIn, BatchOut
 from infaas_worker.loading import Loader
-from infaas_worker.residence import Diary, Residence
+from infaas_worker.residence import Diary, Residence, RunWatch
 
 _log = get_logger(__name__)
 
@@ -63,12 +63,13 @@ class Instances:
         clock: Clock,
         on_report: Callable[[], None],
         diary: Diary | None = None,
+        watch: RunWatch | None = None,
     ) -> None:
-        """`diary` is told what runs in this process, so that its end can be explained."""
+        """`diary` is told what runs in this process, so that its end can be explained; `watch`, what the loop runs."""
         self.condemned = asyncio.Event()
         """Set once this process must be replaced; `serving.failure` says why."""
         self._serving = serving
-        self._residence = Residence(loader, clock, self, diary)
+        self._residence = Residence(loader, clock, self, diary, watch)
         self._clock = clock
         self._on_report = on_report
         self._events: deque[Event] = deque()
@@ -120,7 +121,7 @@ class Instances:
         number: int,
         instance: InstanceId,
         batch: BatchIn,
-        queries: tuple[StagedQuery, ...],
+        queries: Queries,
         *,
         may_share: bool = False,
     ) -> None:
@@ -128,13 +129,12 @@ class Instances:
         be called back before this returns."""
         self._keys += 1
         key = self._keys
-        ids = tuple([query.id for query in queries])
         now = self._clock.now()
-        useful_until = max([query.deadline for query in queries], default=now)
-        self._held[key] = Held(owner, number, instance, batch, ids, now, useful_until)
+        useful_until = max(queries.deadlines, default=now)
+        self._held[key] = Held(owner, number, instance, batch, queries.ids, now, useful_until)
         self._key_of[owner.id, number] = key
         variant = self.variants.get(instance)
-        items = sum([query.items for query in queries])
+        items = sum(queries.items)
         profile = variant.profile if variant else None
         expected_s = profile.latency_s(items, "p50_s") if profile else None
         slow_s = profile.latency_s(items, "p99_s") if profile else None
@@ -244,30 +244,43 @@ class Instances:
     def _run(self, instance: InstanceId, members: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         """One batch, or several that share a run, each with its queries."""
         now = self._clock.now()
-        batches, useful_until, total = [], now, 0
-        for key, queries in members:
-            held = self._held[key]
-            held.started_at = now
-            held.ran = queries
-            held.owner.started(held.number)
-            batch = held.only(queries)
-            held.items = sum(batch.items)
-            batches.append(batch)
-            useful_until = max(useful_until, held.useful_until)
-            total += held.items
         keys = [key for key, _ in members]
-        for key in keys:
-            self._held[key].run_items = total if len(keys) > 1 else 0
-        future = self._residence.run(instance, BatchIn.joined(batches, useful_until - now))
+        run = [self._held[key] for key in keys]
+        batches = [held.begin(queries, now) for held, (_, queries) in zip(run, members, strict=True)]
+        total = sum([held.items for held in run])
+        if len(run) > 1:
+            for held in run:
+                held.run_items = total
+        batch = BatchIn.joined(batches, max([held.useful_until for held in run]) - now)
+        if self._residence.is_brief(instance, total):
+            self._run_here(keys, instance, batch)
+            return
+        for held in run:
+            held.owner.started(held.number)
+        future = self._residence.run(instance, batch)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, keys, instance, done))
 
+    def _run_here(self, keys: Sequence[int], instance: InstanceId, batch: BatchIn) -> None:
+        """Over before this returns, so nobody need be told that it began, and what it tells is worked off after the
+        event that started it."""
+        outcome: BatchOut | Exception
+        try:
+            outcome = self._residence.run_here(instance, batch)
+        except Exception as error:  # it is told as any other outcome
+            outcome = error
+        self._ended(keys, instance, outcome)
+
     def _ran(self, keys: Sequence[int], instance: InstanceId, future: Future[BatchOut]) -> None:
+        error = future.exception()
+        self._ended(keys, instance, future.result() if error is None else error)
+
+    def _ended(self, keys: Sequence[int], instance: InstanceId, outcome: BatchOut | BaseException) -> None:
         self._residence.ran(instance)
         if keys[0] not in self._held:  # its instance failed meanwhile, and it was answered then
             return
         members = [(key, self._held[key]) for key in keys]
-        results = _results_of(future, [len(held.ran) for _, held in members])
+        results = _results_of(outcome, [len(held.ran) for _, held in members])
         first = results[0]
         if isinstance(first, UnavailableError):
             self.tell(instance, ExecutorDied(first.text, self._residence.death_of(instance)))
@@ -295,16 +308,15 @@ class Instances:
         return held
 
 
-def _results_of(future: Future[BatchOut], counts: Sequence[int]) -> Sequence[BatchOut | InfaasError]:
+def _results_of(outcome: BatchOut | BaseException, counts: Sequence[int]) -> Sequence[BatchOut | InfaasError]:
     """What became of each batch of a run, of so many queries each."""
-    error = future.exception()
-    if error is None and len(counts) == 1:
-        return [future.result()]
-    if error is None:
+    if isinstance(outcome, BatchOut):
+        if len(counts) == 1:
+            return [outcome]
         try:
-            return future.result().cut(counts)
+            return outcome.cut(counts)
         except InfaasError as misfit:
-            error = misfit
-    if not isinstance(error, InfaasError):
-        error = UnavailableError(f"the executor broke: {type(error).__name__}: {error}")
-    return [error] * len(counts)
+            outcome = misfit
+    if not isinstance(outcome, InfaasError):
+        outcome = UnavailableError(f"the executor broke: {type(outcome).__name__}: {outcome}")
+    return [outcome] * len(counts)

@@ -34,6 +34,8 @@ from infaas.exposure import host_of, require_safe_binding
 from infaas.observe.log import get_logger
 from infaas.observe.trace import open_tracing
 from infaas.repository.base import open_repository
+from infaas.rpc.hop.endpoint import Handler
+from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.settings import Settings
@@ -56,6 +58,7 @@ from infaas_worker.monitor import Monitor
 from infaas_worker.obituary import Obituary
 from infaas_worker.registration import Registration
 from infaas_worker.reports import Reporter
+from infaas_worker.watch import Watch
 
 _log = get_logger(__name__)
 _LISTENER_GRACE_S = 0.5
@@ -84,14 +87,30 @@ class Ending(Enum):
     HUNG = "hung"
     """Something in this process hangs, and it has to be replaced."""
 
+    @property
+    def exit_status(self) -> int | None:
+        """What the process must end with at once: native code still runs in threads that nothing can stop, and an
+        interpreter that shuts down under them aborts. None: nothing runs any more."""
+        if self is Ending.DRAINED:
+            return None
+        return HUNG_EXIT if self is Ending.HUNG else 0
+
 
 def main(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when the settings do not work on this machine."""
-    ending = uvloop.run(Worker(settings, SystemClock()).run())
-    if ending is not Ending.DRAINED:
-        # Native code still runs in threads that nothing can stop; an interpreter that shuts down under them aborts.
+    if settings.worker.inline:
+        raise SettingsError(
+            "worker.inline puts the worker into the controller's process: run the controller with these settings, and "
+            "no worker beside it; or leave worker.inline out for the workers that are programs of their own"
+        )
+    ending = uvloop.run(_run_until_signalled(Worker(settings, SystemClock())))
+    if ending.exit_status is not None:
         sys.stderr.flush()
-        os._exit(HUNG_EXIT if ending is Ending.HUNG else 0)
+        os._exit(ending.exit_status)
+
+
+async def _run_until_signalled(worker: Worker) -> Ending:
+    return await worker.run(_stop_signal())
 
 
 def find_place(settings: Settings, clock: Clock) -> Place:
@@ -125,23 +144,32 @@ def find_place(settings: Settings, clock: Clock) -> Place:
 class Worker:
     """One worker's life, from settings to the last report."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, *, has_process: bool = True) -> None:
+        """`has_process`: the process is its own, to tune as it likes. Raises SettingsError when more is asked for than
+        there is."""
         self._settings = settings
         self._clock = clock
+        self._has_process = has_process
+        self._listener: Listener | None = None
+        self.place = find_place(settings, clock)
 
-    async def run(self) -> Ending:
+    def meet(self, handler: Handler) -> InnerEnd:
+        """A connection from within this process. Raises ConnectionRefusedError while none is taken."""
+        if self._listener is None:
+            raise ConnectionRefusedError("the worker does not listen yet")
+        return self._listener.meet(handler)
+
+    async def run(self, stop: asyncio.Event) -> Ending:
         """Until told to stop, or until an instance hangs that cannot be ended.
 
         Raises TaskCrashedError when a part that should live for ever did not.
         """
-        settings = self._settings
-        place = find_place(settings, self._clock)
+        settings, place = self._settings, self.place
         host = host_of(place.listen)
         if host is not None:
             require_safe_binding("worker.listen", host, settings.token())
         prepare_socket(place.listen)
         prepare_socket(place.control)
-        stop = _stop_signal()
         box = BlackBox(settings.state_dir / "run", place.record.id)
         monitor = Monitor()
         reporter = Reporter(replace(place.record, reason=reason_after(box.found, box.own_fault)), self._clock, monitor)
@@ -155,7 +183,8 @@ class Worker:
             publisher.publish_soon()
             registration.wake()
 
-        instances = Instances(serving, loader, self._clock, on_report, box)
+        watch = Watch(patience.least_s, lambda reason: _end_at_once(box, reason))
+        instances = Instances(serving, loader, self._clock, on_report, box, watch)
         registration = Registration(
             store,
             lambda: reporter.record(instances.serving),
@@ -169,8 +198,9 @@ class Worker:
         controllers = Controllers(instances, publisher, settings.token(), spans)
         probes = health.HealthServicer()
         server = _server(service, probes, place)
-        listener = Listener(controllers.admit, place.control)
+        listener = self._listener = Listener(controllers.admit, place.control)
         monitor.start()
+        watch.start()
         if box.own_fault:
             _log.error("this worker's last life ended in its own code", cause=box.own_fault)
         obituary = Obituary(box, publisher, instances.remember)
@@ -181,8 +211,10 @@ class Worker:
         supervisor = Supervisor("worker")
         supervisor.spawn("heartbeat", _heartbeat(instances, publisher, monitor, obituary, own.heartbeat_s))
         supervisor.spawn("registration", registration.run())
-        garbage.settle()
-        supervisor.spawn("garbage", garbage.collect_between(lambda: not instances.serving.has_batches, self._clock))
+        if self._has_process:
+            garbage.settle()
+            rest = garbage.collect_between(lambda: not instances.serving.has_batches, self._clock)
+            supervisor.spawn("garbage", rest)
         _log.info(
             "worker ready",
             worker=place.record.id,
@@ -209,6 +241,7 @@ class Worker:
             await server.stop(None)
             await store.close()
             monitor.stop()
+            watch.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close, _LAST_SPANS_S)
             remove_socket(place.listen)
@@ -238,6 +271,16 @@ class Worker:
             instances.abandon()
             return Ending.HUNG
         return Ending.DRAINED
+
+
+def _end_at_once(box: BlackBox, reason: str) -> None:
+    """The loop itself hangs: there is nobody left to drain anything."""
+    try:
+        _log.error("this worker must be replaced", reason=reason)
+        box.condemned(reason)
+    finally:
+        sys.stderr.flush()
+        os._exit(HUNG_EXIT)
 
 
 def _executors(settings: Settings) -> Executors:

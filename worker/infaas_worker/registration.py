@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable
 
 from infaas.domain.cluster import WorkerRecord
-from infaas.errors import UnavailableError
+from infaas.errors import ConflictError, UnavailableError
 from infaas.observe.log import get_logger
-from infaas.rpc.codec import encode
+from infaas.rpc.codec import decode, encode
 from infaas.store.base import Kind, MetadataStore
 from infaas_worker.reports import Shape
 
@@ -25,6 +25,24 @@ _TTL_HEARTBEATS = 3
 def retry_wait_s(failures: int, heartbeat_s: float, draw: float) -> float:
     """Doubles from one heartbeat to a limit; `draw` in [0, 1) takes up to half of it away."""
     return min(_MAX_WAIT_S, heartbeat_s * 2.0 ** (min(failures, 10) - 1)) * (1.0 - 0.5 * draw)
+
+
+async def refuse_namesake(store: MetadataStore, record: WorkerRecord) -> None:
+    """Raises ConflictError when a worker that lives elsewhere has this name: the two would take each other's place in
+    every view. One that died is in the way until its record expires. Without the store nobody can know."""
+    try:
+        found = await store.get(Kind.WORKER, record.id)
+    except UnavailableError as error:
+        _log.warning("store unreachable; nobody knows whether the worker's name is free", reason=error.text)
+        return
+    if found is None:
+        return
+    other = decode(found.value, WorkerRecord)
+    if (other.host, other.address) != (record.host, record.address):
+        raise ConflictError(
+            f"a worker {record.id!r} lives at {other.address} on {other.host} already: give the one in the "
+            "controller's process another worker.id"
+        )
 
 
 class Registration:

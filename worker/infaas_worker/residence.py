@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from infaas.clock import Clock
 from infaas.domain.ids import InstanceId
@@ -30,7 +31,7 @@ from infaas_worker.decide.instances import (
     WorkDone,
     WorkKind,
 )
-from infaas_worker.executors.base import BatchIn, BatchOut, Killable, LoadedModel
+from infaas_worker.executors.base import BatchIn, BatchOut, Brief, Killable, LoadedModel
 from infaas_worker.executors.sample import warm_up_sizes
 from infaas_worker.loading import Loader, Opened, is_elsewhere, on_thread, run, warm_up
 
@@ -51,6 +52,14 @@ class Diary(Protocol):
     def gone(self, instance: str) -> None: ...
 
 
+class RunWatch(Protocol):
+    """What notices that a run hangs which the loop performs itself (`watch`)."""
+
+    def began(self, what: str) -> None: ...
+
+    def ended(self) -> None: ...
+
+
 class Rules(Protocol):
     """Who decides (`Instances`): is told what happened, and knows what state an instance is in."""
 
@@ -64,14 +73,19 @@ class Rules(Protocol):
 class Residence:
     """Every call returns at once; what takes time is a task, whose outcome `rules` are told."""
 
-    def __init__(self, loader: Loader, clock: Clock, rules: Rules, diary: Diary | None) -> None:
-        """`diary` is told what runs in this process, so that its end can be explained."""
+    def __init__(
+        self, loader: Loader, clock: Clock, rules: Rules, diary: Diary | None, watch: RunWatch | None = None
+    ) -> None:
+        """`diary` is told what runs in this process, so that its end can be explained; `watch`, what the loop runs."""
         self._loader = loader
         self._clock = clock
         self._rules = rules
         self._diary = diary
         self._variants: dict[InstanceId, Variant] = {}
+        self._run_watch = watch
         self._models: dict[InstanceId, LoadedModel] = {}
+        self._brief: dict[InstanceId, Brief] = {}
+        """Those of the models that have brief runs."""
         self._open_sizes: dict[InstanceId, int] = {}
         self._out: dict[InstanceId, asyncio.Event] = {}
         """Set once the executor no longer holds the instance."""
@@ -120,6 +134,23 @@ class Residence:
         """A warm-up or a probe."""
         name = "warm" if kind is WorkKind.WARM_UP else "probe"
         self._spawn(f"{name}-{instance}", self._prove(key, kind, instance))
+
+    def is_brief(self, instance: InstanceId, items: int) -> bool:
+        """Whether a batch of so many items may be run by whoever has it (`run_here`)."""
+        brief = self._brief.get(instance)
+        return brief is not None and brief.is_brief(items)
+
+    def run_here(self, instance: InstanceId, batch: BatchIn) -> BatchOut:
+        """Raises what the future of `run` does. `ran` must follow."""
+        if self._diary is not None:
+            self._diary.began(instance)
+        if self._run_watch is None:
+            return self._brief[instance].run(batch)
+        self._run_watch.began(f"instance {instance} of {self._variants[instance].name}")
+        try:
+            return self._brief[instance].run(batch)
+        finally:
+            self._run_watch.ended()
 
     def run(self, instance: InstanceId, batch: BatchIn) -> Future[BatchOut]:
         """`ran` must follow."""
@@ -186,6 +217,8 @@ class Residence:
     def _take_in(self, instance: InstanceId, variant: Variant, opened: Opened) -> None:
         model = self._models[instance] = opened.model
         in_flight = model.max_in_flight
+        if isinstance(model, Brief):
+            self._brief[instance] = model
         if isinstance(model, Killable):
             self._watch(instance, model)
         elif self._diary is not None and not is_elsewhere(variant):
@@ -242,6 +275,7 @@ class Residence:
         self._rules.tell(instance, WorkDone(key, kind, 0, self._clock.now() - started, text))
 
     async def _unload(self, instance: InstanceId) -> None:
+        self._brief.pop(instance, None)
         model = self._models.get(instance)
         if model is not None:
             found = self._rules.instance(instance)

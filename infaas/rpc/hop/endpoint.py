@@ -29,7 +29,7 @@ from infaas.rpc.hop.frames import (
 UNSENT_LIMIT_BYTES = 2 * LIMIT_BYTES
 LINGER_S = 5.0
 """How long what was sent before the end has to leave."""
-_HIGH_BYTES = 2**20
+HIGH_BYTES = 2**20
 _JOIN_BYTES = 2**16
 """Up to here one copy is cheaper than handing the system a list of pieces."""
 _LAST_LOOK_S = 0.05
@@ -52,6 +52,37 @@ class Handler(Protocol):
 
     def lost(self, reason: str) -> None:
         """The connection is over. Told once, and nothing after it."""
+
+
+class Connection(Protocol):
+    """One end of a connection as its owner has it, whatever lies between the two: a socket here, nothing in `inner`."""
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the peer reads more slowly than it is written to."""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was sent and is not out of this end's hands."""
+
+    ended: asyncio.Future[str]
+    """Done once the connection is over and nothing is left of it; the result says why."""
+
+    def serve(self, handler: Handler, *, silence_s: float, limit_bytes: int = LIMIT_BYTES) -> None: ...
+
+    def greet(self) -> None: ...
+
+    def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None: ...
+
+    def pause(self, is_paused: bool) -> None: ...
+
+    async def flushed(self) -> None: ...
+
+    def close(self, reason: str) -> None: ...
+
+    def cut(self, reason: str) -> None: ...
+
+    async def gone(self) -> None: ...
 
 
 class Endpoint(asyncio.BufferedProtocol):
@@ -131,7 +162,7 @@ class Endpoint(asyncio.BufferedProtocol):
             await self._room.wait()
         finally:
             if not self._is_over:
-                self._transport.set_write_buffer_limits(high=_HIGH_BYTES)
+                self._transport.set_write_buffer_limits(high=HIGH_BYTES)
 
     def close(self, reason: str) -> None:
         """End it after what was sent has left, or could not leave within `LINGER_S`."""
@@ -170,7 +201,7 @@ class Endpoint(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         _tune(self._transport)
-        self._transport.set_write_buffer_limits(high=_HIGH_BYTES)
+        self._transport.set_write_buffer_limits(high=HIGH_BYTES)
         self._heard_at = self._said_at = self._loop.time()
         self._silence = self._loop.call_later(self._silence_s, self._listen_hard, False)
         if self._beat_s is not None:

@@ -51,10 +51,16 @@ def version_of(first: Buffer) -> int | None:
 def pack(head: bytes, segments: Sequence[Buffer] = ()) -> list[Buffer]:
     """A frame as the pieces to write, in order; nothing is copied. Segments are flat bytes. Raises FrameError when it
     is larger than a reader takes."""
-    size = sum(map(len, segments))
-    if len(head) + size > LIMIT_BYTES:
-        raise FrameError(f"a message of {len(head) + size} bytes; {LIMIT_BYTES} can be sent at once")
-    return [_LENGTHS.pack(len(head), size) + head, *segments]
+    size = checked_size(head, segments)
+    return [_LENGTHS.pack(len(head), size - len(head)) + head, *segments]
+
+
+def checked_size(head: bytes, segments: Sequence[Buffer]) -> int:
+    """Bytes of a message and its tensors. Raises FrameError when they are more than a reader takes."""
+    size = len(head) + sum(map(len, segments))
+    if size > LIMIT_BYTES:
+        raise FrameError(f"a message of {size} bytes; {LIMIT_BYTES} can be sent at once")
+    return size
 
 
 def flat(data: Buffer) -> Buffer:

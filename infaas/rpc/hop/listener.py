@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError
 from infaas.errors import InfaasError, InvalidError, UnsupportedError
 from infaas.observe.log import get_logger
 from infaas.rpc.hop import address
-from infaas.rpc.hop.endpoint import LINGER_S, Endpoint, Handler, refused_version
+from infaas.rpc.hop.endpoint import LINGER_S, Connection, Endpoint, Handler, refused_version
 from infaas.rpc.hop.frames import HELLO_LIMIT_BYTES, SCRATCH_BYTES, VERSION
+from infaas.rpc.hop.inner import InnerEnd, pair
 from infaas.rpc.v1 import worker_pb2 as pb
 
 HELLO_WITHIN_S = 5.0
@@ -25,7 +26,7 @@ ABSENT_AFTER_S = 15.0
 """Silence after which a controller is taken for lost. Controllers beat far more often."""
 _log = get_logger(__name__)
 
-Admit = Callable[[pb.Hello, Endpoint], Handler]
+Admit = Callable[[pb.Hello, Connection], Handler]
 """Whose the connection is from now on. Raises InfaasError to turn the controller away."""
 
 
@@ -36,13 +37,24 @@ class Listener:
         self._admit = admit
         self._control = control
         self._server: asyncio.Server | None = None
-        self._endpoints: set[Endpoint] = set()
+        self._endpoints: set[Connection] = set()
         self._pipes: set[asyncio.Task[None]] = set()
 
     async def start(self, listen: str) -> str:
         """Returns the address with its port. Raises OSError or InvalidError when it cannot be taken."""
         self._server, bound = await address.listen(listen, self._accept)
         return bound
+
+    def meet(self, handler: Handler) -> InnerEnd:
+        """A controller in this process and on this loop connects: its end. It says hello as any other. Raises
+        ConnectionRefusedError unless the listener is open."""
+        if self._server is None or not self._server.is_serving():
+            raise ConnectionRefusedError("nobody listens there")
+        caller = _Caller(self._admit, self._pass_on)
+        near, caller.endpoint = pair(handler, caller)
+        caller.endpoint.serve(caller, limit_bytes=HELLO_LIMIT_BYTES)
+        self._expect(caller)
+        return near
 
     async def close(self, grace_s: float = 0.0) -> None:
         """What was sent has that long to leave; then every connection is cut."""
@@ -65,13 +77,17 @@ class Listener:
     def _accept(self) -> Endpoint:
         caller = _Caller(self._admit, self._pass_on)
         endpoint = caller.endpoint = Endpoint(caller, silence_s=HELLO_WITHIN_S, limit_bytes=HELLO_LIMIT_BYTES)
+        self._expect(caller)
+        return endpoint
+
+    def _expect(self, caller: _Caller) -> None:
+        endpoint = caller.endpoint
         asyncio.get_running_loop().call_later(HELLO_WITHIN_S, caller.expire)
         self._endpoints.add(endpoint)
         endpoint.ended.add_done_callback(lambda _: self._endpoints.discard(endpoint))
-        return endpoint
 
-    def _pass_on(self, endpoint: Endpoint, first: bytes) -> None:
-        if self._control is None:
+    def _pass_on(self, endpoint: Connection, first: bytes) -> None:
+        if self._control is None or not isinstance(endpoint, Endpoint):
             return
         near = _Pipe()
         transport = endpoint.give_away(near)
@@ -84,9 +100,9 @@ class Listener:
 class _Caller:
     """A connection until its first message: a `Handler`."""
 
-    endpoint: Endpoint
+    endpoint: Connection
 
-    def __init__(self, admit: Admit, pass_on: Callable[[Endpoint, bytes], None]) -> None:
+    def __init__(self, admit: Admit, pass_on: Callable[[Connection, bytes], None]) -> None:
         self._admit = admit
         self._pass_on = pass_on
         self._is_admitted = False

@@ -19,6 +19,7 @@ from infaas.domain.cluster import ClusterView
 from infaas.domain.query import Query
 from infaas.domain.variant import Variant
 from infaas.rpc.codec import encode
+from infaas.rpc.hop.inner import Meet
 from infaas.settings import Settings
 from infaas.store.base import Kind
 from infaas.store.memory import MemoryStore
@@ -56,7 +57,10 @@ Opener = Callable[..., "contextlib.AbstractAsyncContextManager[Cluster]"]
 
 
 @pytest.fixture
-def cluster() -> Opener:
+def cluster(request: pytest.FixtureRequest) -> Opener:
+    """Workers are reached over sockets; or, with "inside" as the parameter, within the process."""
+    is_inside = getattr(request, "param", "sockets") == "inside"
+
     @asynccontextmanager
     async def opened(
         variants: Sequence[Variant], workers: Sequence[FakeWorker], *, settings: Settings | None = None,
@@ -68,14 +72,17 @@ def cluster() -> Opener:
         keeper = ViewKeeper(store, clock)
         rng = random.Random(7)
         used = settings or Settings()
+        inner: dict[str, Meet] = {}
         links = WorkerLinks(
             keeper, clock, controller="c-test", draw=rng.random,
-            lost_after_s=used.controller.worker_lost_after_s, token=token,
+            lost_after_s=used.controller.worker_lost_after_s, token=token, inner=inner,
         )  # fmt: skip
         dispatcher = Dispatcher(keeper, links, installed_policies(), used, clock, rng)
         async with contextlib.AsyncExitStack() as stack:
             for worker in workers:
                 await stack.enter_async_context(worker)
+                if is_inside:
+                    inner[worker.address] = worker.meet
                 await store.put(Kind.WORKER, worker.id, encode(worker.record))
             following = asyncio.create_task(keeper.run(), name="view")
             await keeper.wait_synced()

@@ -21,6 +21,8 @@ from infaas.testing.builders import a_variant, an_instance
 from infaas.testing.fake_worker import FakeQuery, FakeWorker, ModelRaisedError, Output
 
 Opener = Callable[..., Any]
+EITHER_WAY = pytest.mark.parametrize("cluster", ["sockets", "inside"], indirect=True)
+"""With the workers in processes of their own, and with all of them in the controller's."""
 
 
 def image(value: int, items: int = 1) -> tuple[Tensor, ...]:
@@ -37,6 +39,7 @@ async def failure(waiting: Any) -> QueryFailedError:
     return caught.value
 
 
+@EITHER_WAY
 async def test_two_thousand_concurrent_queries_each_get_the_answer_to_their_own_input(cluster: Opener) -> None:
     workers = [
         FakeWorker("w1", [an_instance("i1", worker="w1"), an_instance("i2", worker="w1")]),
@@ -74,6 +77,7 @@ async def test_an_answer_says_who_served_it_and_its_decision_can_be_explained(cl
         assert c.dispatcher.stats()["cheap"].inference_count == 1
 
 
+@EITHER_WAY
 async def test_a_cancelled_call_takes_its_staged_query_back(cluster: Opener) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
@@ -97,6 +101,7 @@ async def test_a_cancelled_call_takes_its_staged_query_back(cluster: Opener) -> 
         await c.until(c.dispatcher.engine.ledger.is_settled)
 
 
+@EITHER_WAY
 async def test_a_deadline_that_passes_while_the_model_runs_is_a_504_at_once(cluster: Opener) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
@@ -110,6 +115,7 @@ async def test_a_deadline_that_passes_while_the_model_runs_is_a_504_at_once(clus
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(5)))) == 5
 
 
+@EITHER_WAY
 async def test_when_a_worker_dies_its_staged_queries_and_its_running_one_are_answered_elsewhere(
     cluster: Opener,
 ) -> None:
@@ -158,6 +164,7 @@ async def test_an_input_that_kills_its_instance_twice_is_a_model_failure_and_is_
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(14)))) == 14
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("fails_alone", [False, True])
 async def test_one_input_that_makes_the_model_raise_does_not_fail_its_neighbours(
     cluster: Opener, fails_alone: bool
@@ -179,6 +186,7 @@ async def test_one_input_that_makes_the_model_raise_does_not_fail_its_neighbours
         assert [value_of(answer) for answer in rest] == [0, 1, 2, 4, 5]
 
 
+@EITHER_WAY
 async def test_a_variant_that_no_worker_holds_is_loaded_on_demand_once_for_all_who_wait(cluster: Opener) -> None:
     worker = FakeWorker("w1")
     async with cluster([a_variant("v1")], [worker]) as c:
@@ -282,6 +290,7 @@ async def test_a_worker_that_falls_silent_is_lost_although_its_stream_is_open(cl
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(2)))) == 2
 
 
+@EITHER_WAY
 async def test_a_worker_that_comes_back_is_dialled_again(cluster: Opener) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
@@ -293,6 +302,7 @@ async def test_a_worker_that_comes_back_is_dialled_again(cluster: Opener) -> Non
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(6)))) == 6
 
 
+@EITHER_WAY
 async def test_a_batch_that_a_worker_refuses_before_it_runs_is_served_elsewhere(cluster: Opener) -> None:
     refusing = FakeWorker("w1", [an_instance("i1", worker="w1")])
     other = FakeWorker("w2", [an_instance("i2", worker="w2")])
@@ -303,6 +313,7 @@ async def test_a_batch_that_a_worker_refuses_before_it_runs_is_served_elsewhere(
         assert {answer.outcome.worker for answer in answers} == {"w2"}
 
 
+@EITHER_WAY
 async def test_draining_a_worker_over_its_control_calls_takes_it_out_and_resuming_brings_it_back(
     cluster: Opener,
 ) -> None:
@@ -317,12 +328,14 @@ async def test_draining_a_worker_over_its_control_calls_takes_it_out_and_resumin
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(1)))) == 1
 
 
+@EITHER_WAY
 async def test_the_token_travels_with_the_stream(cluster: Opener) -> None:
     worker = FakeWorker("w1", [an_instance("i1")], token="secret")
     async with cluster([a_variant("v1")], [worker], token="secret") as c:
         assert value_of(await c.dispatcher.submit(c.query(inputs=image(1)))) == 1
 
 
+@EITHER_WAY
 async def test_a_draining_dispatcher_finishes_what_it_has_and_refuses_the_rest(cluster: Opener) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
@@ -337,6 +350,7 @@ async def test_a_draining_dispatcher_finishes_what_it_has_and_refuses_the_rest(c
         assert value_of(await waiting) == 1
 
 
+@EITHER_WAY
 async def test_an_ended_query_is_not_kept_with_its_inputs(cluster: Opener) -> None:
     import gc
     import weakref
@@ -355,6 +369,7 @@ async def test_an_ended_query_is_not_kept_with_its_inputs(cluster: Opener) -> No
         assert c.dispatcher.decision("big") is not None
 
 
+@EITHER_WAY
 async def test_a_link_outlives_a_fault_in_what_hears_of_it_and_the_worker_is_dialled_again(cluster: Opener) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
@@ -377,6 +392,7 @@ async def test_a_link_outlives_a_fault_in_what_hears_of_it_and_the_worker_is_dia
         assert c.dispatcher.in_flight() == 0
 
 
+@EITHER_WAY
 async def test_a_fault_while_a_worker_is_let_go_does_not_keep_it_from_being_dialled_again(cluster: Opener) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
@@ -450,6 +466,7 @@ async def test_a_command_that_cannot_be_performed_is_told_to_whoever_waits_for_i
         await c.until(c.dispatcher.engine.ledger.is_settled)
 
 
+@EITHER_WAY
 async def test_a_batch_that_is_too_large_for_one_message_is_refused_and_the_link_lives(
     cluster: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:

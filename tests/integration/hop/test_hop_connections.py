@@ -1,11 +1,11 @@
-"""Connections of the hop over real sockets, on both event loops: what is sent arrives, and whoever breaks the rules is
-cut off without harm to anybody else."""
+"""Connections of the hop over real sockets and within a process, on both event loops: what is sent arrives, and whoever
+breaks the rules is cut off without harm to anybody else."""
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from infaas.errors import UnauthenticatedError
 from infaas.rpc.hop import endpoint as endpoints
 from infaas.rpc.hop import listener as listeners
 from infaas.rpc.hop.address import dial
-from infaas.rpc.hop.endpoint import Endpoint
+from infaas.rpc.hop.endpoint import Connection, Endpoint, Handler
 from infaas.rpc.hop.frames import ALIVE, HELLO_LIMIT_BYTES, VERSION, pack, preface
+from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2 as pb
-from infaas.testing.hop import WAIT_S, Heard, connected
+from infaas.testing.hop import WAIT_S, Heard, connected, connected_inside
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 Run = Callable[[Coroutine[Any, Any, None]], None]
+Join = Callable[[Handler, Handler], Awaitable[tuple[Connection, Connection]]]
 TOKEN = "secret-of-the-test"
 
 
@@ -44,14 +46,28 @@ def listen(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"unix:{tmp_path}/w.sock" if request.param == "unix" else "127.0.0.1:0"
 
 
+@pytest.fixture(params=["unix", "tcp", "inside"])
+def reach(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """As `listen`, or within the process."""
+    return "127.0.0.1:0" if request.param == "tcp" else f"{request.param}:{tmp_path}/w.sock"
+
+
+@pytest.fixture(params=[connected, connected_inside])
+def join(request: pytest.FixtureRequest) -> Join:
+    """Two ends of a connection, over a socket or within the process."""
+    found: Join = request.param
+    return found
+
+
 class Host:
     """A listener whose admitted controllers are remembered. Use as an async context manager."""
 
     def __init__(self, listen: str) -> None:
-        self._listen = listen
+        self.is_inside = listen.startswith("inside:")
+        self._listen = listen.replace("inside:", "unix:")
         self._listener = Listener(self._admit)
         self.address = ""
-        self.controllers: list[tuple[str, Heard, Endpoint]] = []
+        self.controllers: list[tuple[str, Heard, Connection]] = []
 
     async def __aenter__(self) -> Host:
         self.address = await self._listener.start(self._listen)
@@ -61,7 +77,10 @@ class Host:
         async with asyncio.timeout(WAIT_S):
             await self._listener.close()
 
-    def _admit(self, hello: pb.Hello, endpoint: Endpoint) -> Heard:
+    def meet(self, heard: Heard) -> InnerEnd:
+        return self._listener.meet(heard)
+
+    def _admit(self, hello: pb.Hello, endpoint: Connection) -> Heard:
         if hello.token != TOKEN:
             raise UnauthenticatedError("a wrong token")
         heard = Heard()
@@ -91,10 +110,14 @@ def framed(head: bytes, *segments: bytes) -> bytes:
 GREETING = preface() + framed(a_hello())
 
 
-async def attached(host: Host, **facts: float) -> tuple[Endpoint, Heard]:
+async def attached(host: Host) -> tuple[Connection, Heard]:
     heard = Heard()
-    end = Endpoint(heard, **{"silence_s": WAIT_S, **facts})  # type: ignore[arg-type]
-    await dial(host.address, lambda: end)
+    end: Connection
+    if host.is_inside:
+        end = host.meet(heard)
+    else:
+        end = dialled = Endpoint(heard, silence_s=WAIT_S)
+        await dial(host.address, lambda: dialled)
     end.greet()
     end.send(a_hello())
     await heard.until(lambda: heard.frames == [(b"welcome", b"")])
@@ -123,11 +146,11 @@ def refusals(said: bytes) -> list[pb.Refusal]:
     return found
 
 
-def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, listen: str) -> None:
+def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, reach: str) -> None:
     async def test() -> None:
         large = np.random.default_rng(7).integers(0, 256, 3_000_001, np.uint8).tobytes()
         messages = [(b"a", b""), (b"", b"x"), (b"b" * 70_000, large), (b"c", large[:600]), (b"d", large[:65_536])]
-        async with Host(listen) as host:
+        async with Host(reach) as host:
             end, heard = await attached(host)
             ((name, theirs, back),) = host.controllers
             assert (name, heard.version) == ("c1", VERSION)
@@ -144,9 +167,9 @@ def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, li
     run(test())
 
 
-def test_what_is_sent_before_the_end_arrives_before_it(run: Run, listen: str) -> None:
+def test_what_is_sent_before_the_end_arrives_before_it(run: Run, reach: str) -> None:
     async def test() -> None:
-        async with Host(listen) as host:
+        async with Host(reach) as host:
             end, _ = await attached(host)
             end.send(b"last", [bytes(2_000_000)])
             end.close("done")
@@ -373,13 +396,13 @@ def test_a_peer_that_says_nothing_is_taken_for_lost_and_one_that_was_only_not_li
 
 
 def test_a_peer_that_does_not_read_is_cut_off_at_a_bound_and_costs_no_more(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoints, "UNSENT_LIMIT_BYTES", 8 * 2**20)
 
     async def test() -> None:
         one, two = Heard(), Heard()
-        end, other = await connected(one, two)
+        end, other = await join(one, two)
         await two.until(lambda: two.version == VERSION)
         other.pause(True)
         sent = most = 0
@@ -400,10 +423,10 @@ def test_a_peer_that_does_not_read_is_cut_off_at_a_bound_and_costs_no_more(
     run(test())
 
 
-def test_a_peer_that_reads_late_gets_everything_and_its_congestion_is_told_and_taken_back(run: Run) -> None:
+def test_a_peer_that_reads_late_gets_everything_and_its_congestion_is_told_and_taken_back(run: Run, join: Join) -> None:
     async def test() -> None:
         one, two = Heard(), Heard()
-        end, other = await connected(one, two)
+        end, other = await join(one, two)
         await two.until(lambda: two.version == VERSION)
         other.pause(True)
         for number in range(8):
@@ -422,9 +445,9 @@ def test_a_peer_that_reads_late_gets_everything_and_its_congestion_is_told_and_t
     run(test())
 
 
-def test_what_a_handler_raises_ends_its_own_connection(run: Run, listen: str) -> None:
+def test_what_a_handler_raises_ends_its_own_connection(run: Run, reach: str) -> None:
     async def test() -> None:
-        async with Host(listen) as host:
+        async with Host(reach) as host:
             end, heard = await attached(host)
 
             def breaks(head: bytes, payload: memoryview) -> None:

@@ -3,67 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import grpc.aio
 import pytest
-from infaas_controller.commands import BatchResult
-from infaas_controller.link import Link, LinkTerms, ViewSource
-from structlog.testing import capture_logs
+from link_values import Told, linked, reason_in
 
-from infaas.clock import SystemClock
-from infaas.domain.cluster import WorkerRecord
-from infaas.domain.ids import WorkerId
 from infaas.rpc.codec import encode
 from infaas.rpc.hop.frames import VERSION, pack, preface
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.testing.builders import a_worker
 from infaas.testing.fake_worker import FakeWorker
 
-WITHIN_S = 20.0
-
-
-class Told:
-    """The view and the sink of a link, which remember."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def worker_reported(self, record: WorkerRecord) -> None:
-        self.said.append(f"reported {record.id}")
-
-    def worker_stream_lost(self, worker_id: WorkerId) -> None:
-        self.said.append(f"stream lost {worker_id}")
-
-    def worker_connected(self, record: WorkerRecord) -> None:
-        self.said.append(f"connected {record.id}")
-
-    def worker_lost(self, worker: WorkerId) -> None:
-        self.said.append(f"lost {worker}")
-
-    def batch_started(self, batch: int, others: int) -> None:
-        self.said.append(f"started {batch}")
-
-    def batch_done(self, batch: int, result: BatchResult) -> None:
-        outputs = (result.tensors(number) for number in result.outputs or {})
-        self.said.append(f"done {batch} {[bytes(tensor.data) for found in outputs for tensor in found]}")
-
-    def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
-        self.said.append(f"loads {len(loads)}")
-
 
 async def reasons_of(address: str, told: Told, *, token: str = "", lost_after_s: float = 5.0) -> str:
     """Why a link to this address did not come to be, or ended, the first time."""
-    terms = LinkTerms(cast(ViewSource, told), told, SystemClock(), "c1", token, lambda: 0.5, lost_after_s)
-    with capture_logs() as lines:
-        link = Link(terms, WorkerId("w1"), address)
-        async with asyncio.timeout(WITHIN_S):
-            while not (found := [line for line in lines if line["event"] == "no link to the worker"]):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        await link.close()
-    return str(found[0]["reason"])
+    async with linked(told, address, token=token, lost_after_s=lost_after_s) as (_, lines):
+        return await reason_in(lines)
 
 
 async def saying(path: Path, said: bytes, *, then_ends: bool = False) -> asyncio.Server:

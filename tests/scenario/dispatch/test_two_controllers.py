@@ -23,9 +23,9 @@ from infaas_worker.decide.events import (
     Event,
     InstanceTold,
     LoadAsked,
+    Queries,
     QueriesCancelled,
     Run,
-    StagedQuery,
 )
 from infaas_worker.decide.instances import Loaded, WorkDone, WorkKind
 from infaas_worker.decide.serving import Serving, held_for_others
@@ -128,7 +128,7 @@ class Place:
     def _send(self, name: str, batch: SendBatch) -> None:
         key = next(self._keys)
         self._sent[key] = name, batch, self.now
-        queries = tuple(StagedQuery(ticket.number, ticket.items, ticket.deadline) for ticket in batch.tickets)
+        queries = Queries.of(*((ticket.number, ticket.items, ticket.deadline) for ticket in batch.tickets))
         self._post(BatchArrived(key, name, INSTANCE, queries, likeness="all of one signature" if self.shares else None))
 
     # -- the worker's side

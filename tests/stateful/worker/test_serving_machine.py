@@ -32,10 +32,10 @@ from infaas_worker.decide.events import (
     LeaseEnded,
     LoadAsked,
     OwnerLeft,
+    Queries,
     QueriesCancelled,
     Report,
     Run,
-    StagedQuery,
     Ticked,
     UnloadAsked,
 )
@@ -178,8 +178,8 @@ class WorkerLife(RuleBasedStateMachine):
         self.count += 1
         key = self.count
         self.gone_owners.discard(owner)
-        queries = tuple(StagedQuery(i, 1, self.now + slack) for i, slack in enumerate(slacks))
-        self.sent[key] = Sent(owner, name, {query.id: query.deadline for query in queries})
+        queries = Queries.of(*((i, 1, self.now + slack) for i, slack in enumerate(slacks)))
+        self.sent[key] = Sent(owner, name, dict(zip(queries.ids, queries.deadlines, strict=True)))
         self.post(BatchArrived(key, owner, InstanceId(name), queries, 0.2, 0.25))
         return key if self.sent[key].outcomes == 0 else multiple()
 

@@ -19,7 +19,7 @@ from infaas_controller.queues import Ticket
 from infaas_controller.wire import encode_batch
 from infaas_worker.api import messages
 from infaas_worker.batches import Held, Owner, Ran
-from infaas_worker.decide.events import StagedQuery
+from infaas_worker.decide.events import Queries
 from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, Value, Whole
 
 from infaas.domain.ids import InstanceId
@@ -75,11 +75,12 @@ def sent(tickets: Sequence[Ticket]) -> tuple[pb.Batch, memoryview]:
     return pb.ControllerMessage.FromString(head).batch, memoryview(b"".join(segments))
 
 
-def taken(batch: pb.Batch, payload: memoryview) -> tuple[BatchIn, tuple[StagedQuery, ...]]:
-    return messages.to_batch(batch, payload), messages.to_queries(batch, THEN)
+def taken(batch: pb.Batch, payload: memoryview) -> tuple[BatchIn, Queries]:
+    queries = messages.to_queries(batch, THEN)
+    return messages.to_batch(batch, queries.items, payload), queries
 
 
-def answered(queries: Sequence[StagedQuery], ran: Ran) -> BatchResult:
+def answered(queries: Queries, ran: Ran) -> BatchResult:
     """As the controller has it."""
     message, segments = messages.ran(7, queries, ran)
     done = pb.WorkerMessage.FromString(message.SerializeToString()).done
@@ -112,14 +113,15 @@ def test_what_a_worker_is_sent_is_what_the_queries_hold(tickets: list[Ticket]) -
     assert (said.id, said.instance, tuple(said.outputs)) == (7, "i1", batch.outputs)
     assert batch.outputs == tickets[0].query.outputs
     assert tuple(batch.items) == tuple(ticket.items for ticket in tickets)
-    for ticket, query, staged in zip(tickets, batch.queries, queries, strict=True):
+    assert (queries.ids, queries.items) == (tuple(ticket.number for ticket in tickets), tuple(batch.items))
+    for ticket, query, deadline in zip(tickets, batch.queries, queries.deadlines, strict=True):
         inputs = {
             name: Tensor(name, datatype, value.shape, bytes(value.data))
             for name, datatype, value in zip(batch.input_names, batch.datatypes, query.inputs, strict=True)
         }
         assert inputs == {tensor.name: tensor for tensor in ticket.query.inputs}
-        assert (staged.id, staged.items, query.items) == (ticket.number, ticket.items, ticket.items)
-        assert staged.deadline - THEN == pytest.approx(max(1e-6, ticket.deadline - NOW), abs=2e-6)
+        assert query.items == ticket.items
+        assert deadline - THEN == pytest.approx(max(1e-6, ticket.deadline - NOW), abs=2e-6)
     traced = {said.queries[trace.place]: TraceContext(trace.traceparent, trace.tracestate) for trace in said.traces}
     assert traced == {ticket.number: TRACE for ticket in tickets if ticket.query.trace is not None}
 
@@ -154,7 +156,7 @@ def test_a_batch_is_not_copied_on_its_way_out_and_its_rows_are_views_on_its_way_
 def test_a_query_without_a_deadline_has_the_hard_limit() -> None:
     for said in ([], [0, 0]):
         batch = pb.Batch(queries=[1, 2], items=[1, 1], remaining_us=said)
-        assert {query.deadline for query in messages.to_queries(batch, THEN)} == {THEN + HARD_LIMIT_S}
+        assert set(messages.to_queries(batch, THEN).deadlines) == {THEN + HARD_LIMIT_S}
 
 
 def a_batch(**given: Any) -> pb.Batch:
@@ -181,7 +183,7 @@ def a_batch(**given: Any) -> pb.Batch:
 )
 def test_a_batch_that_contradicts_itself_is_refused_in_words(given: dict[str, Any], size: int, fact: str) -> None:
     with pytest.raises(InvalidError, match=fact):
-        messages.to_batch(a_batch(**given), memoryview(bytes(size)))
+        taken(a_batch(**given), memoryview(bytes(size)))
 
 
 # -- and back
@@ -235,7 +237,7 @@ def test_a_whole_answer_is_sent_from_where_it_lies() -> None:
     array = np.arange(6, dtype=np.float32).reshape(3, 2)
     value = Value(array.shape, array.reshape(-1).view(np.uint8).data)
     out = BatchOut.of_whole(("y",), (Datatype.FP32,), Whole((1, 2), (value,)), 0.1)
-    queries = (StagedQuery(1, 1, 9.0), StagedQuery(2, 2, 9.0))
+    queries = Queries.of((1, 1, 9.0), (2, 2, 9.0))
     message, segments = messages.ran(7, queries, Ran((1, 2), out, frozenset(), 0.0, 0.1))
     assert [segment is value.data for segment in segments] == [True]
     assert (list(message.done.queries), list(message.done.items), list(message.done.sizes)) == ([1, 2], [1, 2], [])
@@ -243,12 +245,12 @@ def test_a_whole_answer_is_sent_from_where_it_lies() -> None:
 
 
 def test_a_failed_batch_says_what_it_failed_of() -> None:
-    result = answered((StagedQuery(1, 1, 9.0),), Ran((1,), ModelError("it raised"), frozenset(), 0.1, 0.2))
+    result = answered(Queries.of((1, 1, 9.0)), Ran((1,), ModelError("it raised"), frozenset(), 0.1, 0.2))
     assert (result.error, result.reason, result.was_running) == ("model-failed", "it raised", True)
     assert result.outputs == result.failed == {}
 
 
-TWO = (StagedQuery(1, 1, 9.0), StagedQuery(2, 2, 9.0))
+TWO = Queries.of((1, 1, 9.0), (2, 2, 9.0))
 
 
 @pytest.mark.parametrize(
@@ -324,8 +326,7 @@ def test_a_damaged_answer_is_an_answer_or_an_error_of_the_protocol(
     tickets: list[Ticket], hurt: Any, hurt_payload: Any, is_payload_hurt: bool
 ) -> None:
     batch, queries = taken(*sent(tickets))
-    ids = tuple(query.id for query in queries)
-    message, segments = messages.ran(7, queries, Ran(ids, echo(batch), frozenset(), 0.1, 0.2))
+    message, segments = messages.ran(7, queries, Ran(queries.ids, echo(batch), frozenset(), 0.1, 0.2))
     payload = b"".join(segments)
     payload = hurt_payload(payload) if is_payload_hurt else payload
     try:

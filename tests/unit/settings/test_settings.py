@@ -95,6 +95,24 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         assert words in error.value.text
 
 
+def test_an_inline_worker_and_several_processes_are_refused_with_both_values_and_the_fix() -> None:
+    overrides = {"worker": {"inline": True}, "controller": {"processes": 3}, "auth": {"token": "open-sesame"}}
+    with pytest.raises(SettingsError) as error:
+        load_settings(environ={}, overrides=overrides)
+    assert error.value.text == (
+        "worker.inline is true and controller.processes is 3, but a worker lives in one process only: "
+        "set worker.inline to false, or controller.processes to 1"
+    )
+
+
+@pytest.mark.parametrize(("inline", "processes"), [(True, 1), (False, 3)])
+def test_an_inline_worker_goes_with_one_process_and_several_processes_with_workers_of_their_own(
+    inline: bool, processes: int
+) -> None:
+    told = load_settings(environ={"INFAAS_WORKER__INLINE": str(inline), "INFAAS_CONTROLLER__PROCESSES": str(processes)})
+    assert (told.worker.inline, told.controller.processes) == (inline, processes)
+
+
 def test_a_variable_cannot_be_a_section_and_a_value() -> None:
     for environ in (
         {"INFAAS_CONTROLLER": "x", "INFAAS_CONTROLLER__HTTP_PORT": "1"},

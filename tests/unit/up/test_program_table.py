@@ -3,6 +3,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
+from infaas.errors import SettingsError
 from infaas.settings import Settings, load_settings
 from infaas.up.plan import Machine, overrides_environ, programs
 
@@ -65,3 +68,25 @@ def test_a_single_worker_is_left_to_choose_its_own_share() -> None:
 
     assert "INFAAS_WORKER__CORES" not in worker.env
     assert "INFAAS_WORKER__MEMORY_BYTES" not in worker.env
+
+
+def inline(**pools: dict[str, int]) -> Settings:
+    return load_settings(environ={}, overrides={"worker": {"inline": True, "drain_timeout_s": 7.0}, "pools": pools})
+
+
+def test_an_inline_worker_is_the_first_of_all_and_lives_in_the_controllers_program() -> None:
+    controller, _, second = programs(inline(a={"workers": 2, "cores": 3}), MACHINE, None)
+
+    told = load_settings(environ=dict(controller.env)).worker
+    assert (told.inline, told.id, told.pool) == (True, "a-1", "a")
+    assert controller.worker == "worker-a-1 (in the controller's process)"
+    assert controller.argv[-1] == "controller"
+    assert controller.stop_timeout_s > programs(Settings(), MACHINE, None)[0].stop_timeout_s + 7.0 - 1e-9
+
+    other = load_settings(environ={"INFAAS_WORKER__INLINE": "true", **second.env}).worker
+    assert (second.name, second.worker, other.inline, other.id) == ("worker-a-2", "worker-a-2", False, "a-2")
+
+
+def test_without_any_worker_none_can_be_inline() -> None:
+    with pytest.raises(SettingsError, match=r"worker\.inline needs a worker"):
+        programs(inline(a={"workers": 0}), MACHINE, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,13 +17,14 @@ from infaas_worker.decide.events import (
     InstanceTold,
     LoadAsked,
     OwnerLeft,
+    Queries,
     Run,
-    StagedQuery,
 )
 from infaas_worker.decide.instances import ExecutorDied, Loaded, WorkDone, WorkKind
 from infaas_worker.decide.serving import Serving, Work, held_for_others
 from infaas_worker.decide.sharing import mates_of, shared
 from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, Value, Whole
+from msgspec.structs import replace
 
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.query import Code
@@ -40,7 +40,7 @@ LINEAR = tuple(0.010 * items for items in range(1, 9))
 def work(
     key: int, owner: str, items: int = 1, deadline: float = 10.0, likeness: str | None = "a", instance: InstanceId = I1
 ) -> Work:
-    queries = tuple(StagedQuery(key * 10 + n, 1, deadline) for n in range(items))
+    queries = Queries.of(*((key * 10 + n, 1, deadline) for n in range(items)))
     return Work(key, WorkKind.BATCH, instance, 2, owner, 0.0, deadline, queries, slow_s=0.02, likeness=likeness)
 
 
@@ -61,7 +61,7 @@ def test_batches_of_others_for_the_same_instance_join_the_earliest_deadline_firs
         work(2, "c2", likeness="b"),
         work(2, "c2", likeness=None),
         work(2, "c2", instance=InstanceId("i2")),
-        work(2, "c2")._replace(started_at=0.0),
+        replace(work(2, "c2"), started_at=0.0),
         work(2, "c2", 8),
         work(2, "c2", 0),
     ],
@@ -76,7 +76,7 @@ def test_nothing_is_shared_where_it_does_not_pay_or_is_not_measured_or_not_wante
     first, other = work(1, "c1"), work(2, "c2")
     assert mates_of(first, [other], LINEAR, 0.0) == ()
     assert mates_of(first, [other], (), 0.0) == ()
-    assert mates_of(first._replace(likeness=None), [other], LATENCIES, 0.0) == ()
+    assert mates_of(replace(first, likeness=None), [other], LATENCIES, 0.0) == ()
     assert keys(mates_of(first, [other], LATENCIES, 0.0)) == [2]
 
 
@@ -112,7 +112,7 @@ class Machine:
         self.said += commands
 
     def arrive(self, key: int, owner: str, *, likeness: str | None = "a", deadline: float = 10.0) -> None:
-        queries = (StagedQuery(key * 10, 1, deadline), StagedQuery(key * 10 + 1, 1, deadline))
+        queries = Queries.of((key * 10, 1, deadline), (key * 10 + 1, 1, deadline))
         self.post(BatchArrived(key, owner, I1, queries, 0.011, 0.02, likeness))
 
     def done(self, *finished: int) -> None:

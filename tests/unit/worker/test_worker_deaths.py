@@ -11,7 +11,7 @@ from infaas_worker.decide.events import (
     Condemn,
     InstanceTold,
     LoadAsked,
-    StagedQuery,
+    Queries,
     Ticked,
 )
 from infaas_worker.decide.hang import Patience, bound_s, load_bound_s, paused_s
@@ -65,8 +65,8 @@ def hanging(*, is_killable: bool) -> tuple[Serving, list]:
         warm_up = WorkDone(commands[0].key, WorkKind.WARM_UP, 0, 0.1)
         serving, _ = advance(serving, InstanceTold(InstanceId(name), warm_up), 0.0)
     for key in (1, 2):
-        query = StagedQuery(1, 1, 30.0)
-        serving, _ = advance(serving, BatchArrived(key, "c1", InstanceId("i1"), (query,), 0.01, 0.01), 0.0)
+        queries = Queries.of((1, 1, 30.0))
+        serving, _ = advance(serving, BatchArrived(key, "c1", InstanceId("i1"), queries, 0.01, 0.01), 0.0)
     serving, commands = advance(serving, Ticked(), 2.5)
     return serving, list(commands)
 
@@ -85,8 +85,8 @@ def test_a_hang_that_nothing_can_end_condemns_the_process_which_takes_nothing_mo
     serving, commands = hanging(is_killable=False)
     assert [c.reason for c in commands if isinstance(c, Condemn)] == [serving.failure]
     assert "instance i1 of v hung for" in serving.failure
-    query = StagedQuery(1, 1, 30.0)
-    _, refused = advance(serving, BatchArrived(3, "c1", InstanceId("i2"), (query,), 0.01, 0.01), 2.6)
+    queries = Queries.of((1, 1, 30.0))
+    _, refused = advance(serving, BatchArrived(3, "c1", InstanceId("i2"), queries, 0.01, 0.01), 2.6)
     assert [(c.key, c.was_running) for c in refused if isinstance(c, Answer)] == [(3, False)]
 
 
@@ -102,7 +102,7 @@ def running(*, slow_s: float = 0.01) -> Serving:
     serving, _ = advance(serving, LoadAsked(one, VariantName("v"), 1, 10), 0.0)
     serving, commands = advance(serving, InstanceTold(one, Loaded(0.1, True, 1, 10)), 0.0)
     serving, _ = advance(serving, InstanceTold(one, WorkDone(commands[0].key, WorkKind.WARM_UP, 0, 0.1)), 0.0)
-    serving, _ = advance(serving, BatchArrived(1, "c1", one, (StagedQuery(1, 1, 900.0),), 0.01, slow_s), 1.0)
+    serving, _ = advance(serving, BatchArrived(1, "c1", one, Queries.of((1, 1, 900.0)), 0.01, slow_s), 1.0)
     for now in (1.0, 2.0):
         serving, _ = advance(serving, Ticked(), now)
     return serving

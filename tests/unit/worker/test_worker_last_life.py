@@ -45,6 +45,9 @@ LOADING = stack(EXECUTOR, ON_THREAD, ON_THREAD, *THREAD).replace(f'{ON_THREAD}",
 UNLOADING = stack(EXECUTOR, ON_THREAD, *THREAD)
 FETCHING = stack("/venv/site-packages/s3fs/core.py", f"{SHARED}/repository/remote.py", ON_THREAD, *THREAD)
 LOOP = stack(EXECUTOR, f"{WORKER}/main.py", f"{SHARED}/programs.py")
+HERE = LOOP.replace(
+    HEAD, f'{HEAD}  File "{EXECUTOR}", line 7 in run\n  File "{WORKER}/residence.py", line 9 in run_here\n'
+)
 WATCH = stack(f"{WORKER}/monitor.py", *THREAD)
 HELPER = stack(f"{SHARED}/observe/otlp.py", *POOL)
 CALLS = stack("/venv/site-packages/grpc/_channel.py", *THREAD)
@@ -62,6 +65,7 @@ SLOTS = [Slot("i1", "v1", Doing.RUNNING), Slot("i2", "v2", Doing.NOTHING), Slot(
         (UNLOADING, Doing.NOTHING),
         (FETCHING, Doing.NOTHING),
         (LOOP, Doing.NOTHING),
+        (HERE, Doing.RUNNING),
         (WATCH, Doing.NOTHING),
         (HELPER, Doing.NOTHING),
         (CALLS, Doing.NOTHING),
@@ -73,7 +77,16 @@ def test_the_thread_that_died_tells_what_it_was_for(fault, doing):
 
 @pytest.mark.parametrize(
     ("fault", "blamed"),
-    [(SERVING, ["i1"]), (LOADING, ["i3"]), (UNLOADING, []), (LOOP, []), (WATCH, []), (HEAD, ["i1"]), ("", [])],
+    [
+        (SERVING, ["i1"]),
+        (LOADING, ["i3"]),
+        (UNLOADING, []),
+        (LOOP, []),
+        (HERE, ["i1"]),
+        (WATCH, []),
+        (HEAD, ["i1"]),
+        ("", []),
+    ],
 )
 def test_a_fatal_signal_is_blamed_on_what_its_thread_was_for_and_a_kill_from_outside_on_nobody(fault, blamed):
     found = deaths(SLOTS, fault, "")

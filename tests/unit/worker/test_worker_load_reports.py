@@ -10,7 +10,7 @@ from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.stream import ControllerStream
 from infaas_worker.batches import Ran
 from infaas_worker.decide.advance import advance
-from infaas_worker.decide.events import Event, InstanceTold, LoadAsked, Run, StagedQuery, Ticked
+from infaas_worker.decide.events import Event, InstanceTold, LoadAsked, Queries, Run, Ticked
 from infaas_worker.decide.instances import Loaded, WorkDone, WorkKind
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import BatchOut, QueryError, Value, Whole
@@ -101,7 +101,7 @@ async def test_a_controller_that_reads_slowly_gets_the_newest_report_and_every_o
         end.serve(stream, silence_s=20.0)
         wire.far.pause(True)
         large = BatchOut(("y",), (Datatype.UINT8,), ((Value((1, 8 * 2**20), bytes(8 * 2**20)),),), 0.01)
-        stream._queries[1] = (StagedQuery(1, 1, 0.0),)
+        stream._queries[1] = Queries.of((1, 1, 0.0))
         stream.ran(1, Ran((1,), large, frozenset(), 0.0, 0.01))
         async with asyncio.timeout(20):
             while not end.is_congested:  # noqa: ASYNC110  (the transport's own state)
@@ -122,9 +122,7 @@ async def test_a_controller_that_reads_slowly_gets_the_newest_report_and_every_o
 async def test_outputs_beyond_what_a_message_holds_are_an_error_of_their_batch_and_the_stream_lives() -> None:
     async with Wire() as wire:
         stream = wire.stream
-        one, two, three, four = (StagedQuery(number, 1, 0.0) for number in range(1, 5))
-        stream._queries[7] = (one, two)
-        stream._queries[9] = (one, two)
+        stream._queries[7] = stream._queries[9] = Queries.of((1, 1, 0.0), (2, 1, 0.0))
         with mmap.mmap(-1, 400 * 2**20) as large:  # never touched, so it costs no memory
             whole = Whole((1, 1), (Value((2, 200 * 2**20), memoryview(large)),))
             result = BatchOut.of_whole(("y",), (Datatype.UINT8,), whole, 0.01)
@@ -137,7 +135,7 @@ async def test_outputs_beyond_what_a_message_holds_are_an_error_of_their_batch_a
                 value[0].data.release()
             whole.values[0].data.release()
             del whole, result, apart, ran, out
-        stream._queries[8] = (three, four)
+        stream._queries[8] = Queries.of((3, 1, 0.0), (4, 1, 0.0))
         small = (Value((1, 3), b"abc"),)
         mixed = BatchOut(("y",), (Datatype.UINT8,), (small, QueryError(Code.INVALID, "no")), 0.01)
         stream.ran(8, Ran((3, 4), mixed, frozenset(), 0.0, 0.01))

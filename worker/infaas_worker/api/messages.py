@@ -12,15 +12,28 @@ from infaas.rpc.hop.columns import ColumnsError, read_columns, write_column
 from infaas.rpc.hop.frames import Buffer, flat
 from infaas.rpc.v1 import worker_pb2
 from infaas_worker.batches import Ran
-from infaas_worker.decide.events import StagedQuery
+from infaas_worker.decide.events import Queries
 from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, QueryIn, Value, Whole
 
 
-def to_batch(batch: worker_pb2.Batch, payload: memoryview) -> BatchIn:
-    """Raises InvalidError when the message contradicts itself or the bytes that came with it, and for a datatype that
-    is not OIP's."""
-    items = tuple(batch.items[:])  # a slice is read in one go
-    _check_numbers(batch, len(items))
+def to_queries(batch: worker_pb2.Batch, now: float) -> Queries:
+    """Each with its own deadline, else the hard limit. Raises InvalidError when the numbers contradict each other."""
+    ids, items, left_us = tuple(batch.queries[:]), tuple(batch.items[:]), batch.remaining_us[:]  # each read in one go
+    count = len(items)
+    if len(ids) != count or len(left_us) not in (0, count):
+        raise InvalidError(f"{len(ids)} queries come with {count} numbers of items and {len(left_us)} deadlines")
+    if len(set(ids)) != count:
+        raise InvalidError("the batch names a query twice")
+    for trace in batch.traces:
+        if trace.place >= count:
+            raise InvalidError(f"a trace is of query {trace.place} of {count}")
+    deadlines = [now + (us / 1e6 if us else HARD_LIMIT_S) for us in left_us or [0] * count]
+    return Queries(ids, items, tuple(deadlines))
+
+
+def to_batch(batch: worker_pb2.Batch, items: tuple[int, ...], payload: memoryview) -> BatchIn:
+    """The tensors of queries of so many items each. Raises InvalidError when the message contradicts the bytes that
+    came with it, and for a datatype that is not OIP's."""
     try:
         columns = read_columns(batch.inputs, items, batch.sizes, payload)
     except ColumnsError as error:
@@ -35,14 +48,6 @@ def to_batch(batch: worker_pb2.Batch, payload: memoryview) -> BatchIn:
         QueryIn(count, tuple([Value(*column.part(place)) for column in columns])) for place, count in enumerate(items)
     ]
     return BatchIn(names, datatypes, queries, outputs)
-
-
-def to_queries(batch: worker_pb2.Batch, now: float) -> tuple[StagedQuery, ...]:
-    """Of a batch that `to_batch` took: each with its own deadline, else the hard limit."""
-    numbers = batch.queries[:]
-    left_us = batch.remaining_us[:] or [0] * len(numbers)
-    deadlines = [now + (us / 1e6 if us else HARD_LIMIT_S) for us in left_us]
-    return tuple(map(StagedQuery, numbers, batch.items[:], deadlines))
 
 
 def started(number: int, others: int = 0) -> worker_pb2.WorkerMessage:
@@ -63,9 +68,7 @@ def refused(
     return worker_pb2.WorkerMessage(done=done)
 
 
-def ran(
-    number: int, queries: Sequence[StagedQuery], ran: Ran, others: int = 0
-) -> tuple[worker_pb2.WorkerMessage, list[Buffer]]:
+def ran(number: int, queries: Queries, ran: Ran, others: int = 0) -> tuple[worker_pb2.WorkerMessage, list[Buffer]]:
     """The message, and the bytes of the outputs that it names. `queries` are all of the batch, in the order they came,
     also those that did not run; `others` is what its instance holds of other controllers."""
     message = worker_pb2.WorkerMessage()
@@ -84,20 +87,7 @@ def ran(
         return message, []
 
 
-def _check_numbers(batch: worker_pb2.Batch, count: int) -> None:
-    numbers = batch.queries
-    if len(numbers) != count or len(batch.remaining_us) not in (0, count):
-        raise InvalidError(
-            f"{len(numbers)} queries come with {count} numbers of items and {len(batch.remaining_us)} deadlines"
-        )
-    if len(set(numbers[:])) != count:
-        raise InvalidError("the batch names a query twice")
-    for trace in batch.traces:
-        if trace.place >= count:
-            raise InvalidError(f"a trace is of query {trace.place} of {count}")
-
-
-def _add_outputs(done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: Ran) -> list[Buffer]:
+def _add_outputs(done: worker_pb2.BatchDone, queries: Queries, ran: Ran) -> list[Buffer]:
     """Raises what the batch ended with, before anything is added."""
     result = ran.result
     if isinstance(result, InfaasError):
@@ -110,41 +100,40 @@ def _add_outputs(done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran
 
 
 def _add_whole(
-    done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: Ran, result: BatchOut, values: Sequence[Value]
+    done: worker_pb2.BatchDone, queries: Queries, ran: Ran, result: BatchOut, values: Sequence[Value]
 ) -> list[Buffer]:
     """Everybody who ran has an answer, and the answers lie together as they are sent."""
-    are_there = set(ran.queries) if len(ran.queries) < len(queries) else None
-    there = queries if are_there is None else [query for query in queries if query.id in are_there]
-    items = [query.items for query in there]
-    if problem := _misfit(result, values, sum(items)):
+    left_out = set(queries.ids).difference(ran.queries) if len(ran.queries) < len(queries) else ()
+    there = queries.but(left_out) if left_out else queries
+    if problem := _misfit(result, values, sum(there.items)):
         raise InfaasError(problem)
-    done.queries.extend([query.id for query in there])
-    done.items.extend(items)
+    done.queries.extend(there.ids)
+    done.items.extend(there.items)
     for name, datatype, value in zip(result.output_names, result.datatypes, values, strict=True):
         done.outputs.add(name=name, datatype=datatype.value, tail=value.shape[1:])
-    if are_there is not None:
-        for query in queries:
-            if query.id not in are_there:
-                _add_unanswered(done, query, is_cancelled=query.id in ran.cancelled)
+    if left_out:
+        for number in queries.ids:
+            if number in left_out:
+                _add_unanswered(done, number, is_cancelled=number in ran.cancelled)
     return [flat(value.data) for value in values]
 
 
-def _add_parts(done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: Ran, result: BatchOut) -> list[Buffer]:
+def _add_parts(done: worker_pb2.BatchDone, queries: Queries, ran: Ran, result: BatchOut) -> list[Buffer]:
     outcomes = dict(zip(ran.queries, result.queries, strict=True))
     answered: list[tuple[Value, ...]] = []
     items: list[int] = []
-    for query in queries:
-        is_cancelled = query.id in ran.cancelled
-        outcome = None if is_cancelled else outcomes.get(query.id)
+    for number, count in zip(queries.ids, queries.items, strict=True):
+        is_cancelled = number in ran.cancelled
+        outcome = None if is_cancelled else outcomes.get(number)
         if outcome is None:
-            _add_unanswered(done, query, is_cancelled=is_cancelled)
+            _add_unanswered(done, number, is_cancelled=is_cancelled)
         elif isinstance(outcome, QueryError):
-            done.failures.add(id=query.id, error_code=outcome.code.value, error=outcome.text)
+            done.failures.add(id=number, error_code=outcome.code.value, error=outcome.text)
         elif problem := _misfit(result, outcome):
-            done.failures.add(id=query.id, error_code=Code.INTERNAL.value, error=problem)
+            done.failures.add(id=number, error_code=Code.INTERNAL.value, error=problem)
         else:
-            done.queries.append(query.id)
-            items.append(query.items)
+            done.queries.append(number)
+            items.append(count)
             answered.append(outcome)
     done.items.extend(items)
     segments: list[Buffer] = []
@@ -154,12 +143,12 @@ def _add_parts(done: worker_pb2.BatchDone, queries: Sequence[StagedQuery], ran: 
     return segments
 
 
-def _add_unanswered(done: worker_pb2.BatchDone, query: StagedQuery, *, is_cancelled: bool) -> None:
+def _add_unanswered(done: worker_pb2.BatchDone, number: int, *, is_cancelled: bool) -> None:
     if is_cancelled:
         code, text = Code.CANCELLED, "taken back by its controller"
     else:
         code, text = Code.DEADLINE_PASSED, "the deadline passed before the batch began to run"
-    done.failures.add(id=query.id, error_code=code.value, error=text)
+    done.failures.add(id=number, error_code=code.value, error=text)
 
 
 def _misfit(result: BatchOut, values: Sequence[Value], rows: int | None = None) -> str:

@@ -18,7 +18,7 @@ from infaas.domain.variant import Variant
 from infaas.errors import InvalidError, UnauthenticatedError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
-from infaas.rpc.hop.endpoint import Endpoint
+from infaas.rpc.hop.endpoint import Connection
 from infaas.rpc.hop.frames import LIMIT_BYTES, Buffer, FrameError
 from infaas.rpc.v1 import worker_pb2
 from infaas_worker.api import messages
@@ -26,7 +26,7 @@ from infaas_worker.api.auth import is_token
 from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.batches import Ran
-from infaas_worker.decide.events import StagedQuery
+from infaas_worker.decide.events import Queries
 from infaas_worker.decide.serving import held_for_others
 from infaas_worker.instances import Instances
 
@@ -51,7 +51,7 @@ class Controllers:
     def begin_stop(self) -> None:
         self._is_stopping = True
 
-    def admit(self, hello: worker_pb2.Hello, endpoint: Endpoint) -> ControllerStream:
+    def admit(self, hello: worker_pb2.Hello, endpoint: Connection) -> ControllerStream:
         """Raises UnauthenticatedError, or UnavailableError while the worker stops."""
         if not is_token(hello.token, self._token):
             raise UnauthenticatedError("the hello has no token, or a wrong one")
@@ -70,7 +70,7 @@ class ControllerStream:
     def __init__(
         self,
         stream_id: str,
-        endpoint: Endpoint,
+        endpoint: Connection,
         instances: Instances,
         publisher: Publisher,
         spans: RunSpans | None = None,
@@ -80,7 +80,7 @@ class ControllerStream:
         self._instances = instances
         self._publisher = publisher
         self._spans = spans
-        self._queries: dict[int, tuple[StagedQuery, ...]] = {}
+        self._queries: dict[int, Queries] = {}
         self._instance_of: dict[int, InstanceId] = {}
         self._report: worker_pb2.WorkerMessage | None = None
         self._is_over = False
@@ -188,11 +188,12 @@ class ControllerStream:
             self._send(messages.refused(batch.id, Code.INVALID, f"batch {batch.id} is already here", False, 0.0))
             return
         try:
-            value = messages.to_batch(batch, payload)
+            queries = messages.to_queries(batch, self._instances.now())
+            value = messages.to_batch(batch, queries.items, payload)
         except InvalidError as error:
             self._send(messages.refused(batch.id, error.code, error.text, False, 0.0))
             return
-        queries = self._queries[batch.id] = messages.to_queries(batch, self._instances.now())
+        self._queries[batch.id] = queries
         if self._spans is not None:
             self._spans.arrived(self._id, batch)
         instance = self._instance_of[batch.id] = InstanceId(batch.instance)

@@ -1,12 +1,14 @@
 """The worker as one pure machine: `advance(serving, event, now) -> (serving, commands)`.
 
 It composes the rules of this folder over what the worker holds (`serving`): lifecycle (`instances`), order
-(`schedule`), what runs together (`sharing`) and room (`memory`). Promises: a batch is answered, delivered or discarded
-exactly once; running threads and leased cores together never exceed the worker's cores; a draining worker takes nothing
-new and ends empty.
+(`schedule`), what runs together (`sharing`), what hangs (`overdue`) and room (`memory`). Promises: a batch is answered,
+delivered or discarded exactly once; running threads and leased cores together never exceed the worker's cores; a
+draining worker takes nothing new and ends empty.
 """
 
 from __future__ import annotations
+
+from msgspec.structs import replace
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.lifecycle import Death, InstanceState
@@ -30,14 +32,14 @@ from infaas_worker.decide.events import (
     LeaseEnded,
     LoadAsked,
     OwnerLeft,
+    Queries,
     QueriesCancelled,
     Report,
     Run,
-    StagedQuery,
     Ticked,
     UnloadAsked,
 )
-from infaas_worker.decide.hang import bound_s, load_bound_s, paused_s, stretched_s
+from infaas_worker.decide.hang import paused_s
 from infaas_worker.decide.instances import (
     DrainAsked,
     ExecutorDied,
@@ -57,7 +59,8 @@ from infaas_worker.decide.instances import (
     step,
 )
 from infaas_worker.decide.memory import NoRoom, make_room
-from infaas_worker.decide.schedule import PATIENCE_S, choose
+from infaas_worker.decide.overdue import excused_loads, excused_runs, hung_loads, hung_runs
+from infaas_worker.decide.schedule import PATIENCE_S, Waiting, choose
 from infaas_worker.decide.serving import Lease, Serving, Work, residents, running_of, waiting_of
 from infaas_worker.decide.sharing import mates_of, shared
 
@@ -73,28 +76,32 @@ def advance(serving: Serving, event: Event, now: float) -> tuple[Serving, tuple[
 
 
 class _Machine:
-    """One call of `advance`: collects changes on copies, so that the values it was given stay as they were."""
+    """One call of `advance`: collects changes on copies, so that the values it was given stay as they were. What nearly
+    every event changes is copied at the start; what seldom changes is shared until it is replaced."""
 
     def __init__(self, serving: Serving, now: float) -> None:
         self._before = serving
         self._now = now
         self._instances = dict(serving.instances)
-        self._asked = dict(serving.asked)
         self._work = dict(serving.work)
-        self._leases = dict(serving.leases)
+        self._asked = serving.asked
+        self._leases = serving.leases
         self._own_keys = serving.own_keys
         self._is_draining = serving.is_draining
         self._failure = serving.failure
         self._ticked_at = serving.ticked_at
         self._commands: list[Command] = []
+        self._has_news = False
+        """Whether an instance came, went or changed its state."""
 
     def result(self) -> tuple[Serving, tuple[Command, ...]]:
         has_failed = self._failure != self._before.failure
         if has_failed:
             self._commands.append(Condemn(self._failure))
-        if has_failed or self._is_draining != self._before.is_draining or self._states_differ():
+        if has_failed or self._is_draining != self._before.is_draining or self._has_news:
             self._commands.append(Report())
-        after = self._before._replace(
+        after = replace(
+            self._before,
             is_draining=self._is_draining,
             failure=self._failure,
             ticked_at=self._ticked_at,
@@ -123,9 +130,9 @@ class _Machine:
             case OwnerLeft(owner):
                 self._orphan(owner)
             case LeaseAsked(lease, cores, max_s):
-                self._leases[lease] = Lease(cores, max_s)
+                self._leases = {**self._leases, lease: Lease(cores, max_s)}
             case LeaseEnded(lease):
-                self._leases.pop(lease, None)
+                self._leases = {key: kept for key, kept in self._leases.items() if key != lease}
             case DrainBegan():
                 self._is_draining = True
             case DrainEnded():
@@ -134,37 +141,40 @@ class _Machine:
                 self._excuse()
                 self._tick()
                 self._end_hung(stall_ratio)
-                self._end_hung_loads(stall_ratio)
 
     def expire(self) -> None:
         """Queries whose deadline passed while they were staged are answered now and never run."""
-        overdue = [w for w in self._work.values() if w.deadline <= self._now and w.started_at is None]
+        overdue = [w for w in self._work.values() if w.started_at is None and w.deadline <= self._now]
         for work in overdue:
             if work.kind is WorkKind.BATCH:
-                alive = tuple(query for query in work.queries if query.deadline > self._now)
+                alive = work.queries.alive(self._now)
                 self._keep(work, alive, Code.DEADLINE_PASSED, "the deadline passed before the batch began to run")
 
     def start(self) -> None:
-        waiting = [waiting_of(work) for work in self._work.values() if work.started_at is None]
+        room: dict[InstanceId, int] = {}
+        waiting: list[Waiting] = []
+        for work in self._work.values():
+            if work.started_at is None and (one := self._instances.get(work.instance)) is not None:
+                left = room[work.instance] = one.in_flight - len(one.running)
+                if left > 0:
+                    waiting.append(waiting_of(work))
         if not waiting or self._failure:
             return
-        room = {key: one.in_flight - len(one.running) for key, one in self._instances.items()}
-        for key in choose(
-            waiting, running_of(self._work.values(), self._leases.values()), room, self._before.cores, self._now
-        ):
+        running = running_of(self._work.values(), self._leases.values())
+        for key in choose(waiting, running, room, self._before.cores, self._now):
             if self._work[key].started_at is None:  # it may run with another already
                 self._begin(self._work[key])
 
     def _begin(self, first: Work) -> None:
         latencies = self._asked[first.instance].latencies
         mates = mates_of(first, self._work.values(), latencies, self._now)
-        alone = (first._replace(started_at=self._now),)
+        alone = (replace(first, started_at=self._now),)
         run = shared((first, *mates), latencies, self._now) if mates else alone
         for work in run:
             self._work[work.key] = work
             self._tell(work.instance, WorkStarted(work.key))
-        (key, queries), *others = ((work.key, tuple([query.id for query in work.queries])) for work in run)
-        self._commands.append(Run(key, first.kind, first.instance, queries, tuple(others)))
+        others = tuple([(mate.key, mate.queries.ids) for mate in run[1:]])
+        self._commands.append(Run(first.key, first.kind, first.instance, first.queries.ids, others))
 
     def lease(self) -> None:
         """Cores that nothing runs on or waits for go to whoever asked first."""
@@ -173,15 +183,17 @@ class _Machine:
         used = sum(run.threads for run in running_of(self._work.values(), self._leases.values()))
         held = {core for lease in self._leases.values() for core in lease.core_ids}
         free_ids = [core for core in reversed(self._before.core_ids) if core not in held]
-        for key, lease in list(self._leases.items()):
+        leases = dict(self._leases)
+        for key, lease in self._leases.items():
             if lease.core_ids:
                 continue
             if used + lease.cores > self._before.cores:
-                return
+                break
             ids, free_ids = tuple(free_ids[: lease.cores]), free_ids[lease.cores :]
             used += lease.cores
-            self._leases[key] = lease._replace(core_ids=ids, granted_at=self._now)
+            leases[key] = replace(lease, core_ids=ids, granted_at=self._now)
             self._commands.append(GrantLease(key, ids))
+        self._leases = leases
 
     def _arrive(self, event: BatchArrived) -> None:
         instance = self._instances.get(event.instance)
@@ -192,14 +204,14 @@ class _Machine:
             refusal = Code.DRAINING, "the worker is draining"
         elif instance is None:
             refusal = Code.UNAVAILABLE, f"no instance {event.instance!r} on this worker"
-        elif not event.queries:
+        elif not len(event.queries):
             refusal = Code.INVALID, "the batch holds no queries"
         elif instance.state is InstanceState.READY and self._held_by(event.owner, event.instance) >= instance.slots:
             refusal = Code.SATURATED, f"all {instance.slots} slots of instance {event.instance} are taken"
         if refusal is not None or instance is None:
             self._commands.append(Answer(event.key, *(refusal or (Code.INTERNAL, "")), was_running=False))
             return
-        deadline = min(query.deadline for query in event.queries)
+        deadline = min(event.queries.deadlines)
         self._work[event.key] = Work(
             event.key,
             WorkKind.BATCH,
@@ -223,6 +235,8 @@ class _Machine:
             self._finish(event)
         after, commands = step(instance, event, self._now)
         self._instances[instance_id] = after
+        if after.state is not instance.state:
+            self._has_news = True
         for command in commands:
             match command:
                 case Refuse(key, code, text, was_running):
@@ -233,7 +247,7 @@ class _Machine:
                     self._stage(after, kind)
         if after.state is InstanceState.GONE:
             del self._instances[instance_id]
-            self._asked.pop(instance_id, None)
+            self._asked = {key: asked for key, asked in self._asked.items() if key != instance_id}
 
     def _finish(self, event: WorkDone) -> None:
         work = self._work.pop(event.key, None)
@@ -252,24 +266,23 @@ class _Machine:
         if work is None:
             return
         if work.started_at is not None:
-            self._work[key] = work._replace(cancelled=work.cancelled | queries)
+            self._work[key] = replace(work, cancelled=work.cancelled | queries)
             return
-        alive = tuple(query for query in work.queries if query.id not in queries)
-        self._keep(work, alive, Code.CANCELLED, "taken back before the batch began to run")
+        self._keep(work, work.queries.but(queries), Code.CANCELLED, "taken back before the batch began to run")
 
-    def _keep(self, work: Work, alive: tuple[StagedQuery, ...], code: Code, text: str) -> None:
+    def _keep(self, work: Work, alive: Queries, code: Code, text: str) -> None:
         """Go on with fewer queries; without any, the batch is answered as a whole."""
         if len(alive) == len(work.queries):
             return
-        if alive:
-            self._work[work.key] = work._replace(queries=alive, deadline=min(query.deadline for query in alive))
+        if len(alive):
+            self._work[work.key] = replace(work, queries=alive, deadline=min(alive.deadlines))
             return
         self._drop(work.key, code, text, was_running=False)
         self._tell(work.instance, WorkWithdrawn(work.key))
 
     def _orphan(self, owner: str) -> None:
         for work in [w for w in self._work.values() if w.owner == owner and w.kind is WorkKind.BATCH]:
-            self._work[work.key] = work._replace(is_orphan=True)
+            self._work[work.key] = replace(work, is_orphan=True)
             if work.started_at is None:
                 self._drop(work.key, Code.CANCELLED, "", was_running=False)
                 self._tell(work.instance, WorkWithdrawn(work.key))
@@ -282,7 +295,8 @@ class _Machine:
             event.instance, event.variant, event.threads, event.memory_bytes, self._now, isolation=event.isolation
         )
         self._instances[event.instance] = instance
-        self._asked[event.instance] = event
+        self._asked = {**self._asked, event.instance: event}
+        self._has_news = True
         if event.problem:
             self._tell(event.instance, LoadFailed(event.problem))
         elif self._is_draining or self._failure:
@@ -299,6 +313,7 @@ class _Machine:
 
     def _remember(self, event: DeathRemembered) -> None:
         if event.instance not in self._instances:
+            self._has_news = True
             self._instances[event.instance] = Instance(
                 event.instance,
                 event.variant,
@@ -315,53 +330,30 @@ class _Machine:
         """Nothing that runs is blamed for the time in which this process itself was paused."""
         paused = paused_s(self._ticked_at, self._now, self._before.tick_s)
         self._ticked_at = self._now
-        if paused <= 0.0:
-            return
-        for work in list(self._work.values()):
-            if work.started_at is not None:
-                excused_s = min(work.excused_s + paused, self._now - work.started_at)
-                self._work[work.key] = work._replace(excused_s=excused_s)
-        for one in list(self._instances.values()):
-            if one.loading_since is not None:
-                excused_s = min(one.load_excused_s + paused, self._now - one.loading_since)
-                self._instances[one.id] = one._replace(load_excused_s=excused_s)
+        if paused > 0.0:
+            self._work |= excused_runs(self._work.values(), paused, self._now)
+            self._instances |= excused_loads(self._instances.values(), paused, self._now)
 
     def _end_hung(self, stall_ratio: float) -> None:
         """A run that has taken far too long is given up with its instance; one that nothing can end condemns the
-        whole process, because its thread and core are gone for good."""
-        for work in list(self._work.values()):
-            instance = self._instances.get(work.instance)
-            if work.started_at is None or instance is None:
-                continue
-            is_first = work.kind is WorkKind.WARM_UP
-            ran_s = self._now - work.started_at - work.excused_s
-            given_s = bound_s(work.slow_s, stall_ratio, self._before.patience, is_first=is_first)
-            if ran_s <= given_s:
-                continue
-            reason = f"hung for {ran_s:.1f} s, a run of it is given {given_s:.1f} s"
-            self._tell(work.instance, ExecutorDied(reason, Death.HUNG))
-            if not instance.is_killable:
+        whole process, because its thread and core are gone for good. So does a load, which has one of the few turns."""
+        patience = self._before.patience
+        for instance, reason in hung_runs(self._work.values(), patience, stall_ratio, self._now):
+            self._tell(instance, ExecutorDied(reason, Death.HUNG))
+            if instance in self._instances and not self._instances[instance].is_killable:
                 self._condemn(instance, reason)
+        for instance, reason in hung_loads(self._instances.values(), self._asked, patience, stall_ratio, self._now):
+            self._condemn(instance, reason)
 
-    def _end_hung_loads(self, stall_ratio: float) -> None:
-        """A load that nothing can end has a thread and one of the few turns to load for good."""
-        for one in list(self._instances.values()):
-            if one.loading_since is None or one.state not in (InstanceState.LOADING, InstanceState.DRAINING):
-                continue
-            took_s = self._now - one.loading_since - one.load_excused_s
-            given_s = stretched_s(load_bound_s(self._asked[one.id].load_s, self._before.patience), stall_ratio)
-            if took_s > given_s:
-                self._condemn(one, f"hung for {took_s:.1f} s while loading, which is given {given_s:.1f} s")
-
-    def _condemn(self, instance: Instance, reason: str) -> None:
+    def _condemn(self, instance: InstanceId, reason: str) -> None:
         if not self._failure:
-            self._failure = f"instance {instance.id} of {instance.variant} {reason}"
+            self._failure = f"instance {instance} of {self._instances[instance].variant} {reason}"
             self._send_back_staged()
 
     def _send_back_staged(self) -> None:
         """What has not begun is better off on another worker than behind a core that is lost."""
         for work in [w for w in self._work.values() if w.started_at is None and w.kind is WorkKind.BATCH]:
-            self._keep(work, (), Code.DRAINING, f"the worker failed and is replaced: {self._failure}")
+            self._keep(work, Queries(), Code.DRAINING, f"the worker failed and is replaced: {self._failure}")
 
     def _stage(self, instance: Instance, kind: WorkKind) -> None:
         self._own_keys += 1
@@ -398,7 +390,3 @@ class _Machine:
             for work in self._work.values()
             if (one := self._instances.get(work.instance)) is not None
         )
-
-    def _states_differ(self) -> bool:
-        before, after = self._before.instances, self._instances
-        return before.keys() != after.keys() or any(before[k].state is not one.state for k, one in after.items())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Collection, Hashable, Sequence
+from typing import Self
+
+import msgspec
 
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import Death
@@ -13,16 +14,37 @@ from infaas.domain.variant import Isolation
 from infaas_worker.decide.instances import InstanceEvent, WorkKind
 
 
-class StagedQuery(NamedTuple):
-    """One per query of every batch, so made as cheaply as can be."""
+class Queries(msgspec.Struct, frozen=True):
+    """Those of a batch, as columns with an entry for each: there are many, and hardly ever is one looked at alone."""
 
-    id: int
-    items: int
-    deadline: float
+    ids: tuple[int, ...] = ()
+    items: tuple[int, ...] = ()
+    deadlines: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, *queries: tuple[int, int, float]) -> Self:
+        """From id, items and deadline of each."""
+        return cls(*zip(*queries, strict=True)) if queries else cls()
+
+    def but(self, ids: Collection[int]) -> Queries:
+        """Without these."""
+        return self._only([place for place, id in enumerate(self.ids) if id not in ids])
+
+    def alive(self, now: float) -> Queries:
+        """Without those whose deadline has passed."""
+        return self._only([place for place, deadline in enumerate(self.deadlines) if deadline > now])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _only(self, places: Sequence[int]) -> Queries:
+        if len(places) == len(self.ids):
+            return self
+        columns = (self.ids, self.items, self.deadlines)
+        return Queries(*(tuple([column[place] for place in places]) for column in columns))  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadAsked:
+class LoadAsked(msgspec.Struct, frozen=True):
     instance: InstanceId
     variant: VariantName
     threads: int
@@ -42,8 +64,7 @@ class LoadAsked:
     isolation: Isolation = Isolation.THREAD
 
 
-@dataclass(frozen=True, slots=True)
-class DeathRemembered:
+class DeathRemembered(msgspec.Struct, frozen=True):
     """An instance that ended this worker's process in its life before: shown FAILED, so that everybody learns of it."""
 
     instance: InstanceId
@@ -52,20 +73,18 @@ class DeathRemembered:
     death: Death
 
 
-@dataclass(frozen=True, slots=True)
-class UnloadAsked:
+class UnloadAsked(msgspec.Struct, frozen=True):
     instance: InstanceId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class BatchArrived:
+class BatchArrived(msgspec.Struct, frozen=True):
     """`key` is positive and never used before; `owner` is the stream it came on."""
 
     key: int
     owner: str
     instance: InstanceId
-    queries: tuple[StagedQuery, ...]
+    queries: Queries
     expected_s: float | None = None
     slow_s: float | None = None
     """The p99 of such a batch by the profile; None: not measured."""
@@ -73,51 +92,43 @@ class BatchArrived:
     """Equal for batches that may share a run; None: with none."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueriesCancelled:
+class QueriesCancelled(msgspec.Struct, frozen=True):
     key: int
     queries: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerLeft:
+class OwnerLeft(msgspec.Struct, frozen=True):
     owner: str
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceTold:
+class InstanceTold(msgspec.Struct, frozen=True):
     """Something that the executor's side says of an instance."""
 
     instance: InstanceId
     event: InstanceEvent
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseAsked:
+class LeaseAsked(msgspec.Struct, frozen=True):
     id: int
     cores: int
     max_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseEnded:
+class LeaseEnded(msgspec.Struct, frozen=True):
     """The holder let go, ran out of time, or left before it got any."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class DrainBegan:
+class DrainBegan(msgspec.Struct, frozen=True):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainEnded:
+class DrainEnded(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Ticked:
+class Ticked(msgspec.Struct, frozen=True):
     stall_ratio: float = 0.0
     """Of the time, what the host has been taking lately."""
 
@@ -138,21 +149,18 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class BeginLoad:
+class BeginLoad(msgspec.Struct, frozen=True):
     """Load once every instance in `wait_for` is out of the executor."""
 
     instance: InstanceId
     wait_for: tuple[InstanceId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BeginUnload:
+class BeginUnload(msgspec.Struct, frozen=True):
     instance: InstanceId
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """Start now. `queries` are those of the batch that still want an answer; empty for a warm-up or probe."""
 
     key: int
@@ -163,8 +171,7 @@ class Run:
     """Other batches in the same run, each with its queries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The batch as a whole failed or was refused; nothing more will be said of it."""
 
     key: int
@@ -173,34 +180,29 @@ class Answer:
     was_running: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(msgspec.Struct, frozen=True):
     """The run is over: send its results, but none to the `cancelled` queries, whose callers have left."""
 
     key: int
     cancelled: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
+class Discard(msgspec.Struct, frozen=True):
     """Forget the work; nobody is left to be told."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class GrantLease:
+class GrantLease(msgspec.Struct, frozen=True):
     id: int
     core_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """A state changed: tell every controller."""
 
 
-@dataclass(frozen=True, slots=True)
-class Condemn:
+class Condemn(msgspec.Struct, frozen=True):
     """Something hangs in this process that nothing can end: it must be replaced. Said once."""
 
     reason: str

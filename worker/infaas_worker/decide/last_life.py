@@ -28,6 +28,9 @@ _EXECUTORS = _WORKER / "executors"
 _LOADING = str(_WORKER / "loading.py")
 _OPENS = "_open"
 """The function there under which executors load; fetching before it and unloading have the same threads."""
+_RESIDENCE = str(_WORKER / "residence.py")
+_RUNS_HERE = "run_here"
+"""The function there under which the loop performs a run itself."""
 _OWN = (_WORKER, Path(infaas.__file__).parent)
 _GRPC = "/site-packages/grpc/"
 
@@ -95,7 +98,8 @@ def what_died(fault: str) -> Doing:
     if not files or any(line == _CUT for line in fault.splitlines()):
         return Doing.RUNNING
     if files[-1] != _THREADING:
-        return Doing.NOTHING  # the main thread
+        is_run = any(frame["file"] == _RESIDENCE and frame["function"] == _RUNS_HERE for frame in frames)
+        return Doing.RUNNING if is_run else Doing.NOTHING  # the main thread, which performs brief runs itself
     first = next((file for file in reversed(files) if not _is_standard(file)), "")
     if first == _LOADING:
         is_load = any(frame["file"] == _LOADING and frame["function"] == _OPENS for frame in frames)

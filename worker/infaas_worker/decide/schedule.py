@@ -8,15 +8,15 @@ work may still start in front of it if it is expected to be over before those co
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from infaas.domain.ids import InstanceId
 
 PATIENCE_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     key: int
     instance: InstanceId
     threads: int
@@ -31,8 +31,7 @@ class Waiting:
         return min(self.deadline, self.arrived_at + PATIENCE_S), self.key
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(msgspec.Struct, frozen=True):
     threads: int
     ends_at: float
     """When it is expected to be over."""

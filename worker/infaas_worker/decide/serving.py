@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+
+import msgspec
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.lifecycle import InstanceState
-from infaas_worker.decide.events import LoadAsked, StagedQuery
+from infaas_worker.decide.events import LoadAsked, Queries
 from infaas_worker.decide.hang import Patience
 from infaas_worker.decide.instances import Instance, WorkKind
 from infaas_worker.decide.memory import Resident
@@ -22,7 +23,7 @@ PROTECTED_S = 5.0
 """An instance that was loaded for a query and has not answered one yet is not evicted for this long."""
 
 
-class Work(NamedTuple):
+class Work(msgspec.Struct, frozen=True):
     key: int
     kind: WorkKind
     instance: InstanceId
@@ -30,7 +31,7 @@ class Work(NamedTuple):
     owner: str
     arrived_at: float
     deadline: float
-    queries: tuple[StagedQuery, ...] = ()
+    queries: Queries = Queries()
     expected_s: float | None = None
     slow_s: float | None = None
     """The p99 of such a run; None: not measured."""
@@ -44,17 +45,17 @@ class Work(NamedTuple):
 
     @property
     def items(self) -> int:
-        return sum([query.items for query in self.queries])
+        return sum(self.queries.items)
 
 
-class Lease(NamedTuple):
+class Lease(msgspec.Struct, frozen=True):
     cores: int
     max_s: float
     core_ids: tuple[int, ...] = ()
     granted_at: float | None = None
 
 
-class Serving(NamedTuple):
+class Serving(msgspec.Struct, frozen=True):
     core_ids: tuple[int, ...]
     memory_bytes: int
     probe_interval_s: float

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from msgspec.structs import replace
+
 from infaas_worker.decide.serving import Work
 
 PAYS = 0.9
@@ -45,8 +47,8 @@ def shared(members: Sequence[Work], latencies: Sequence[float], now: float) -> t
     stretch = expected_s / latencies[first.items - 1] if latencies[first.items - 1] else 1.0
     slow_s = None if first.slow_s is None else first.slow_s * max(1.0, stretch)
     return tuple(
-        work._replace(
-            started_at=now, expected_s=expected_s, slow_s=slow_s, threads=work.threads if work is first else 0
+        replace(
+            work, started_at=now, expected_s=expected_s, slow_s=slow_s, threads=work.threads if work is first else 0
         )
         for work in members
     )

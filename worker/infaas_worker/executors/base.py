@@ -1,8 +1,9 @@
 """What an executor promises, whatever runs the model: ONNX Runtime here, later a GPU or a Triton server far away.
 
 Loading blocks and is called on a loading thread. Running does not: `submit` hands a batch over and returns a future,
-and up to `max_in_flight` may be pending at once, so a device or a server can overlap copies and work. An executor
-imports its runtime when it first loads something, so that an idle worker stays small.
+and up to `max_in_flight` may be pending at once, so a device or a server can overlap copies and work. A model may offer
+to run what is `Brief` where it is. An executor imports its runtime when it first loads something, so that an idle
+worker stays small.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol, Self, TypeVar, overload, runtime_checkable
+
+import msgspec
+from msgspec.structs import replace
 
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
@@ -25,16 +29,14 @@ GROUP = "infaas.executors"
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(msgspec.Struct, frozen=True):
     """A tensor's shape and its row-major little-endian bytes (OIP's form)."""
 
     shape: tuple[int, ...]
     data: bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(msgspec.Struct, frozen=True):
     """The tensors of all queries of a batch together: each value holds the queries' rows one after the other, in the
     order of the queries. Only of datatypes whose elements have one size."""
 
@@ -87,15 +89,13 @@ class Later(Sequence[T_co]):
         return self._made
 
 
-@dataclass(frozen=True, slots=True)
-class QueryIn:
+class QueryIn(msgspec.Struct, frozen=True):
     items: int
     inputs: tuple[Value, ...]
     """In the order of the batch's `input_names`."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchIn:
+class BatchIn(msgspec.Struct, frozen=True):
     """Queries that share input names, datatypes, shapes beyond the first dimension, and requested outputs."""
 
     input_names: tuple[str, ...]
@@ -151,16 +151,14 @@ class BatchIn:
         return [query.items for query in self.queries] if self.whole is None else self.whole.items
 
 
-@dataclass(frozen=True, slots=True)
-class QueryError:
+class QueryError(msgspec.Struct, frozen=True):
     """What befell one query of a batch that ran."""
 
     code: Code
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOut:
+class BatchOut(msgspec.Struct, frozen=True):
     """One entry per query, in order: its values in the order of `output_names`, or its own error."""
 
     output_names: tuple[str, ...]
@@ -244,6 +242,17 @@ class Killable(Protocol):
     def kill(self, reason: str) -> None:
         """End it now: pending futures raise UnavailableError with the reason. `close` must still follow. Returns
         at once; a second call, or one after the end, changes nothing."""
+
+
+@runtime_checkable
+class Brief(Protocol):
+    """A loaded model whose smaller batches are over so soon that whoever has them may as well run them."""
+
+    def is_brief(self, items: int) -> bool: ...
+
+    def run(self, batch: BatchIn) -> BatchOut:
+        """Here and now, for as long as it takes; nothing else of it may be pending. Raises what the future of `submit`
+        does."""
 
 
 class Executor(Protocol):

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one owned thread per instance, one batch after another.
+"""ONNX Runtime on the CPU: one owned thread per instance, one batch after another. Brief ones run where they come from.
 
 Input bytes are looked at in place, those of several queries too where they lie together; else one concatenation gathers
 them. Outputs are given as they came, and as views per query. The session is opened exactly as the profiler opens it
@@ -12,21 +12,24 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from msgspec.structs import replace
 
 from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
 from infaas.errors import InfaasError, InvalidError, ModelError, UnavailableError, UnsupportedError
 from infaas.runtimes.onnxruntime_options import PROVIDERS, open_session
+from infaas_worker.decide.brief import brief_items
 from infaas_worker.executors.base import BatchIn, BatchOut, Device, LoadedModel, QueryError, QueryIn, Value, Whole
 from infaas_worker.executors.tensors import Array, datatype_of, to_array, to_value
 
+_SMALL_BYTES = 4 * 2**20
+"""Of an artifact; a larger one is not looked into, its runs are not brief."""
 _ONNX_TYPES = {
     "tensor(bool)": Datatype.BOOL,
     "tensor(int8)": Datatype.INT8,
@@ -78,7 +81,8 @@ class OnnxRuntimeExecutor:
         session.disable_fallback()
         graph = _Graph(variant, session)
         grown = psutil.Process().memory_info().rss - before
-        return OnnxRuntimeModel(graph, memory_bytes=max(grown, artifact.stat().st_size))
+        memory_bytes = max(grown, artifact.stat().st_size)
+        return OnnxRuntimeModel(graph, memory_bytes=memory_bytes, brief_items=_brief_items(variant, artifact))
 
 
 class OnnxRuntimeModel:
@@ -86,8 +90,10 @@ class OnnxRuntimeModel:
 
     max_in_flight = 1
 
-    def __init__(self, graph: _Graph, *, memory_bytes: int) -> None:
+    def __init__(self, graph: _Graph, *, memory_bytes: int, brief_items: int = 0) -> None:
+        """`brief_items`: up to so many are run by whoever has them."""
         self._graph: _Graph | None = graph
+        self._brief_items = brief_items
         self._memory_bytes = memory_bytes
         self._inbox: queue.SimpleQueue[tuple[BatchIn, Future[BatchOut]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -104,6 +110,14 @@ class OnnxRuntimeModel:
                     self._thread = self._start(self._graph)
                 self._inbox.put((batch, future))
         return future
+
+    def is_brief(self, items: int) -> bool:
+        return items <= self._brief_items
+
+    def run(self, batch: BatchIn) -> BatchOut:
+        if self._is_closed or self._graph is None:
+            raise UnavailableError("the instance has been unloaded")
+        return _run(self._graph, batch)
 
     def memory_bytes(self) -> int:
         return 0 if self._graph is None else self._memory_bytes
@@ -129,11 +143,9 @@ class OnnxRuntimeModel:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                result = graph.run(batch)
+                result = _run(graph, batch)
             except InfaasError as error:
                 future.set_exception(error)
-            except Exception as error:  # whatever it is belongs to this batch; the thread serves the next one
-                future.set_exception(ModelError(f"{graph.name} failed: {_first_line(error)}"))
             else:
                 future.set_result(result)
             del job, batch, future
@@ -265,6 +277,39 @@ class _Graph:
         ]
         if problems:
             raise ModelError(f"the artifact of {variant.name} does not fit it: {'; '.join(problems)}")
+
+
+def _run(graph: _Graph, batch: BatchIn) -> BatchOut:
+    """Raises InfaasError: whatever else goes wrong belongs to this batch, and the next one is served."""
+    try:
+        return graph.run(batch)
+    except InfaasError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{graph.name} failed: {_first_line(error)}") from error
+
+
+def _brief_items(variant: Variant, artifact: Path) -> int:
+    """Up to how many items a batch is brief, whatever its tensors hold: 0 where a run may take longer than the profile
+    says, because tensors may be of any size, or the graph may go round in loops, or several threads have to meet."""
+    is_fixed = all(
+        spec.datatype is not Datatype.BYTES and min(spec.shape[1:], default=1) >= 0 for spec in variant.inputs
+    )
+    if not is_fixed or variant.threads != 1 or artifact.stat().st_size > _SMALL_BYTES:
+        return 0
+    items = brief_items(variant.profile, variant.max_batch_size)
+    return items if items and is_straight(artifact) else 0
+
+
+def is_straight(artifact: Path) -> bool:
+    """Whether every node of a graph runs exactly once: none has a graph inside (If, Loop, Scan and what is made of
+    them)."""
+    import onnx  # seldom needed, and not small
+
+    model = onnx.load(str(artifact), load_external_data=False)
+    inside = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return all(attribute.type not in inside for node in nodes for attribute in node.attribute)
 
 
 def _together(names: tuple[str, ...], arrays: list[Array], items: tuple[int, ...], started: float) -> BatchOut:
