@@ -54,8 +54,8 @@ class Told:
         self._say(f"started {batch}")
 
     def batch_done(self, batch: int, result: BatchResult) -> None:
-        outputs = (found for found in (result.outputs or {}).values() if isinstance(found, Outputs))
-        self._say(f"done {batch} {[bytes(tensor.data) for found in outputs for tensor in found.tensors()]}")
+        outputs = (result.tensors(number) for number in result.outputs or {})
+        self._say(f"done {batch} {[bytes(tensor.data) for found in outputs for tensor in found]}")
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         self._say(f"loads {len(loads)}")
