@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from own_system import BUILT_WITHIN_S, own_state, register
 
@@ -22,7 +22,9 @@ _LOOK_EVERY_S = 0.2
 def own(prepared: Prepared, pins: Pins, *, budget_s: float, has_crowd: bool) -> Iterator[Server]:
     """A task named like the model, served by its fp32 variant of one thread: what the peers run. The others are
     disabled, so that ratios compare systems and not precisions. `has_crowd`: the demo's family is registered too."""
-    with pins.for_server(), own_state(budget_s=budget_s) as (client, state_dir):
+    with ExitStack() as stack:
+        with pins.for_server():  # only what is started: the load comes from this very process
+            client, state_dir = stack.enter_context(own_state(budget_s=budget_s))
         if has_crowd:
             register(client, [model.name for model in family.FAMILY])
         variant = _registered(client, prepared)
