@@ -117,6 +117,27 @@ def test_every_query_leaves_a_line_where_all_are_wanted() -> None:
     assert lines.found[0][2]["total_ms"] == 2.123
 
 
+@pytest.mark.parametrize("which", ["none", "notable", "all"])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_usual_answers_of_a_batch_leave_the_lines_that_each_would(which: QueryLines, count: int) -> None:
+    together, lines, _ = a_log(which)
+    apart, _, _ = a_log(which)
+    taken = list(together.take_usual(count))
+    assert taken == [place for place in range(count) if apart.take("answered", "digits", 1, False)]
+    for _ in taken:
+        together.observe(ANSWERED)
+    assert lines.events == ["query answered"] * len(taken)
+
+
+def test_usual_answers_spend_nothing_of_what_other_lines_may_cost() -> None:
+    log, lines, _ = a_log()
+    for _ in range(10_000):
+        log.take_usual(32)
+    tell(log, REFUSED)
+    assert lines.events == ["query refused"]
+    assert "unsaid" not in lines.found[0][2]
+
+
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=300))
 def test_a_budget_is_never_overspent_and_loses_no_count(gaps: list[float]) -> None:
     budget, now, written, said = Budget(), 0.0, 0, 0

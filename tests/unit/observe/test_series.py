@@ -54,6 +54,18 @@ def test_one_value_many_times_is_that_value_as_often(value: float, times: int) -
     assert together.total == pytest.approx(each.total)
 
 
+@given(st.lists(values, max_size=30))
+def test_values_that_are_observed_at_once_count_as_one_after_the_other(observed: list[float]) -> None:
+    registry = CollectorRegistry()
+    together = SpreadSeries(registry, "x", "what", [], BOUNDS).of()
+    each = SpreadSeries(registry, "y", "what", [], BOUNDS).of()
+    together.observe_each(observed)
+    for value in observed:
+        each.observe(value)
+    assert together.counts == each.counts
+    assert together.total == pytest.approx(each.total)
+
+
 def test_what_has_no_labels_is_there_before_anything_happened() -> None:
     registry = CollectorRegistry()
     SpreadSeries(registry, "x", "what", [], BOUNDS)

@@ -78,6 +78,40 @@ async def test_what_the_queue_cannot_hold_is_dropped_and_counted(catalog: Catalo
     assert (len(journal), journal.dropped) == (2, 3)
 
 
+@pytest.mark.parametrize(("sample", "places"), [(0.0, []), (1.0, [0, 1, 2, 3]), (0.5, [1, 3])])
+async def test_of_usual_answers_the_share_is_kept_that_would_be_one_by_one(
+    catalog: Catalog, sample: float, places: list[int]
+) -> None:
+    draws = [0.5, 0.1, 0.9, 0.49]
+    together = Journal(catalog, sample=sample, draw=iter(draws).__next__)
+    apart = Journal(catalog, sample=sample, draw=iter(draws).__next__)
+    assert list(together.take_usual(4)) == places
+    assert [place for place in range(4) if apart.take("answered", "digits", 1)] == places
+    assert list(together.take_usual(0)) == []
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 3])
+async def test_usual_answers_for_which_there_is_no_room_are_dropped_and_counted(catalog: Catalog, waiting: int) -> None:
+    dropped: list[int] = []
+    journal = Journal(catalog, sample=1.0, capacity=3, clock=ManualClock())
+    journal.on_drop(lambda: dropped.append(1))
+    for number in range(waiting):
+        record(journal, a_decision(number, "answered"))
+    taken = list(journal.take_usual(5))
+    assert taken == list(range(3 - waiting))
+    for number in taken:
+        journal.keep(a_decision(10 + number, "answered"))
+    assert (len(journal), journal.dropped, len(dropped)) == (3, 2 + waiting, 2 + waiting)
+    await journal.drain()
+    assert list(journal.take_usual(4)) == [0, 1, 2], "there is room again"
+
+
+async def test_answers_that_nobody_drew_are_not_dropped_where_there_is_no_room(catalog: Catalog) -> None:
+    journal = Journal(catalog, sample=0.5, capacity=1, draw=iter([0.9, 0.4, 0.9, 0.3]).__next__)
+    assert list(journal.take_usual(4)) == [1]
+    assert journal.dropped == 1
+
+
 async def test_a_lost_catalogue_costs_nothing_while_the_queue_holds(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
