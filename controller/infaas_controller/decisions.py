@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
-from infaas.domain.query import ANSWERED, Decision, Requirements
-from infaas_controller.kept import Kept, KeptTogether, Ring, Row, Trace, predicted
+from infaas.domain.query import ANSWERED, Choice, Decision, Requirements
+from infaas_controller.decide.select import Selected
+from infaas_controller.kept import Kept, KeptTogether, Kind, Ring, Trace, predicted
 from infaas_controller.ports import Outcome, Ran
 from infaas_controller.queues import Ticket
 
@@ -36,14 +37,14 @@ class _Hook(NamedTuple):
     take: Take | None
     take_usual: TakeUsual | None
 
-    def of_usual(self, rows: Sequence[tuple[Any, ...]]) -> Sequence[int]:
+    def of_usual(self, kept: KeptTogether) -> Sequence[int]:
         """Which of a batch's answers it takes."""
         if self.take_usual is not None:
-            return self.take_usual(len(rows))
-        take = self.take
-        if take is None:
-            return range(len(rows))
-        return [place for place, row in enumerate(rows) if take(ANSWERED, Row._make(row).handle, 1, False)]
+            return self.take_usual(len(kept))
+        places = range(len(kept))
+        return (
+            places if self.take is None else [at for at in places if self.take(ANSWERED, kept.at(at).handle, 1, False)]
+        )
 
 
 class Decisions:
@@ -104,19 +105,28 @@ class Decisions:
                 tell(decision, kept)
 
     def record_together(
-        self, tickets: Sequence[Ticket], numbers: Iterable[int], ran: Ran, now: float, wall: float
+        self, tickets: Sequence[Ticket], numbers: Sequence[int], ran: Ran, now: float, wall: float
     ) -> None:
         """As `record`, of usual answers of one batch, given in one moment: `now` on the clock of their arrivals.
         `numbers`: what their ids end with."""
-        rows = [
-            (
-                number, (query := ticket.query).id, query.handle, query.requirements, query.trace, ticket.admission,
-                ticket.policy, ticket.selected, ticket.choice, query.arrived_at, ticket.deadline, ticket.selected_at,
-                ticket.decided_at, ticket.decide_s, ticket.queue_s,
-            )
-            for number, ticket in zip(numbers, tickets, strict=True)
-        ]  # fmt: skip
-        kept = KeptTogether(self._prefix, rows, ran, tickets[0].batch_items, now, wall)
+        times: list[float] = []
+        ids: list[str] = []
+        kinds: dict[int, Kind] = {}
+        selected: Selected | None = None
+        choice: Choice | None = None
+        for ticket in tickets:
+            query = ticket.query
+            if ticket.selected is not selected or ticket.choice is not choice or query.trace is not None or not kinds:
+                selected, choice = ticket.selected, ticket.choice
+                kinds[len(ids)] = Kind(
+                    query.handle, query.requirements, query.trace, ticket.admission, ticket.policy, selected, choice
+                )
+            ids.append(query.id)
+            times += (
+                query.arrived_at, ticket.deadline, ticket.selected_at, ticket.decided_at, ticket.decide_s,
+                ticket.queue_s,
+            )  # fmt: skip
+        kept = KeptTogether(self._prefix, numbers, ids, times, kinds, ran, tickets[0].batch_items, now, wall)
         chosen = [ticket for ticket in tickets if ticket.choice is not None]
         for told in self._prediction_hooks:
             told(
@@ -124,7 +134,7 @@ class Decisions:
                 [(now - t.query.arrived_at) * 1e3 for t in chosen],
             )
         for hook in self._hooks:
-            for place in hook.of_usual(rows):
+            for place in hook.of_usual(kept):
                 one = kept.at(place)
                 hook.tell(self._decision(one), one)
         self._answered.append(kept)

@@ -4,9 +4,10 @@ answers what they have in common is kept once. Nothing here holds a query: thous
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -75,12 +76,13 @@ class Kept(msgspec.Struct, eq=False):
     def newest(self) -> Iterator[Kept]:
         yield self
 
+    def requested(self, request_id: str) -> Kept | None:
+        return self if self.request_id == request_id else None
 
-class Row(NamedTuple):
-    """What an answer of a batch has to itself."""
 
-    number: int
-    request_id: str
+class Kind(NamedTuple):
+    """What answers of a batch share when they were chosen for together."""
+
     handle: str
     requirements: Requirements
     trace: TraceContext | None
@@ -88,72 +90,93 @@ class Row(NamedTuple):
     policy: str
     selected: Selected | None
     choice: Choice | None
-    arrived_at: float
-    deadline: float
-    selected_at: float
-    decided_at: float
-    decide_s: float
-    queue_s: float
+
+
+TIMES = 6
+"""Of each answer: when its query arrived, its deadline, when it was selected for and decided on, how long that took,
+and how long it waited; seconds, the first four on the clock of the arrivals."""
 
 
 class KeptTogether:
-    """Usual answers (`ports.Together`) of one batch."""
+    """Usual answers (`ports.Batch`) of one batch. There are thousands of these, and what an answer has to itself is
+    packed: memory that is written once and seldom read again would take the processor's caches from what is in use."""
 
-    __slots__ = ("_batch_items", "_ended_at", "_prefix", "_ran", "_rows", "_wall")
+    __slots__ = (
+        "_batch_items", "_begin", "_ended_at", "_ids", "_kinds", "_numbers", "_prefix", "_ran", "_starts", "_times",
+        "_wall",
+    )  # fmt: skip
 
     def __init__(
         self,
         prefix: str,
-        rows: Sequence[tuple[object, ...]],
+        numbers: Sequence[int],
+        ids: Sequence[str],
+        times: Iterable[float],
+        kinds: Mapping[int, Kind],
         ran: Ran,
         batch_items: int,
         ended_at: float,
         wall: float,
     ) -> None:
-        """`rows`: at least one, as `Row` has them, in the order of their numbers. An id is the prefix and a number.
-        `ended_at` is on the clock of the arrivals."""
+        """Decision ids are the prefix and a number; numbers ascend, and there is one at least. `ids` are the requests';
+        `times`: `TIMES` for each; `kinds`: each from which place on, the first from 0; `ended_at` is on the clock of
+        the arrivals."""
         self._prefix = prefix
-        self._rows = rows
+        self._numbers = numbers
+        self._ids = " ".join(ids)  # none has a space in it
+        self._times = array("d", times)
+        self._starts, self._kinds = tuple(kinds), tuple(kinds.values())
         self._ran = ran
         self._batch_items = batch_items
         self._ended_at = ended_at
         self._wall = wall
+        self._begin = 0
+        """What is before that is forgotten."""
 
     @property
     def number(self) -> int:
         """The first one's."""
-        return self._row(0).number
+        return self._numbers[self._begin]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._numbers) - self._begin
 
     def of(self, number: int) -> Kept | None:
-        place = bisect_left(self._rows, number, key=lambda row: row[0])  # type: ignore[arg-type, return-value]
-        return self.at(place) if place < len(self._rows) and self._row(place).number == number else None
+        place = bisect_left(self._numbers, number, self._begin)
+        return self.at(place) if place < len(self._numbers) and self._numbers[place] == number else None
 
     def newest(self) -> Iterator[Kept]:
-        return (self.at(place) for place in range(len(self._rows) - 1, -1, -1))
+        return (self.at(place) for place in range(len(self._numbers) - 1, self._begin - 1, -1))
+
+    def requested(self, request_id: str) -> Kept | None:
+        """The newest of a request."""
+        if request_id not in self._ids:
+            return None
+        ids = self._ids.split(" ")
+        places = range(len(ids) - 1, self._begin - 1, -1)
+        return next((self.at(place) for place in places if ids[place] == request_id), None)
 
     def forget(self, count: int) -> None:
         """The oldest."""
-        self._rows = self._rows[count:]
+        self._begin += count
 
     def at(self, place: int) -> Kept:
-        row, ran = self._row(place), self._ran
+        """By the place among all that were given."""
+        kind, ran = self._kinds[bisect_right(self._starts, place) - 1], self._ran
+        arrived_at, deadline, selected_at, decided_at, decide_s, queue_s = self._times[
+            place * TIMES : (place + 1) * TIMES
+        ]
+        number, choice = self._numbers[place], kind.choice
         outcome = Outcome(
-            DecisionId(f"{self._prefix}{row.number}"), ran.variant, ran.model, ran.version, ran.worker, ran.instance, 1,
-            row.decided_at, row.decide_s, row.queue_s, ran.run_s, self._ended_at - row.arrived_at, slo_met=True,
+            DecisionId(f"{self._prefix}{number}"), ran.variant, ran.model, ran.version, ran.worker, ran.instance, 1,
+            decided_at, decide_s, queue_s, ran.run_s, self._ended_at - arrived_at, slo_met=True,
         )  # fmt: skip
         return Kept(
-            row.number, outcome, row.request_id, self._wall, row.handle, row.admission, row.policy, row.requirements,
-            ANSWERED, "" if row.choice is None else row.choice.reason,
-            predicted(row.choice, row.selected_at - row.arrived_at), was_sent=True,
-            batch_items=self._batch_items, trace=row.trace, selected=row.selected, deadline=row.deadline,
-            selected_at=row.selected_at,
+            number, outcome, self._ids.split(" ")[place], self._wall, kind.handle, kind.admission, kind.policy,
+            kind.requirements, ANSWERED, "" if choice is None else choice.reason,
+            predicted(choice, selected_at - arrived_at), was_sent=True, batch_items=self._batch_items,
+            trace=kind.trace, selected=kind.selected, deadline=deadline, selected_at=selected_at,
         )  # fmt: skip
-
-    def _row(self, place: int) -> Row:
-        return Row._make(self._rows[place])
 
 
 def predicted(choice: Choice | None, chosen_after_s: float) -> float | None:
@@ -189,8 +212,9 @@ class Ring:
         return (kept for entry in reversed(self._entries) for kept in entry.newest())
 
     def requested(self, request_id: str) -> Kept | None:
-        """The newest of a request. It looks at all of them, which takes up to some milliseconds."""
-        return next((kept for kept in self.newest() if kept.request_id == request_id), None)
+        """The newest of a request. It looks at all of them, which takes up to a millisecond."""
+        found = (entry.requested(request_id) for entry in reversed(self._entries))
+        return next((kept for kept in found if kept is not None), None)
 
 
 def _number(entry: Kept | KeptTogether) -> int:
