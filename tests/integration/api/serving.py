@@ -16,6 +16,7 @@ from infaas_controller.api.http import create_app
 from infaas_controller.api.http_fast import FastInfer
 from infaas_controller.api.http_limits import Limits
 from infaas_controller.api.http_server import server_config
+from uvicorn.server import ServerState
 
 from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Tracing
@@ -30,6 +31,8 @@ class Serving:
     metrics: Metrics
     grpc_server: GrpcServer
     bulk: Bulk
+    state: ServerState
+    """Of the server for HTTP: its connections among others."""
     fast: FastInfer | None = None
 
 
@@ -62,16 +65,16 @@ async def serving(
     app = create_app(service, settings, routers, metrics, tracing=tracing, bulk=bulk)
     grpc_server = GrpcServer(service, settings, metrics, tracing=tracing, bulk=bulk)
     grpc_port = await grpc_server.start("127.0.0.1", 0)
-    async with _http(app, limits, app.fast if has_fast_way else None) as http:
+    async with _http(app, limits, app.fast if has_fast_way else None) as (http, state):
         try:
-            yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server, bulk, app.fast)
+            yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server, bulk, state, app.fast)
         finally:
             await grpc_server.stop(0.5)
             await bulk.close()
 
 
 @asynccontextmanager
-async def _http(app: Any, limits: Limits | None, fast: FastInfer | None) -> AsyncIterator[str]:
+async def _http(app: Any, limits: Limits | None, fast: FastInfer | None) -> AsyncIterator[tuple[str, ServerState]]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = server_config(app, limits, fast, loop="none")
@@ -79,7 +82,7 @@ async def _http(app: Any, limits: Limits | None, fast: FastInfer | None) -> Asyn
     task = asyncio.create_task(server.serve([listener]), name="uvicorn")
     await server.listening.wait()
     try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        yield f"127.0.0.1:{listener.getsockname()[1]}", server.server_state
     finally:
         server.should_exit = True
         await task
