@@ -160,7 +160,10 @@ def filled(rng: random.Random, datatype: Datatype, shape: Sequence[int]) -> byte
     return rng.randbytes(count * datatype.itemsize)
 
 
-def a_ran(run_s: float = 0.001, variant: str = "v1", worker: str = "w1", version: int = 1) -> Ran:
+def a_ran(run_s: float = 0.001, variant: str | None = "v1", worker: str = "w1", version: int = 1) -> Ran:
+    """`variant` None: it has left the catalogue."""
+    if variant is None:
+        return Ran(None, None, None, WorkerId(worker), InstanceId("i1"), run_s)
     return Ran(VariantName(variant), "m1", version, WorkerId(worker), InstanceId("i1"), run_s)
 
 
@@ -267,7 +270,9 @@ def test_every_answer_is_the_one_that_the_ordinary_steps_write(are_odd: bool, da
             tickets.append(ticket)
             edge.clock.advance(data.draw(st.floats(0, 10)))
         ran = a_ran(
-            data.draw(seconds), data.draw(st.sampled_from(["v1", "v2", *MARKERS[: 2 * are_odd]])), version=round_ + 1
+            data.draw(seconds),
+            data.draw(st.sampled_from(["v1", "v2", None, *MARKERS[: 2 * are_odd]])),
+            version=round_ + 1,
         )
         first = data.draw(st.sampled_from([1, 8, 97, 10**12 - 2]))
         batch = a_batch(tickets, specs, ran=ran, first=first, now=edge.clock.now() + data.draw(seconds), seed=round_)
@@ -314,6 +319,29 @@ def test_what_is_larger_than_a_form_is_worth_is_left() -> None:
     edge = Edge(specs)
     tickets = [edge.taught(parameters={"binary_data_output": True})]
     assert edge.answer(a_batch(tickets, specs)) == [0]
+
+
+def test_answers_of_another_shape_than_the_last_ones_say_their_own() -> None:
+    edge = Edge([TensorSpec("y", Datatype.FP32, (-1, -1))])
+    wish = {"parameters": {"binary_data_output": True}}
+    edge.taught(**wish)
+    for width in (2, 3, 2):
+        ticket = edge.asked(**wish)
+        batch = a_batch([ticket], [TensorSpec("y", Datatype.FP32, (-1, width))])
+        expected = ordinarily(batch, 0)
+        assert edge.answer(batch) == []
+        assert heard(ticket) == [expected]
+        assert b'"shape":[1,%d]' % width in heard(ticket)[0]
+
+
+def test_answers_without_an_output_that_was_asked_for_are_left_so_that_each_is_told() -> None:
+    edge = Edge()
+    ticket = edge.taught(outputs=[{"name": "z"}])
+    batch = a_batch([ticket, edge.asked()], [Y])
+    assert ordinarily(batch, 0) is None
+    assert 0 in edge.answer(batch)
+    exchange_of(ticket).set_result(an_answer(batch, 0))
+    assert b"left out output 'z'" in heard(ticket)[0]
 
 
 def test_who_asks_why_is_left_and_so_is_whose_request_taught_nothing() -> None:

@@ -142,3 +142,12 @@ def test_a_datatype_that_is_not_known_is_found_out_by_whoever_wants_the_tensors_
     assert (list(result.outputs or {}), result.failed) == ([1, 2], {3: ("cancelled", "")})
     with pytest.raises(ValueError, match="output 'b' has datatype 'FP8'"):
         result.tensors(1)
+
+
+def test_a_ticket_without_a_place_among_the_answers_has_no_tensors() -> None:
+    result = batch_result(a_done(), memoryview(A + B))
+    for number in (0, 3):
+        with pytest.raises(TypeError, match=f"ticket {number} has no place"):
+            result.tensors(number)
+    with pytest.raises(TypeError, match="no place"):
+        batch_result(pb.BatchDone(id=7, error_code="model-failed"), memoryview(b"")).tensors(1)
