@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
@@ -20,44 +20,61 @@ from infaas_controller.ports import Outcome, Ran
 from infaas_controller.queues import Ticket
 
 from infaas.domain.ids import DecisionId, InstanceId, VariantName, WorkerId
-from infaas.domain.query import ANSWERED, Choice, Decision, Priority, TraceContext
+from infaas.domain.query import ANSWERED, Choice, Decision, Priority, Query, TraceContext
 from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
 from infaas.testing.clock import ManualClock
 
 RAN = Ran(VariantName("v1"), "m1", 3, WorkerId("w1"), InstanceId("i1"), 0.0015)
 GONE = Ran(None, None, None, WorkerId("w1"), InstanceId("i1"), 0.0015)
 NOW = 1_000.5
+OTHER_TRACE = TraceContext("00-bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-b7ad6b7169203331-01")
 TRACE = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
 
+@dataclass(frozen=True)
+class Group:
+    """Queries that are decided on together: what they have in common."""
+
+    query: Query
+    selected: Selected
+    choice: Choice
+    policy: str
+
+
 @cache
-def selected(variants: int) -> Selected:
-    """Among so many."""
-    made = [a_variant(f"v{n}", cost=1.0 / (n + 1)) for n in range(1, variants + 1)]
-    view = a_view(
-        variants=made, workers=[a_worker(instances=[an_instance(f"i{n.name}", variant=n.name) for n in made])]
-    )
-    ledger, query = Ledger(), a_query(latency_ms=5_000.0, accuracy_min=0.0)
+def group(number: int) -> Group:
+    """One of some, each unlike the others."""
+    made = [a_variant(f"v{n}", cost=1.0 / n) for n in range(1, 2 + number % 3)]
+    instances = [an_instance(f"i{n.name}", variant=n.name) for n in made]
+    view = a_view(variants=made, workers=[a_worker(instances=instances)])
+    query = a_query(
+        ("digits", "m1")[number % 2], latency_ms=700.0 + 100 * number, accuracy_min=0.0, items=1 + number % 3,
+        priority=list(Priority)[number % 3],
+    )  # fmt: skip
+    ledger = Ledger()
     ledger.sync(view, 1_000.0)
-    return select_traced(query, Admissions().of(query, view), ledger, SloPolicy(), 1_000.0, 0.5)
+    found = select_traced(query, Admissions().of(query, view), ledger, SloPolicy(), 1_000.0, 0.5)
+    assert isinstance(found.outcome, Choice)
+    return Group(query, found, found.outcome, ("slo", "cost")[number % 2])
 
 
 def a_ticket(number: int, seed: int, batch_items: int) -> Ticket:
-    """An answered query like any other; one in four was not chosen for by a policy that leaves a trace."""
+    """An answered query like any other."""
     rng = random.Random(seed)
-    query = a_query(
-        id=f"q{seed % 7}", at=1_000.0 + rng.random() / 10, latency_ms=rng.choice([None, 700.0, 900.0]),
-        priority=rng.choice(list(Priority)), trace=rng.choice([None, TRACE]), items=rng.randint(1, 3),
+    of = group(rng.choice([0, 0, 0, 1, 2, 3, 4]))
+    at = 1_000.0 + rng.random() / 10
+    query = of.query._replace(
+        id=f"q{seed % 7}", arrived_at=at, deadline=at + (of.query.requirements.latency_s or 0.0),
+        trace=rng.choice([None, None, TRACE]),
     )  # fmt: skip
     ticket = Ticket(number, query, None)
-    ticket.attempts, ticket.batch_items, ticket.policy = 1, batch_items, "slo"
-    ticket.decided_at, ticket.decide_s = query.arrived_at + 1e-5, rng.random() / 1e4
-    ticket.selected_at = query.arrived_at + rng.random() / 100
+    ticket.attempts, ticket.batch_items, ticket.policy = 1, batch_items, of.policy
+    ticket.selected, ticket.admission = of.selected, of.selected.admission
+    # Who joins a batch shares the choice of the first; it is another than that of who was chosen for alone.
+    ticket.choice = of.choice if rng.randrange(3) else replace(of.choice, predicted_s=rng.random())
+    ticket.decided_at, ticket.decide_s = at + 1e-5, rng.random() / 1e4
+    ticket.selected_at = at + rng.random() / 100
     ticket.queue_s, ticket.run_s = rng.random() / 10, RAN.run_s
-    if rng.randrange(4):
-        found = selected(rng.randint(1, 3))
-        assert isinstance(found.outcome, Choice)
-        ticket.selected, ticket.admission, ticket.choice = found, found.admission, found.outcome
     return ticket
 
 
@@ -67,7 +84,7 @@ def record_one(decisions: Decisions, ticket: Ticket, id: DecisionId, ran: Ran, c
         id, ran.variant, ran.model, ran.version, ran.worker, ran.instance, ticket.attempts, ticket.decided_at,
         ticket.decide_s, ticket.queue_s, ticket.run_s, clock.now() - ticket.query.arrived_at, slo_met=True,
     )  # fmt: skip
-    decisions.record(ticket, outcome, ANSWERED, ticket.choice.reason if ticket.choice else "", clock.wall())
+    decisions.record(ticket, outcome, ANSWERED, "" if ticket.choice is None else ticket.choice.reason, clock.wall())
 
 
 def refuse(decisions: Decisions, number: int, clock: ManualClock) -> DecisionId:
@@ -226,6 +243,22 @@ def test_ids_that_were_taken_for_nobody_are_given_to_the_next() -> None:
     assert decisions.next_id() == f"{prefix}{first}"
     prefix, first = decisions.take_ids(3)
     assert decisions.next_id() == f"{prefix}{first + 3}"
+
+
+def test_a_trace_is_its_own_querys_whoever_was_decided_on_with_it() -> None:
+    tickets = []
+    for number, trace in enumerate((None, TRACE, None, OTHER_TRACE, OTHER_TRACE, None)):
+        ticket = a_ticket(number, 0, 6)
+        ticket.query = ticket.query._replace(trace=trace)
+        ticket.choice = tickets[0].choice if tickets else ticket.choice
+        tickets.append(ticket)
+    assert len({id(ticket.selected) for ticket in tickets}) == 1
+    side = Side(True, 10)
+    side.batch(tickets, set(), RAN)
+    found = [decision.trace_id for id in side.ids if (decision := side.decisions.get(id)) is not None]
+    wanted = [None if ticket.query.trace is None else ticket.query.trace.trace_id for ticket in tickets]
+    assert found == wanted
+    assert [decision.trace_id for decision in side.seen] == wanted
 
 
 def test_how_many_were_told_a_refusal_is_noted_between_batches_too() -> None:
