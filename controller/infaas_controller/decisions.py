@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
-from infaas.domain.query import ANSWERED, Choice, Decision, Requirements
+from infaas.domain.query import ANSWERED, Choice, Decision, Requirements, TraceContext
 from infaas_controller.decide.select import Selected
 from infaas_controller.kept import Kept, KeptTogether, Kind, Ring, Trace, predicted
 from infaas_controller.ports import Outcome, Ran
@@ -114,10 +114,11 @@ class Decisions:
         kinds: dict[int, Kind] = {}
         selected: Selected | None = None
         choice: Choice | None = None
+        trace: TraceContext | None = None
         for ticket in tickets:
             query = ticket.query
-            if ticket.selected is not selected or ticket.choice is not choice or query.trace is not None or not kinds:
-                selected, choice = ticket.selected, ticket.choice
+            if ticket.selected is not selected or ticket.choice is not choice or query.trace is not trace or not kinds:
+                selected, choice, trace = ticket.selected, ticket.choice, query.trace
                 kinds[len(ids)] = Kind(
                     query.handle, query.requirements, query.trace, ticket.admission, ticket.policy, selected, choice
                 )

@@ -43,14 +43,26 @@ class Writer(Protocol):
 class Form:
     """Of usual answers (`ports.Batch`) to queries of so many items each, who asked for the same outputs."""
 
-    __slots__ = ("_binary", "_end", "_head", "_id_bytes", "_json", "_outputs", "_own_bytes", "_run", "_tail", "_type")
+    __slots__ = (
+        "_binary",
+        "_end",
+        "_has_binary",
+        "_head",
+        "_id_bytes",
+        "_json",
+        "_outputs",
+        "_own_bytes",
+        "_run",
+        "_tail",
+        "_type",
+    )
 
     def __init__(self, literals: Sequence[str], outputs: Sequence[tuple[int, bool]], binary: int) -> None:
         """`literals`: the text round the holes; `outputs`: the place of each among the columns, and whether it goes in
         binary; `binary`: how many bytes go so."""
         sizes = _SIZES.search(literals[6])
         if sizes is None:
-            raise ValueError("an answer that does not say how long it is")
+            raise ValueError("the answer is not one of a connection that goes on")
         self._head = literals[:6]
         self._type = literals[6][: sizes.start()]
         self._json = (literals[6][sizes.end() :], *literals[7:-1])
@@ -58,6 +70,7 @@ class Form:
         self._end = literals[-1]
         self._own_bytes = sum(map(len, self._json)) + len(self._end)
         self._outputs = outputs
+        self._has_binary = any(is_binary for _, is_binary in outputs)
         self._binary = binary
         self._run = ""
         self._tail, self._id_bytes = "", 0
@@ -105,7 +118,7 @@ class Form:
         return b"".join([f"{head}{self._lengths(length)}".encode("ascii"), *body, end, *binary])
 
     def _lengths(self, json: int) -> str:
-        if not self._binary:
+        if not self._has_binary:
             return f"{self._type}content-length: {json}\r\n\r\n"
         return f"{self._type}inference-header-content-length: {json}\r\ncontent-length: {json + self._binary}\r\n\r\n"
 
@@ -132,7 +145,7 @@ def form_of(writer: Writer, ran: Ran, columns: Sequence[Column], place: int) -> 
     if len(whole) > FORMED_BYTES or not text.isascii() or any(id(tensor) not in places for tensor, _ in wanted):
         return None
     literals, holes = _cut(text.decode("ascii"))
-    if holes != [*_IN_HEAD, *[_DATA] * len(data), _DECISION_ID]:
+    if holes != [*_IN_HEAD, *[_DATA] * len(data), _DECISION_ID] or _SIZES.search(literals[6]) is None:
         return None
     return Form(literals, [(places[id(tensor)], is_binary) for tensor, is_binary in wanted], binary)
 

@@ -27,6 +27,10 @@ class Alike(Writer, Protocol):
     def known(self) -> Known | None:
         """What it differs from in nothing but values; None: it may be told of in other words."""
 
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection goes on after it."""
+
     def done(self) -> bool: ...
 
     @property
@@ -66,16 +70,20 @@ class FastTogether(Together):
         """By their places in the batch; and those that are left."""
         outputs, places, prefix, first, now = batch.outputs, batch.places, batch.prefix, batch.first, batch.now
         columns = outputs.columns
+        items = columns[0].items if columns else ()
         written: list[tuple[int, Known, Alike, bytes]] = []
         left: list[int] = []
         known: Known | None = None
         form: Form | None = None
         for at, ended in enumerate(batch.ended):
             exchange, place = cast(Alike, ended.owner), places[ended.number]
+            if exchange.done() or not exchange.keep_alive:
+                left.append(at)
+                continue
             if exchange.known is not known:
                 known = exchange.known
                 form = None if known is None else _form(known, exchange, batch.ran, outputs, place)
-            if known is None or form is None or not isinstance(place, int) or exchange.done():
+            if known is None or form is None or not isinstance(place, int) or items[place] != known.outline.items:
                 left.append(at)
                 continue
             query = ended.query
@@ -103,7 +111,7 @@ class FastTogether(Together):
 
 def _form(known: Known, exchange: Alike, ran: Ran, outputs: Outputs, place: object) -> Form | None:
     """The one that its last answers had, while it holds."""
-    if not isinstance(place, int) or known.requirements.explain:
+    if not isinstance(place, int) or not outputs.columns or known.requirements.explain:
         return None
     standing, shapes = exchange.standing_fields, [(c.name, c.datatype, c.tail) for c in outputs.columns]
     key = ran.variant, ran.version, ran.worker, shapes

@@ -64,6 +64,11 @@ class Column:
         return self._shapes is None and self.datatype is not Datatype.BYTES
 
     @property
+    def items(self) -> Sequence[int]:
+        """Of each query."""
+        return self._items
+
+    @property
     def tail(self) -> Shape | None:
         """The dimensions after the first, where they are the same for all."""
         return None if self._shapes is not None else self._tail
