@@ -1,4 +1,5 @@
-"""Random lives of a whole worker: nothing is lost, nothing is answered twice, no core is used twice."""
+"""Random lives of a whole worker: nothing is lost, nothing is answered twice, no core is used twice, and nobody shares
+a run who may not."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import INSTANCE_TRANSITIONS, InstanceState
 
 CORES = 3
-OWNERS = ("c1", "c2")
+OWNERS = ("c1", "c2", "c3")
+TOGETHER = (0.1, 0.11, 0.12, 0.13)
+"""By items: two runs take nearly twice as long as one of both."""
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Sent:
     cancelled: set[int] = field(default_factory=set)
     outcomes: int = 0
     ran: tuple[int, ...] | None = None
+    likeness: str | None = None
 
 
 class WorkerLife(RuleBasedStateMachine):
@@ -77,6 +81,8 @@ class WorkerLife(RuleBasedStateMachine):
         self.unloading: set[str] = set()
         self.in_executor: set[str] = set()
         self.running: dict[int, tuple[str, WorkKind]] = {}
+        """By the first batch of each run."""
+        self.mates: dict[int, tuple[int, ...]] = {}
         self.sent: dict[int, Sent] = {}
         self.granted: dict[int, int] = {}
         self.asked: dict[int, int] = {}
@@ -95,17 +101,14 @@ class WorkerLife(RuleBasedStateMachine):
 
     def perform(self, command) -> None:
         match command:
-            case Run(key, kind, instance, queries):
+            case Run(key, kind, instance, queries, mates):
                 assert key not in self.running
                 assert instance in self.in_executor
                 assert all(one != instance for one, _ in self.running.values()), "one run per instance"
                 self.running[key] = (instance, kind)
+                self.mates[key] = tuple(mate for mate, _ in mates)
                 if kind is WorkKind.BATCH:
-                    sent = self.sent[key]
-                    assert queries, "nothing to run"
-                    assert all(sent.queries[q] > self.now for q in queries), "an expired query runs"
-                    assert not set(queries) & sent.cancelled, "a cancelled query runs"
-                    sent.ran = queries
+                    self.check_run([(key, queries), *mates])
             case Deliver(key, _) | Answer(key, _, _, _) | Discard(key):
                 self.sent[key].outcomes += 1
                 if isinstance(command, Deliver):
@@ -130,10 +133,25 @@ class WorkerLife(RuleBasedStateMachine):
             case Report():
                 pass
 
+    def check_run(self, members):
+        for key, queries in members:
+            sent = self.sent[key]
+            assert sent.ran is None, "it runs twice"
+            assert queries, "nothing to run"
+            assert all(sent.queries[q] > self.now for q in queries), "an expired query runs"
+            assert not set(queries) & sent.cancelled, "a cancelled query runs"
+            sent.ran = queries
+        if len(members) > 1:
+            of = [self.sent[key] for key, _ in members]
+            assert len({(sent.instance, sent.likeness) for sent in of}) == 1
+            assert of[0].likeness is not None
+            assert len({sent.owner for sent in of}) == len(of), "a controller's own batches share a run"
+            assert sum(len(queries) for _, queries in members) <= len(TOGETHER)
+
     @initialize(target=instances)
     def two_warm_instances(self):
         """So that most lives get to the interesting part."""
-        names = [self.ask_to_load_one(1, 20), self.ask_to_load_one(2, 30)]
+        names = [self.ask_to_load_one(1, 20, TOGETHER), self.ask_to_load_one(2, 30)]
         for _ in names:
             self._finish_load()
         while self.running:
@@ -141,15 +159,20 @@ class WorkerLife(RuleBasedStateMachine):
         assert all(one.state is InstanceState.READY for one in self.serving.instances.values())
         return multiple(*names)
 
-    @rule(target=instances, threads=st.integers(1, 4), memory=st.integers(0, 60))
-    def ask_to_load(self, threads, memory):
-        return self.ask_to_load_one(threads, memory)
+    @rule(
+        target=instances,
+        threads=st.integers(1, 4),
+        memory=st.integers(0, 60),
+        latencies=st.sampled_from([TOGETHER, ()]),
+    )
+    def ask_to_load(self, threads, memory, latencies):
+        return self.ask_to_load_one(threads, memory, latencies)
 
-    def ask_to_load_one(self, threads, memory):
+    def ask_to_load_one(self, threads, memory, latencies=()):
         self.count += 1
         name = f"i{self.count}"
         self.threads[name], self.memory[name] = threads, memory
-        self.post(LoadAsked(InstanceId(name), VariantName("v"), threads, memory, 0.3, 0.1))
+        self.post(LoadAsked(InstanceId(name), VariantName("v"), threads, memory, 0.3, 0.1, latencies=latencies))
         return name
 
     @rule(outcome=st.sampled_from(["ok", "ok", "ok", "error"]), order=st.permutations(["run", "load", "unload"]))
@@ -173,15 +196,26 @@ class WorkerLife(RuleBasedStateMachine):
         name=instances,
         owner=st.sampled_from(OWNERS),
         slacks=st.lists(st.floats(0.05, 4.0), min_size=0, max_size=3),
+        likeness=st.sampled_from(["a", "a", "b", None]),
     )
-    def send_a_batch(self, name, owner, slacks):
+    def send_a_batch(self, name, owner, slacks, likeness):
+        key = self.send_one(name, owner, slacks, likeness)
+        return key if self.sent[key].outcomes == 0 else multiple()
+
+    @rule(target=batches, name=instances, slack=st.floats(0.05, 4.0), order=st.permutations(OWNERS))
+    def everybody_sends_a_batch(self, name, slack, order):
+        keys = [self.send_one(name, owner, [slack], "a") for owner in order]
+        return multiple(*(key for key in keys if self.sent[key].outcomes == 0))
+
+    def send_one(self, name, owner, slacks, likeness):
         self.count += 1
         key = self.count
         self.gone_owners.discard(owner)
         queries = Queries.of(*((i, 1, self.now + slack) for i, slack in enumerate(slacks)))
-        self.sent[key] = Sent(owner, name, dict(zip(queries.ids, queries.deadlines, strict=True)))
-        self.post(BatchArrived(key, owner, InstanceId(name), queries, 0.2, 0.25))
-        return key if self.sent[key].outcomes == 0 else multiple()
+        deadlines = dict(zip(queries.ids, queries.deadlines, strict=True))
+        self.sent[key] = Sent(owner, name, deadlines, likeness=likeness)
+        self.post(BatchArrived(key, owner, InstanceId(name), queries, 0.2, 0.25, likeness))
+        return key
 
     @rule(key=batches, queries=st.frozensets(st.integers(0, 2), min_size=1))
     def cancel(self, key, queries):
@@ -286,7 +320,8 @@ class WorkerLife(RuleBasedStateMachine):
         if self.running:
             key = next(iter(self.running))
             name, kind = self.running.pop(key)
-            self.post(InstanceTold(InstanceId(name), WorkDone(key, kind, 1, 0.1, error)))
+            for each in (key, *self.mates.pop(key)):
+                self.post(InstanceTold(InstanceId(name), WorkDone(each, kind, 1, 0.1, error)))
 
     def _loadable(self):
         return [key for key, wait in self.loading.items() if not set(wait) & self.in_executor]
