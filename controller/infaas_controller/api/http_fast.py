@@ -27,10 +27,10 @@ from infaas_controller.api.http_infer import (
     failed,
     header_length,
 )
-from infaas_controller.api.http_known import Known, known
 from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.http_way import HEADER_LENGTH, Head, Heads, RawFields
 from infaas_controller.api.intake import check_json_outputs, find_task, parse_version
+from infaas_controller.api.known import Known, known_json
 from infaas_controller.api.service import Inference, Ticket
 from infaas_controller.ports import Answer, QueryFailedError, Waiter
 
@@ -192,7 +192,7 @@ class Exchange(Waiter):
         task, version = fast.opened(ticket, head, fields)
         body, length = self.body, header_length(fields)
         before = head.known
-        if before is not None and length and before.is_like(task, body, length):
+        if before is not None and before.is_like(task, body):
             return self._like(before, version, body)
         request = fast.decoded(body, length, task)
         if request is None:
@@ -209,7 +209,7 @@ class Exchange(Waiter):
             return False
         if states_none:
             head.remember(task.defaults, query.requirements)
-        head.known = known(task, body, length, request, query)
+        head.known = known_json(task, body, length, request, query)
         self._work = _Work(task, request, query)
         return True
 
@@ -219,7 +219,7 @@ class Exchange(Waiter):
         inputs = before.inputs(body)
         if request.id and REQUEST_ID not in self._fields:
             ticket.caller = read_caller(self._fields, request.id)
-        query = inference.query_like(ticket, version, inputs, before.outline, before.requirements)
+        query = inference.query_like(ticket, version, inputs, before.outline, before.wanted)
         if not inference.service.can_begin(query):
             return False
         self._work = _Work(before.task, request, query)

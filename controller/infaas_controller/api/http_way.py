@@ -15,7 +15,7 @@ from infaas.domain.task import TaskDefaults
 from infaas.rpc.requirements import PREFIX
 from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
-from infaas_controller.api.http_known import Known
+from infaas_controller.api.known import Known
 
 RawFields = Sequence[tuple[bytes, bytes]]
 """Header fields as they came, names in lower case."""
@@ -60,7 +60,7 @@ class Head:
         """As `read_fields` found them, without those of a single query; not to be changed."""
         self.body_bytes = body_bytes
         self.known: Known | None = None
-        """What the last binary query under this head taught."""
+        """What the last binary query under this head taught. Where its JSON ends is among the fields."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 

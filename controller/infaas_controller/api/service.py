@@ -16,7 +16,7 @@ from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Span
-from infaas.rpc.requirements import Scalar, read_requirements
+from infaas.rpc.requirements import FAR_S, Scalar, bounded, read_requirements
 from infaas.rpc.tensors import InferRequest
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.bulk.weigh import (
@@ -91,10 +91,14 @@ class Inference:
         self._explain = explain_lookup or service.decision
         self._spans = spans
         self._last_wanted: dict[str, Requirements] = {}
-        """By handle. What is equal is made one object: queries are decided on together by that."""
+        """By handle."""
 
     def ticket(self, handle: str) -> Ticket:
         return Ticket(handle, self.clock.now())
+
+    @property
+    def is_traced(self) -> bool:
+        return self._spans is not None
 
     async def run(
         self,
@@ -109,6 +113,10 @@ class Inference:
         """Raises InfaasError; the ticket then holds the outcome, if there was one."""
         current = find_task(self.service.view, ticket.handle)  # it took time to read the request
         query = self.query(ticket, version, current, request, headers, time_remaining_s=time_remaining_s)
+        return await self.answered(ticket, task, request, query)
+
+    async def answered(self, ticket: Ticket, task: Task, request: InferRequest, query: Query) -> Served:
+        """What `request` asked for, once it is a query. Raises as `run`."""
         behind = None if self.bulk is None else self.bulk.behind()
         if behind is not None and may_be_large_answer(request, task, query.items):
             raise behind
@@ -140,13 +148,43 @@ class Inference:
             ticket.span = self._spans.begin(caller, ticket.arrived_at)
         trace = caller.trace if ticket.span is None else ticket.span.context
         if requirements is None:
-            read = self.requirements(task, request, headers, time_remaining_s=time_remaining_s)
-            requirements = self._one_object(ticket.handle, read)
+            has_deadline = time_remaining_s is not None
+            requirements = self.wanted(ticket.handle, task, request, headers, has_deadline=has_deadline)
+        requirements = bounded(requirements, time_remaining_s)
         query = build_query(ticket.handle, version, task, request, requirements, caller, arrival, trace)
         ticket.priority, ticket.items = requirements.priority, query.items
         return query
 
-    def _one_object(self, handle: str, wanted: Requirements) -> Requirements:
+    def query_like(
+        self,
+        ticket: Ticket,
+        version: int | None,
+        inputs: tuple[Tensor, ...],
+        outline: Outline,
+        wanted: Requirements,
+        *,
+        time_remaining_s: float | None = None,
+    ) -> Query:
+        """As `query`, of a request that differs in nothing but values from one that was a query. Not where queries are
+        traced."""
+        wanted = bounded(wanted, time_remaining_s)
+        ticket.priority, ticket.items = wanted.priority, outline.items
+        caller = ticket.caller
+        arrival = Arrival(ticket.arrived_at)
+        return made_query(ticket.handle, version, inputs, outline, wanted, caller, arrival, caller.trace)
+
+    def wanted(
+        self, handle: str, task: Task, request: InferRequest, headers: Mapping[str, str], *, has_deadline: bool
+    ) -> Requirements:
+        """The requirements of a request, but for the deadline that its call may have. What is equal to the last of its
+        handle is the same object: queries are decided on together by that. Raises as `read_requirements`."""
+        wanted = read_requirements(
+            headers,
+            request.parameters,
+            task.defaults,
+            time_remaining_s=FAR_S if has_deadline else None,
+            accuracy_confidence=self._confidence,
+        )
         last = self._last_wanted.get(handle)
         if last == wanted:
             return last
@@ -154,33 +192,6 @@ class Inference:
             self._last_wanted.clear()
         self._last_wanted[handle] = wanted
         return wanted
-
-    def query_like(
-        self, ticket: Ticket, version: int | None, inputs: tuple[Tensor, ...], outline: Outline, wanted: Requirements
-    ) -> Query:
-        """As `query`, of a request that differs in nothing but values from one that was a query. Not where queries are
-        traced."""
-        ticket.priority, ticket.items = wanted.priority, outline.items
-        caller = ticket.caller
-        arrival = Arrival(ticket.arrived_at)
-        return made_query(ticket.handle, version, inputs, outline, wanted, caller, arrival, caller.trace)
-
-    def requirements(
-        self,
-        task: Task,
-        request: InferRequest,
-        headers: Mapping[str, str],
-        *,
-        time_remaining_s: float | None = None,
-    ) -> Requirements:
-        """Raises as `read_requirements`."""
-        return read_requirements(
-            headers,
-            request.parameters,
-            task.defaults,
-            time_remaining_s=time_remaining_s,
-            accuracy_confidence=self._confidence,
-        )
 
     def served(
         self,
