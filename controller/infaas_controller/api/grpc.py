@@ -141,8 +141,7 @@ class GrpcServer:
                     self._authenticator.check(headers.get("authorization"))
                 answer = await handler(checked(request), context)
             except Exception as exception:
-                error = as_error(exception, ticket.caller.request_id)
-                await abort(context, error, ticket, is_query=False)
+                await abort(context, as_error(exception, ticket.caller.request_id), ticket, is_query=False)
             context.set_trailing_metadata(tuple(answer_fields(ticket.caller, None)))
             return answer
 

@@ -16,10 +16,18 @@ CODE_KEY = "x-infaas-code"
 
 async def abort(context: Any, error: InfaasError, ticket: Ticket, *, is_query: bool) -> None:
     """Ends the call: always raises."""
+    status, details, fields = _said(error, ticket, is_query=is_query)
+    del error  # what is raised is kept with this frame by the library, until a full collection
+    await context.abort(status, details, fields)
+
+
+def _said(
+    error: InfaasError, ticket: Ticket, *, is_query: bool
+) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
     fields = answer_fields(ticket.caller, ticket.outcome) + error_fields(error, is_query=is_query)
     fields.append((CODE_KEY, error.code.value))
     wait_s = retry_after_s(error)
     if wait_s is not None and error.is_retryable:
         # What gRPC's own retry policies obey.
         fields.append(("grpc-retry-pushback-ms", str(int(wait_s * 1000))))
-    await context.abort(grpc.StatusCode[edge_of(error.code).grpc], status_text(error.text), tuple(fields))
+    return grpc.StatusCode[edge_of(error.code).grpc], status_text(error.text), tuple(fields)
