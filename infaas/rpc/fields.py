@@ -8,6 +8,7 @@ form. https://protobuf.dev/programming-guides/encoding/ is the format.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -67,6 +68,7 @@ def tag_of(number: int) -> int:
     return number << 3 | DELIMITED
 
 
+@lru_cache(maxsize=1024)
 def delimited(number: int, size: int) -> bytes:
     """What comes before a value of so many bytes. `number` is below 16."""
     if size < _SHORT:

@@ -162,20 +162,31 @@ _INFER_RESPONSE = 2
 _NAME, _VERSION, _ID, _PARAMETERS, _OUTPUTS, _RAW_OUTPUTS = range(1, 7)
 _KEY, _VALUE = 1, 2
 _STRING_PARAM = 3
-_BOOL_PARAMS = {value: pb.InferParameter(bool_param=value).SerializeToString() for value in (False, True)}
+_Said = tuple[str, Datatype, tuple[int, ...]]
+"""A tensor but for its data."""
 
 
 def _answer_parts(
     tensors: Sequence[Tensor], model_name: str, model_version: str, id: str, parameters: Mapping[str, Scalar]
 ) -> list[bytes | memoryview]:
-    parts: list[bytes | memoryview] = [_text(_NAME, model_name), _text(_VERSION, model_version), _text(_ID, id)]
+    """What is said again and again is kept as it is written."""
+    parts: list[bytes | memoryview] = [_served_by(model_name, model_version), _text(_ID, id)]
     for name, value in parameters.items():
-        entry = _text(_KEY, name) + _parameter(value)
-        parts += (delimited(_PARAMETERS, len(entry)), entry)
-    parts += [_said_of(tensor.name, tensor.datatype, tensor.shape) for tensor in tensors]
+        if isinstance(value, str):
+            text = value.encode()
+            parts += (_before_text(name, len(text)), text)
+        else:
+            parts.append(_entry(name, _chosen(value)))
+    parts.append(_outputs(tuple([tensor[:3] for tensor in tensors])))
     for tensor in tensors:
-        parts += (delimited(_RAW_OUTPUTS, len(tensor.data)), tensor.data)
+        data = tensor.data
+        parts += (delimited(_RAW_OUTPUTS, len(data)), data)
     return parts
+
+
+@lru_cache(maxsize=1024)
+def _served_by(model_name: str, model_version: str) -> bytes:
+    return _text(_NAME, model_name) + _text(_VERSION, model_version)
 
 
 def _text(number: int, text: str) -> bytes:
@@ -186,26 +197,38 @@ def _text(number: int, text: str) -> bytes:
     return delimited(number, len(value)) + value
 
 
-def _parameter(value: Scalar) -> bytes:
-    """The value of a parameter's entry."""
-    if isinstance(value, str):
-        text = value.encode()
-        chosen = delimited(_STRING_PARAM, len(text)) + text
-    elif isinstance(value, bool):
-        chosen = _BOOL_PARAMS[value]
-    elif isinstance(value, int):
-        chosen = pb.InferParameter(int64_param=value).SerializeToString()
-    else:
-        chosen = pb.InferParameter(double_param=value).SerializeToString()
-    return delimited(_VALUE, len(chosen)) + chosen
+@lru_cache(maxsize=1024)
+def _before_text(name: str, size: int) -> bytes:
+    """A parameter whose value is a text of so many bytes, without it."""
+    return _entry(name, delimited(_STRING_PARAM, size), size)
+
+
+def _chosen(value: bool | int | float) -> bytes:
+    if isinstance(value, bool):
+        return _FLAGS[value]
+    if isinstance(value, int):
+        return bytes(pb.InferParameter(int64_param=value).SerializeToString())
+    return bytes(pb.InferParameter(double_param=value).SerializeToString())
+
+
+_FLAGS = {value: bytes(pb.InferParameter(bool_param=value).SerializeToString()) for value in (False, True)}
+
+
+def _entry(name: str, chosen: bytes, more: int = 0) -> bytes:
+    """A parameter; `more` bytes of its value are yet to follow."""
+    entry = _text(_KEY, name) + delimited(_VALUE, len(chosen) + more) + chosen
+    return delimited(_PARAMETERS, len(entry) + more) + entry
 
 
 @lru_cache(maxsize=1024)
-def _said_of(name: str, datatype: Datatype, shape: tuple[int, ...]) -> bytes:
-    """An output without its contents."""
-    dims = b"".join(map(varint, shape))
-    said = _text(1, name) + _text(2, datatype.value) + (delimited(3, len(dims)) + dims if dims else b"")
-    return delimited(_OUTPUTS, len(said)) + said
+def _outputs(tensors: tuple[_Said, ...]) -> bytes:
+    """Without their contents."""
+    parts: list[bytes] = []
+    for name, datatype, shape in tensors:
+        dims = b"".join(map(varint, shape))
+        said = _text(1, name) + _text(2, datatype.value) + (delimited(3, len(dims)) + dims if dims else b"")
+        parts += (delimited(_OUTPUTS, len(said)), said)
+    return b"".join(parts)
 
 
 def _input(one: Any, raw: bytes | memoryview | None) -> Tensor:

@@ -31,6 +31,7 @@ from infaas_controller.api.grpc_way import CallHead, Calls, Cut, Metadata, cut
 from infaas_controller.api.headers import REQUEST_ID, answer_fields, read_caller
 from infaas_controller.api.intake import find_task, parse_version
 from infaas_controller.api.service import Inference, Served, Ticket
+from infaas_controller.ports import QueryFailedError
 
 
 class Call(NamedTuple):
@@ -43,7 +44,7 @@ class Call(NamedTuple):
 
 
 class Asked:
-    """A message, and what was found out about it so far."""
+    """A query's message, and what was found out about it so far."""
 
     __slots__ = ("call", "data", "id", "remaining_s", "ticket")
 
@@ -89,6 +90,8 @@ class GrpcInfer:
             self.inference.count(ticket, InfaasError("cancelled", code=Code.CANCELLED))
             raise
         except Exception as exception:
+            if isinstance(exception, QueryFailedError):
+                ticket.outcome = exception.outcome
             error = as_error(exception, ticket.caller.request_id)
         self.inference.count(ticket, error)
         if error is not None:
@@ -109,7 +112,12 @@ class GrpcInfer:
             self._authenticator.check(fields.get("authorization"))
             raise InvalidError(f"the message is not a ModelInferRequest: {error}") from None
         work = found if isinstance(found, Wanted) else await self.read_large(asked, found)
-        served = await self.inference.answered(ticket, work.task, work.request, work.query)
+        if work.is_plain:
+            answer = await self.inference.service.submit(work.query)
+            ticket.outcome = answer.outcome
+            served = self.inference.served(answer, work.query, work.request, work.task)
+        else:
+            served = await self.inference.answered(ticket, work.task, work.request, work.query)
         return encode_answer(
             [tensor for tensor, _ in served.outputs],
             model_name=ticket.handle,
@@ -202,7 +210,8 @@ class GrpcInfer:
         """Who asks for what."""
         call, ticket = asked.call, asked.ticket
         ticket.handle = handle
-        ticket.caller = read_caller(call.named if asked.id else call.fields, asked.id)
+        if asked.id or call.fields is not call.head.fields:
+            ticket.caller = read_caller(call.named if asked.id else call.fields, asked.id)
         self._authenticator.check(call.fields.get("authorization"))
 
     def _task(self, asked: Asked) -> Task:

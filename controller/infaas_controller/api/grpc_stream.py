@@ -24,7 +24,7 @@ from infaas.errors import InfaasError, InvalidError
 from infaas.rpc.edges import as_error
 from infaas_controller.api.bulk.weigh import LargeMessage
 from infaas_controller.api.grpc_infer import Asked, Call, GrpcInfer, Wanted
-from infaas_controller.ports import Answer, QueryFailedError, Waiter
+from infaas_controller.ports import Answer, QueryFailedError, QueryService, Waiter
 
 STREAM_DEPTH = 64
 """Queries of one stream that were read and whose answers are not written yet."""
@@ -36,6 +36,7 @@ class QueryStream:
     def __init__(self, infer: GrpcInfer, call: Call, context: Any, draining: asyncio.Event) -> None:
         self.infer = infer
         self._call = call
+        self._service = infer.inference.service
         self._read: Callable[[], Awaitable[Any]] = context.read
         self._write: Callable[[bytes], Awaitable[None]] = context.write
         self._draining = draining
@@ -96,63 +97,60 @@ class QueryStream:
 
     def _take(self, data: bytes) -> None:
         """Raises InvalidError for a message that is none."""
-        asked = Asked(self._call, data, self.infer.inference.ticket(""), None)
+        query = StreamQuery(self, self._call, data)
         try:
-            found = self.infer.prepared(asked)
+            found = self.infer.prepared(query)
         except DecodeError as error:
             raise InvalidError(f"a message of the stream is not a ModelInferRequest: {error}") from None
         except Exception as exception:
-            self._enter(asked).set_exception(exception)
+            self._enter(query)
+            query.set_exception(exception)
             return
-        query = self._enter(asked)
-        if isinstance(found, Wanted) and found.is_plain and self.infer.inference.service.can_begin(found.query):
-            query.begin(found)
+        self._enter(query)
+        if isinstance(found, Wanted) and found.is_plain and self._service.can_begin(found.query):
+            query.begin(found, self._service)
         else:
-            task = asyncio.create_task(query.run(found), name=f"stream-query-{asked.ticket.handle[:40]}")
+            task = asyncio.create_task(query.run(found), name=f"stream-query-{query.ticket.handle[:40]}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             query.on_leaving(task.cancel)
 
-    def _enter(self, asked: Asked) -> StreamQuery:
-        query = StreamQuery(self, asked)
+    def _enter(self, query: StreamQuery) -> None:
         self._unwritten += 1
         self._open.add(query)
-        if not asked.id:
+        if not query.id:
             self._unnamed.append(query)
-        return query
 
     def ended(self, query: StreamQuery, response: bytes) -> None:
         self._open.discard(query)
-        if query.is_named:
+        if query.id:
             self._ready.append(response)
-        while self._unnamed and self._unnamed[0].response is not None:
-            self._ready.append(self._unnamed.popleft().response or b"")
+        else:
+            while self._unnamed and (first := self._unnamed[0].response) is not None:
+                self._unnamed.popleft()
+                self._ready.append(first)
         self._news.set()
 
 
-class StreamQuery(Waiter):
+class StreamQuery(Asked, Waiter):
     """One query of a stream."""
 
-    __slots__ = ("_asked", "_drop", "_is_over", "_stream", "_work", "response")
+    __slots__ = ("_drop", "_is_over", "_stream", "_work", "response")
 
-    def __init__(self, stream: QueryStream, asked: Asked) -> None:
+    def __init__(self, stream: QueryStream, call: Call, data: bytes) -> None:
+        super().__init__(call, data, stream.infer.inference.ticket(""), None)
         self._stream = stream
-        self._asked = asked
         self._work: Wanted | None = None
         self._drop: Callable[[], Any] | None = None
         self._is_over = False
         self.response: bytes | None = None
         """Once it has one."""
 
-    @property
-    def is_named(self) -> bool:
-        return bool(self._asked.id)
-
-    def begin(self, work: Wanted) -> None:
+    def begin(self, work: Wanted, service: QueryService) -> None:
         """Hand it to the service."""
         self._work = work
         try:
-            drop = self._stream.infer.inference.service.begin(work.query, self)
+            drop = service.begin(work.query, self)
         except Exception as exception:
             self.set_exception(exception)
             return
@@ -161,11 +159,11 @@ class StreamQuery(Waiter):
 
     async def run(self, found: Wanted | LargeMessage) -> None:
         """The same for what takes more than the loop."""
-        infer, asked = self._stream.infer, self._asked
+        infer = self._stream.infer
         try:
-            work = found if isinstance(found, Wanted) else await infer.read_large(asked, found)
-            served = await infer.inference.answered(asked.ticket, work.task, work.request, work.query)
-            response = infer.stream_answer(asked, served)
+            work = found if isinstance(found, Wanted) else await infer.read_large(self, found)
+            served = await infer.inference.answered(self.ticket, work.task, work.request, work.query)
+            response = infer.stream_answer(self, served)
         except Exception as exception:
             self.set_exception(exception)
             return
@@ -178,25 +176,23 @@ class StreamQuery(Waiter):
         return self._is_over
 
     def set_result(self, answer: Answer) -> None:
-        infer, asked, work = self._stream.infer, self._asked, self._work
+        infer, work = self._stream.infer, self._work
         if work is None:
             raise AssertionError("a query was answered that was not begun")
         try:
-            asked.ticket.outcome = answer.outcome
-            response = infer.stream_answer(
-                asked, infer.inference.served(answer, work.query, work.request, work.task)
-            )  # fmt: skip
+            self.ticket.outcome = answer.outcome
+            served = infer.inference.served(answer, work.query, work.request, work.task)
+            response = infer.stream_answer(self, served)
         except Exception as exception:
             self.set_exception(exception)
             return
         self._end(response, None)
 
     def set_exception(self, error: Exception) -> None:
-        ticket = self._asked.ticket
         if isinstance(error, QueryFailedError):
-            ticket.outcome = error.outcome
-        told = as_error(error, ticket.caller.request_id)
-        self._end(self._stream.infer.stream_failure(self._asked, told), told)
+            self.ticket.outcome = error.outcome
+        told = as_error(error, self.ticket.caller.request_id)
+        self._end(self._stream.infer.stream_failure(self, told), told)
 
     def leave(self) -> None:
         """Its caller is gone."""
@@ -206,12 +202,12 @@ class StreamQuery(Waiter):
         drop, self._drop, self._work = self._drop, None, None
         if drop is not None:
             drop()
-        self._stream.infer.inference.count(self._asked.ticket, InfaasError("cancelled", code=Code.CANCELLED))
+        self._stream.infer.inference.count(self.ticket, InfaasError("cancelled", code=Code.CANCELLED))
 
     def _end(self, response: bytes, error: InfaasError | None) -> None:
         if self._is_over:
             return
         self._is_over, self.response = True, response
         self._drop = self._work = None
-        self._stream.infer.inference.count(self._asked.ticket, error)
+        self._stream.infer.inference.count(self.ticket, error)
         self._stream.ended(self, response)

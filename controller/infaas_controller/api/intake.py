@@ -92,7 +92,7 @@ def reading_deadline(
     Raises as `build_query` does for requirements that cannot be understood: such a request is not worth reading.
     """
     known, usual = ({}, TaskDefaults()) if parameters is None else (parameters, defaults)
-    return _deadline(arrival, read_requirements(headers, known, usual, time_remaining_s=arrival.time_remaining_s))
+    return _deadline(arrival.at, read_requirements(headers, known, usual, time_remaining_s=arrival.time_remaining_s))
 
 
 def build_query(
@@ -107,7 +107,7 @@ def build_query(
 ) -> Query:
     """Raises InvalidError or UnsupportedError; whatever it returns is well-formed."""
     return made_query(
-        handle, version, request.inputs, checked(request, task), requirements, caller, arrival, trace
+        handle, version, request.inputs, checked(request, task), requirements, caller, arrival.at, trace
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def made_query(
     outline: Outline,
     requirements: Requirements,
     caller: Caller,
-    arrival: Arrival,
+    arrived_at: float,
     trace: TraceContext | None,
 ) -> Query:
     """Of inputs that have the outline."""
@@ -146,14 +146,14 @@ def made_query(
         signature=outline.signature,
         inputs=inputs,
         outputs=outline.outputs,
-        arrived_at=arrival.at,
-        deadline=_deadline(arrival, requirements),
+        arrived_at=arrived_at,
+        deadline=_deadline(arrived_at, requirements),
         trace=trace,
     )
 
 
-def _deadline(arrival: Arrival, requirements: Requirements) -> float:
-    return arrival.at + (HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s)
+def _deadline(arrived_at: float, requirements: Requirements) -> float:
+    return arrived_at + (HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s)
 
 
 def check_json_outputs(request: InferRequest, task: Task) -> None:

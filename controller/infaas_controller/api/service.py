@@ -126,7 +126,9 @@ class Inference:
             ticket.outcome = error.outcome
             raise
         ticket.outcome = answer.outcome
-        classified = await self._classified(ticket, answer, request, task, query.deadline)
+        classified = None
+        if request.outputs:
+            classified = await self._classified(ticket, answer, request, task, query.deadline)
         return self.served(answer, query, request, task, classified)
 
     def query(
@@ -170,8 +172,7 @@ class Inference:
         wanted = bounded(wanted, time_remaining_s)
         ticket.priority, ticket.items = wanted.priority, outline.items
         caller = ticket.caller
-        arrival = Arrival(ticket.arrived_at)
-        return made_query(ticket.handle, version, inputs, outline, wanted, caller, arrival, caller.trace)
+        return made_query(ticket.handle, version, inputs, outline, wanted, caller, ticket.arrived_at, caller.trace)
 
     def wanted(
         self, handle: str, task: Task, request: InferRequest, headers: Mapping[str, str], *, has_deadline: bool

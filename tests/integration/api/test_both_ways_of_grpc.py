@@ -305,6 +305,19 @@ async def test_calls_that_run_out_of_time_or_are_cancelled_are_counted_alike(bot
     assert len(both.fast.service.cancelled) == len(both.ordinary.service.cancelled) == 2
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_compressed_requests_are_recognised_too(
+    both: Both, parsed: list[int], compression: grpc.Compression
+) -> None:
+    async with grpc.aio.insecure_channel(both.fast.grpc, compression=compression) as channel:
+        call = channel.unary_unary(f"{SERVICE}ModelInfer", response_deserializer=pb.ModelInferResponse.FromString)
+        for number in range(3):
+            answer = await call(Sent(a_message(number, id=str(number))).data, metadata=[CREDENTIAL])
+            assert np.frombuffer(answer.raw_output_contents[0], np.int32).tolist() == [2 * number] * 16
+            assert answer.id == str(number)
+    assert len(parsed) == 1
+
+
 # Streams
 
 
