@@ -13,7 +13,7 @@ import grpc
 
 from infaas.clock import Clock, SystemClock
 from infaas.domain.query import AccuracyConfidence
-from infaas.errors import InfaasError, SettingsError, UnsupportedError
+from infaas.errors import InfaasError, UnsupportedError
 from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Tracing
 from infaas.rpc.edges import as_error
@@ -23,6 +23,7 @@ from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc_errors import abort
 from infaas_controller.api.grpc_health import Health
 from infaas_controller.api.grpc_infer import GrpcInfer
+from infaas_controller.api.grpc_listener import GrpcListener
 from infaas_controller.api.grpc_messages import checked, reader
 from infaas_controller.api.grpc_models import Handler, ModelCalls
 from infaas_controller.api.grpc_stream import QueryStream
@@ -77,34 +78,22 @@ class GrpcServer:
         self._infer = GrpcInfer(inference, self._authenticator, has_memory=has_memory)
         self._models = ModelCalls(service, Repository(service, clock))
         self.health = Health(service.is_ready, (SERVICE,))
-        self._server: Any = None
+        self._listener: GrpcListener | None = None
 
     async def start(self, host: str | None = None, port: int | None = None) -> int:
         """Listen; returns the port (the one picked, for 0). Raises SettingsError when it cannot be had."""
         host = self._settings.controller.host if host is None else host
         port = self._settings.controller.grpc_port if port is None else port
         limit = self._settings.controller.max_body_bytes + MESSAGE_SLACK
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_allowed_incoming_connections", self._settings.controller.max_connections),
-                ("grpc.so_reuseport", 0),  # a taken port must be an error, not a silent share of its calls
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ]
-        )
-        server.add_generic_rpc_handlers((self._handlers(), self.health.handlers()))
-        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        try:
-            bound = server.add_insecure_port(f"{shown}:{port}")
-        except RuntimeError as error:
-            raise SettingsError(f"gRPC cannot listen on {shown}:{port} (controller.grpc_port): {error}") from error
-        if bound == 0:
-            raise SettingsError(f"gRPC cannot listen on {shown}:{port} (controller.grpc_port); is the port taken?")
-        await server.start()
-        self._server = server
-        return int(bound)
+        options = [
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        handlers = (self._handlers(), self.health.handlers())
+        self._listener = GrpcListener(handlers, options, self._settings.controller.max_connections)
+        return await self._listener.start(host, port)
 
     def drain(self) -> None:
         """Report not-ready to every watcher, before the listener closes (SURFACE rule 17)."""
@@ -113,8 +102,8 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; those that run get `grace_s`, then they are cancelled."""
         self.drain()
-        if self._server is not None:
-            await self._server.stop(grace_s)
+        if self._listener is not None:
+            await self._listener.stop(grace_s)
 
     def _handlers(self) -> Any:
         unary = grpc.unary_unary_rpc_method_handler
