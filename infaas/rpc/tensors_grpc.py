@@ -175,8 +175,10 @@ def _answer_parts(
         if isinstance(value, str):
             text = value.encode()
             parts += (_before_text(name, len(text)), text)
+        elif isinstance(value, bool):
+            parts.append(_flag(name, value))
         else:
-            parts.append(_entry(name, _chosen(value)))
+            parts.append(_number(name, value))
     parts.append(_outputs(tuple([tensor[:3] for tensor in tensors])))
     for tensor in tensors:
         data = tensor.data
@@ -203,15 +205,15 @@ def _before_text(name: str, size: int) -> bytes:
     return _entry(name, delimited(_STRING_PARAM, size), size)
 
 
-def _chosen(value: bool | int | float) -> bytes:
-    if isinstance(value, bool):
-        return _FLAGS[value]
+@lru_cache(maxsize=1024)
+def _flag(name: str, value: bool) -> bytes:
+    return _entry(name, bytes(pb.InferParameter(bool_param=value).SerializeToString()))
+
+
+def _number(name: str, value: int | float) -> bytes:
     if isinstance(value, int):
-        return bytes(pb.InferParameter(int64_param=value).SerializeToString())
-    return bytes(pb.InferParameter(double_param=value).SerializeToString())
-
-
-_FLAGS = {value: bytes(pb.InferParameter(bool_param=value).SerializeToString()) for value in (False, True)}
+        return _entry(name, bytes(pb.InferParameter(int64_param=value).SerializeToString()))
+    return _entry(name, bytes(pb.InferParameter(double_param=value).SerializeToString()))
 
 
 def _entry(name: str, chosen: bytes, more: int = 0) -> bytes:

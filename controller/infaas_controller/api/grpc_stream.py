@@ -57,10 +57,7 @@ class QueryStream:
         drain = asyncio.create_task(self._draining.wait(), name="stream-drain")
         drain.add_done_callback(lambda _: reader.cancel())
         try:
-            while (response := await self._next()) is not None:
-                await self._write(response)
-                self._unwritten -= 1
-                self._room.set()
+            await self._write_all()
             await asyncio.wait({reader})
             if not reader.cancelled():
                 reader.result()
@@ -74,14 +71,16 @@ class QueryStream:
             await asyncio.wait({reader, drain, *self._tasks})
         raise InfaasError("this controller is shutting down", code=Code.DRAINING, is_retryable=True, retry_after_s=1.0)
 
-    async def _next(self) -> bytes | None:
-        """The next response; None when there will be no more."""
-        while not self._ready:
-            if self._is_read and not self._open:
-                return None
-            self._news.clear()
-            await self._news.wait()
-        return self._ready.popleft()
+    async def _write_all(self) -> None:
+        """Until there will be no more."""
+        while self._ready or self._open or not self._is_read:
+            if not self._ready:
+                self._news.clear()
+                await self._news.wait()
+                continue
+            await self._write(self._ready.popleft())
+            self._unwritten -= 1
+            self._room.set()
 
     async def _read_all(self) -> None:
         """The end of the requests, or of the server: nothing more is read."""

