@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from infaas.domain.query import Code, Objective, Query, Refusal
 from infaas_controller.commands import Digest
@@ -50,27 +51,31 @@ class Arrivals(Placing):
     def arrive_together(self, tickets: Sequence[Ticket], now: float) -> None:
         """As `arrive`, for what came in one turn of the loop, in that order. A fault of ours ends the query that it
         met, and no other."""
-        entered = [ticket for ticket in tickets if self._enters(ticket, now)]
+        entered = self._all_enter(tickets, now)
         if self.queues.all_items + sum([ticket.items for ticket in entered]) > self._settings.max_queue_items:
             for ticket in entered:  # where not all may find room, who came first does
                 self._place_or_fault(ticket, now)
             return
-        alike: dict[Hashable, list[Ticket]] = {}
-        for ticket in entered:
-            query = ticket.query
-            key: Hashable = ticket.number
-            if not ticket.deaths:
-                # By identity: what was read once is shared by all that sent the same; what was not stands alone.
-                key = (
-                    query.handle, query.version, query.items, query.outputs, id(query.requirements),
-                    id(query.signature),
-                )  # fmt: skip
-            alike.setdefault(key, []).append(ticket)
-        for group in alike.values():
+        for group in _alike(entered):
             if len(group) == 1:
                 self._place_or_fault(group[0], now)
-            else:
+                continue
+            try:
                 self._choose_together(group, now)
+            except Exception as error:
+                for ticket in group:  # those that were placed, or have ended, were spared
+                    if ticket.state is TicketState.WAITING and ticket.eligibility is None:
+                        self._fault(ticket, error)
+
+    def _all_enter(self, tickets: Sequence[Ticket], now: float) -> Sequence[Ticket]:
+        """Those that have not ended by that."""
+        if not self.quarantine.is_empty:
+            return [ticket for ticket in tickets if self._enters(ticket, now)]
+        self._budget.arrived(len(tickets))
+        for ticket in tickets:
+            self._open[ticket.number] = ticket
+            self._watch_deadline(ticket)
+        return tickets
 
     def _enters(self, ticket: Ticket, now: float) -> bool:
         try:
@@ -111,7 +116,7 @@ class Arrivals(Placing):
                     left.popleft()
             elif left and self._is_refused_together(first):
                 last = left.pop()
-                if not self._place_or_fault(last, now) and self._is_refused_together(last):
+                if not self._place_or_fault(last, now) and _are_refused_alike(first, last):
                     self._refuse_like(last, left, now)
 
     def _is_refused_together(self, ticket: Ticket) -> bool:
@@ -122,6 +127,7 @@ class Arrivals(Placing):
         return bool(getattr(self._settings.policies(ticket.policy), "decides_together", False))
 
     def _refuse_like(self, last: Ticket, left: deque[Ticket], now: float) -> None:
+        """In the words that the one with the most time was told."""
         refusal = _refusal(last)
         while refusal is not None and left:
             ticket = left.popleft()
@@ -176,8 +182,37 @@ class Arrivals(Placing):
             error.add_note(f"and while it was taken out: {type(again).__name__}: {again}")
 
 
-def _by_deadline(ticket: Ticket) -> tuple[float, int]:
-    return ticket.deadline, ticket.number
+def _alike(tickets: Sequence[Ticket]) -> Iterable[list[Ticket]]:
+    """By identity: what was read once is shared by all that sent the same; what was not stands alone. Whose call has a
+    deadline has requirements of its own: what they were made of is shared, and they are as urgent."""
+    found: dict[Hashable, list[Ticket]] = {}
+    last: Query | None = None
+    group: list[Ticket] = []
+    for ticket in tickets:
+        query = ticket.query
+        if (
+            last is None
+            or query.requirements is not last.requirements
+            or query.signature is not last.signature
+            or query.handle != last.handle
+            or query.version != last.version
+            or query.items != last.items
+            or query.outputs != last.outputs
+            or ticket.deaths
+        ):
+            last = None if ticket.deaths else query
+            key: Hashable = ticket.number
+            if not ticket.deaths:
+                key = (
+                    query.handle, query.version, query.items, query.outputs, id(query.basis or query.requirements),
+                    id(query.signature), ticket.urgency,
+                )  # fmt: skip
+            group = found.setdefault(key, [])
+        group.append(ticket)
+    return found.values()
+
+
+_by_deadline = attrgetter("deadline", "number")
 
 
 def _follow(ticket: Ticket, first: Ticket, now: float) -> None:
@@ -186,6 +221,12 @@ def _follow(ticket: Ticket, first: Ticket, now: float) -> None:
     ticket.admission = first.admission
     ticket.selected, ticket.selected_at = first.selected, now
     ticket.task = first.task
+
+
+def _are_refused_alike(first: Ticket, last: Ticket) -> bool:
+    """Whose calls have deadlines may differ in whether any variant could serve them at all."""
+    one, other = _refusal(first), _refusal(last)
+    return one is not None and other is not None and one.code is other.code
 
 
 def _refusal(ticket: Ticket) -> Refusal | None:

@@ -32,11 +32,17 @@ class LoadOn(msgspec.Struct, frozen=True):
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """A ticket's end; `error` None: it was answered, with the outputs of `BatchResult`."""
+    """A ticket's end without an answer."""
 
     ticket: Ticket
-    error: InfaasError | None
-    result: BatchResult | None = None
+    error: InfaasError
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """The end of tickets that ran in one batch: each has outputs in its result."""
+
+    tickets: list[Ticket]
+    result: BatchResult
 
 
 class Digest(msgspec.Struct, frozen=True):
@@ -45,7 +51,7 @@ class Digest(msgspec.Struct, frozen=True):
     ticket: Ticket
 
 
-Command = SendBatch | CancelStaged | LoadOn | Finish | Digest
+Command = SendBatch | CancelStaged | LoadOn | Finish | Answered | Digest
 
 
 class BatchResult(msgspec.Struct, frozen=True):

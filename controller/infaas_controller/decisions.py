@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import OrderedDict
+from bisect import bisect_left
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import msgspec
+
 from infaas.clock import Clock, iso
 from infaas.domain.ids import DecisionId
-from infaas.domain.query import Candidate, Decision, Requirements
+from infaas.domain.query import ANSWERED, Candidate, Decision, Requirements
 from infaas_controller.decide.account import candidates
 from infaas_controller.decide.candidates import Admission
 from infaas_controller.decide.select import Selected
 from infaas_controller.ports import Outcome
 from infaas_controller.queues import Ticket
 
-ANSWERED = "answered"
-
 DecisionHook = Callable[[Decision], None]
 TracedHook = Callable[[Decision, "Trace | None"], None]
 PredictionHook = Callable[[float, float], None]
-Wants = Callable[[str, int, bool], bool]
-"""Whether a hook wants a decision, by its outcome's slug, its attempts and whether it is a fallback: making one costs
-more than asking."""
+Take = Callable[[str, str, int, bool], bool]
+"""Whether a hook takes a decision, by its outcome's slug, its handle, its attempts and whether it is a fallback: making
+one costs more than asking. It is asked once for each, and given what it takes."""
 
 
 class Trace(NamedTuple):
@@ -49,8 +50,9 @@ class Trace(NamedTuple):
         return len(self.selected.admission.rulings)
 
 
-class _Kept(NamedTuple):
-    """What a decision is made of when somebody asks. Nothing of it changes any more, and it does not hold the query."""
+class _Kept(msgspec.Struct, eq=False):
+    """What a decision is made of when somebody asks. Nothing of it changes any more but how many it stands for, and it
+    does not hold the query."""
 
     outcome: Outcome
     request_id: str
@@ -65,12 +67,14 @@ class _Kept(NamedTuple):
     was_sent: bool
     batch_items: int
     trace_id: str | None
-    trace: Trace | None
+    selected: Selected | None
+    deadline: float
+    selected_at: float
+    alike: int = 0
 
     @property
-    def number(self) -> int:
-        """Its place among all decisions."""
-        return int(self.outcome.decision_id.rsplit("-", 1)[1])
+    def trace(self) -> Trace | None:
+        return None if self.selected is None else Trace(self.selected, self.deadline, self.selected_at)
 
     @property
     def observed_ms(self) -> float | None:
@@ -82,25 +86,23 @@ class Decisions:
 
     def __init__(self, controller: str, clock: Clock, memory: int) -> None:
         self._clock = clock
-        self._memory = memory
         self._prefix = f"d-{controller}-{os.getpid():x}-"
         self._numbers = itertools.count(1)
-        self._answered: OrderedDict[str, _Kept] = OrderedDict()
-        self._refused: OrderedDict[str, _Kept] = OrderedDict()
-        self._by_request: dict[str, str] = {}
-        self._hooks: list[tuple[DecisionHook, Wants | None]] = []
-        self._traced_hooks: list[tuple[TracedHook, Wants | None]] = []
+        self._answered: deque[_Kept] = deque(maxlen=memory)
+        self._refused: deque[_Kept] = deque(maxlen=memory)
+        self._hooks: list[tuple[DecisionHook, Take | None]] = []
+        self._traced_hooks: list[tuple[TracedHook, Take | None]] = []
         self._prediction_hooks: list[PredictionHook] = []
         self._shown: OrderedDict[Requirements, Mapping[str, object]] = OrderedDict()
 
-    def on_decision(self, hook: DecisionHook, wants: Wants | None = None) -> None:
-        """`hook` sees every decision that it wants as it is made, without candidates. Both must be quick and must not
+    def on_decision(self, hook: DecisionHook, take: Take | None = None) -> None:
+        """`hook` sees every decision that it takes as it is made, without candidates. Both must be quick and must not
         raise."""
-        self._hooks.append((hook, wants))
+        self._hooks.append((hook, take))
 
-    def on_traced(self, hook: TracedHook, wants: Wants | None = None) -> None:
+    def on_traced(self, hook: TracedHook, take: Take | None = None) -> None:
         """As `on_decision`, with what candidates can be made of later, off the query path."""
-        self._traced_hooks.append((hook, wants))
+        self._traced_hooks.append((hook, take))
 
     def on_prediction(self, hook: PredictionHook) -> None:
         """`hook` gets the predicted and the observed latency of every answer, in ms. As quick, and as quiet."""
@@ -109,60 +111,65 @@ class Decisions:
     def next_id(self) -> DecisionId:
         return DecisionId(f"{self._prefix}{next(self._numbers)}")
 
-    def record(
-        self, ticket: Ticket, outcome: Outcome, code: str, reason: str, policy: str, trace: Trace | None
-    ) -> None:
-        """Keep what became of a query; `code` is `answered` or an error's slug."""
-        query = ticket.query
+    def record(self, ticket: Ticket, outcome: Outcome, code: str, reason: str, wall: float) -> None:
+        """Keep what became of a query; `code` is `answered` or an error's slug, `wall` the time in seconds since the
+        epoch."""
+        query, attempts = ticket.query, outcome.attempts
+        is_answered = code == ANSWERED
+        predicted_ms = _predicted_ms(ticket)
         kept = _Kept(
-            outcome,
-            query.id,
-            self._clock.wall(),
-            query.handle,
-            ticket.admission,
-            policy,
-            query.requirements,
-            code,
-            reason,
-            _predicted_ms(ticket),
-            ticket.attempts > 0,
-            ticket.batch_items,
-            None if query.trace is None else query.trace.trace_id,
-            trace,
-        )
-        self._keep(self._answered if code == ANSWERED else self._refused, kept)
-        if kept.predicted_ms is not None and (observed_ms := kept.observed_ms) is not None:
+            outcome, query.id, wall, query.handle, ticket.admission, ticket.policy,
+            query.requirements, code, reason, predicted_ms, ticket.attempts > 0, ticket.batch_items,
+            None if query.trace is None else query.trace.trace_id, ticket.selected, ticket.deadline, ticket.selected_at,
+        )  # fmt: skip
+        (self._answered if is_answered else self._refused).append(kept)
+        if is_answered and predicted_ms is not None:
             for told in self._prediction_hooks:
-                told(kept.predicted_ms, observed_ms)
-        facts = code, outcome.attempts, outcome.fallback is not None
+                told(predicted_ms, outcome.total_s * 1e3)
+        is_fallback = outcome.fallback is not None
         decision: Decision | None = None
-        for hook, wants in self._hooks:
-            if wants is None or wants(*facts):
+        for hook, take in self._hooks:
+            if take is None or take(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
                 hook(decision)
-        for traced, wants in self._traced_hooks:
-            if wants is None or wants(*facts):
+        for traced, take in self._traced_hooks:
+            if take is None or take(code, query.handle, attempts, is_fallback):
                 decision = decision or self._decision(kept)
-                traced(decision, trace)
+                traced(decision, kept.trace)
 
     def get(self, key: str) -> Decision | None:
-        """By decision id or request id (the latest of that request)."""
-        key = self._by_request.get(key, key)
-        kept = self._answered.get(key) or self._refused.get(key)
-        return self._whole(kept) if kept is not None else None
+        """By decision id or request id (the latest of that request). The second is for people: looking costs up to a
+        millisecond; keeping, for every query, next to nothing."""
+        rings = self._answered, self._refused
+        found = [kept for ring in rings if (kept := self._numbered(ring, key)) is not None]
+        if not found:
+            found = [kept for ring in rings if (kept := _requested(ring, key)) is not None]
+        return self._whole(max(found, key=_place)) if found else None
+
+    def note_alike(self, id: DecisionId, count: int) -> None:
+        """So many more ended so, and share this decision. One that is forgotten by now stays it."""
+        if count and (kept := self._numbered(self._refused, id)) is not None:
+            kept.alike += count
+
+    def _numbered(self, ring: deque[_Kept], decision_id: str) -> _Kept | None:
+        number = decision_id.removeprefix(self._prefix)
+        if number == decision_id or not number.isdecimal():
+            return None
+        place = bisect_left(ring, int(number), key=_place)  # they come in the order of their ids
+        if place == len(ring) or ring[place].outcome.decision_id != decision_id:
+            return None
+        return ring[place]
 
     def recent(self, limit: int) -> Sequence[Decision]:
         """The newest first, answers and refusals together."""
-        newest = [
-            *itertools.islice(reversed(self._answered.values()), limit),
-            *itertools.islice(reversed(self._refused.values()), limit),
-        ]
-        newest.sort(key=lambda kept: kept.number, reverse=True)
+        newest = [kept for ring in (self._answered, self._refused) for kept in itertools.islice(reversed(ring), limit)]
+        newest.sort(key=_place, reverse=True)
         return [self._whole(kept) for kept in newest[:limit]]
 
     def _whole(self, kept: _Kept) -> Decision:
         decision = self._decision(kept)
-        return decision if kept.trace is None else replace(decision, candidates=kept.trace.candidates())
+        trace = kept.trace
+        return decision if trace is None else replace(decision, candidates=trace.candidates())
 
     def _decision(self, kept: _Kept) -> Decision:
         """Without candidates."""
@@ -191,15 +198,8 @@ class Decisions:
             cold_start=outcome.cold_start,
             fallback=outcome.fallback,
             trace_id=kept.trace_id,
+            alike=kept.alike,
         )
-
-    def _keep(self, ring: OrderedDict[str, _Kept], kept: _Kept) -> None:
-        ring[kept.outcome.decision_id] = kept
-        self._by_request[kept.request_id] = kept.outcome.decision_id
-        if len(ring) > self._memory:
-            old_id, old = ring.popitem(last=False)
-            if self._by_request.get(old.request_id) == old_id:
-                del self._by_request[old.request_id]
 
     def _plain(self, wanted: Requirements) -> Mapping[str, object]:
         """Requirements in the words of SURFACE; those that are not stated are left out. Equal ones share a mapping."""
@@ -230,3 +230,12 @@ def _predicted_ms(ticket: Ticket) -> float | None:
     if ticket.choice is None:
         return None
     return (ticket.selected_at - ticket.query.arrived_at + ticket.choice.predicted_s) * 1e3
+
+
+def _requested(ring: deque[_Kept], request_id: str) -> _Kept | None:
+    return next((kept for kept in reversed(ring) if kept.request_id == request_id), None)
+
+
+def _place(kept: _Kept) -> int:
+    """Among all decisions."""
+    return int(kept.outcome.decision_id.rsplit("-", 1)[1])

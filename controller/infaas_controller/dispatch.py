@@ -14,7 +14,7 @@ from typing import Protocol
 
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView, WorkerRecord
-from infaas.domain.ids import ControllerId, InstanceId, VariantName, WorkerId, fresh_id
+from infaas.domain.ids import ControllerId, DecisionId, InstanceId, VariantName, WorkerId, fresh_id
 from infaas.domain.query import AccuracyConfidence, Code, Decision, Query
 from infaas.errors import InfaasError, NotFoundError
 from infaas.observe.log import get_logger
@@ -35,6 +35,11 @@ from infaas_controller.tally import Tally
 from infaas_controller.workers import ViewSource, WorkerLinks
 
 _log = get_logger(__name__)
+
+
+DECIDED_AT_ONCE = 32
+"""When one turn of the loop brings in more, the first are decided on before the rest is read: what they are told may
+spare reading it."""
 
 
 class Observer(Protocol):
@@ -169,6 +174,11 @@ class Dispatcher:
         self._arrived.append(ticket)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+        if len(self._arrived) >= DECIDED_AT_ONCE:
+            try:
+                self._take_arrived()
+            finally:
+                self._after()
         return ticket
 
     def _take_arrived(self) -> None:
@@ -187,9 +197,11 @@ class Dispatcher:
             self._observer.observe_selections(each_s, len(tickets))
 
     def _drop(self, ticket: Ticket) -> None:
-        self._take_arrived()  # it may be among them, and leaves a decision like any other
-        self.engine.cancel(ticket)
-        self._after()
+        try:
+            self._take_arrived()  # it may be among them, and leaves a decision like any other
+            self.engine.cancel(ticket)
+        finally:
+            self._after()
 
     async def _digest(self, query: Query) -> bytes:
         """Raises QueryFailedError when its deadline passes meanwhile, or the controller begins to drain."""
@@ -219,6 +231,9 @@ class Dispatcher:
 
     def recent(self, limit: int) -> Sequence[Decision]:
         return self.decisions.recent(limit)
+
+    def note_alike(self, id: DecisionId, count: int) -> None:
+        self.decisions.note_alike(id, count)
 
     def observe_with(self, observer: Observer) -> None:
         self._observer = observer

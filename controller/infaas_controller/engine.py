@@ -17,7 +17,7 @@ from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Code
 from infaas.errors import InfaasError
 from infaas_controller.arrivals import Arrivals
-from infaas_controller.commands import BatchResult, SendBatch
+from infaas_controller.commands import Answered, BatchResult, SendBatch
 from infaas_controller.decide.form import turn
 from infaas_controller.decide.retry import How, Verdict, how_batch_ended, retry
 from infaas_controller.filling import Filling
@@ -88,13 +88,18 @@ class Engine(Arrivals):
         for ticket in sent.tickets:
             if ticket.deaths and (ticket.number in outputs or ticket.number in sent.left):
                 self.quarantine.clear(ticket)  # it ran, also when its deadline had passed by then
+        began_at = sent.sent_at + result.staged_s
+        answered: list[Ticket] = []
         for ticket in self._still(sent, batch):
             if ticket.deadline <= now:
                 self._pass_deadline(ticket)
             elif ticket.number in outputs:
                 ticket.run_s = result.run_s
-                ticket.queue_s = max(0.0, sent.sent_at + result.staged_s - ticket.query.arrived_at)
-                self._finish(ticket, None, result)
+                ticket.queue_s = max(0.0, began_at - ticket.query.arrived_at)
+                if not answered:
+                    self.commands.append(Answered(answered, result))
+                self._forget(ticket)
+                answered.append(ticket)
             elif (failure := failed.get(ticket.number)) is not None and failure[0] != Code.CANCELLED.value:
                 self._fail(ticket, _code(failure[0]), failure[1] or failure[0])
             else:
@@ -211,6 +216,7 @@ class Engine(Arrivals):
             ticket.batch, ticket.batch_items, ticket.lane = number, items, lane
             ticket.attempts += 1
             ticket.is_cold = lane.ready_at > ticket.query.arrived_at
+        flight.is_next = not was_idle or min([ticket.query.arrived_at for ticket in together]) <= lane.pace.ended_at
         if was_idle:
             flight.gathered_s = now - max(ticket.query.arrived_at for ticket in together)
         self._timers.set(

@@ -47,11 +47,15 @@ class Filling:
         to, unless they are barred here or would be late here and not there. When nothing is found that way, the
         promises of this very lane decide.
         """
+        most = curve.preferred
+        if self._queues.is_alone_at(eligibility, lane):
+            most = curve.most_of(lane.ahead[-1])
         limits = Limits(
             start_s=_start(lane, curve, now) - now,
             overhead_s=lane.worker.hop.at(now),
             usual=partial(self._ledger.seen.usual, lane.variant, now=now),
             promised=partial(self._ledger.seen.promised, lane.variant, now=now),
+            most=most,
             max_queries=1 if eligibility.is_alone else None,
             drops_late=not eligibility.is_bound,
         )
@@ -61,7 +65,7 @@ class Filling:
         self._put_back(found, passed_over)
         if not (found.batch or found.expired or found.late):
             mine = eligibility.promised.get(lane.id, {}).values()
-            found = form(heapq.nsmallest(curve.preferred, mine, key=_deadline), curve, limits, now)
+            found = form(heapq.nsmallest(most, mine, key=_deadline), curve, limits, now)
         return Drawn(found.batch, found.items, found.expired, found.late)
 
     def spill(self, lane: Lane, now: float) -> bool:

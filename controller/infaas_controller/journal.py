@@ -1,11 +1,12 @@
-"""Writes decisions into the catalogue behind the query path's back: every refusal, and a sample of the rest.
+"""Writes decisions into the catalogue behind the query path's back: refusals, and a sample of the rest.
 
 A query never waits for the journal. What it cannot take (its queue is bounded) is dropped, counted and, now and then,
 said in the log.
 
 A decision is kept with its candidates, so that `explain` says the same when the memory has forgotten it: the first
 ones that say most, and how many more there were. They are made when a batch is written, off the event loop; of a flood
-of refusals only so many a second carry them, because making and compressing them takes ten times as long as the rest.
+of refusals only so many a second carry them, because making and compressing them takes ten times as long as the rest,
+and only so many are written one by one.
 """
 
 from __future__ import annotations
@@ -15,19 +16,26 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
+
+import msgspec
 
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
-from infaas.domain.query import Decision
+from infaas.domain.query import ANSWERED, Code, Decision
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
-from infaas_controller.decisions import ANSWERED, Trace
+from infaas_controller.decisions import Trace
 
 MAX_CANDIDATES = 32
 """Kept of each decision."""
 CANDIDATES_PER_S = 50
 """Decisions a second that are kept with candidates."""
+ALIKE_AT_ONCE = 100
+"""Refusals of one kind and handle that are written one by one in a fifth of a second; the last of them says how many
+more there were. Writing takes the interpreter from the queries when it has least to spare."""
+_ONE_BY_ONE = frozenset({ANSWERED, Code.INTERNAL.value, Code.MODEL_FAILED.value})
+"""Answers are sampled; of faults every one counts."""
 _PRUNE_EVERY = 50
 """Batches between two looks at how much the journal holds."""
 _RETRY_S = 1.0
@@ -37,7 +45,7 @@ _log = get_logger(__name__)
 
 
 def is_journaled(outcome: str, sample: float, draw: float) -> bool:
-    """All refusals and failures, and a `sample` share of the answered; `draw` is uniform in [0, 1)."""
+    """Refusals and failures, and a `sample` share of the answered; `draw` is uniform in [0, 1)."""
     return outcome != ANSWERED or draw < sample
 
 
@@ -58,22 +66,36 @@ class Allowance:
         return True
 
 
-class Waiting(NamedTuple):
+class Waiting(msgspec.Struct, eq=False):
     """A decision to be written; `trace` None: without candidates, or with a decision that says how many there were."""
 
     decision: Decision
     trace: Trace | None
+    alike: int = 0
 
     def whole(self) -> Decision:
         """With the candidates that are kept. Pure, and not quick: call it in a thread."""
+        decision = replace(self.decision, alike=self.alike) if self.alike else self.decision
         if self.trace is None:
-            return self.decision
+            return decision
         kept = self.trace.candidates(MAX_CANDIDATES)
-        return replace(self.decision, candidates=kept, candidates_left_out=self.trace.size - len(kept))
+        return replace(decision, candidates=kept, candidates_left_out=self.trace.size - len(kept))
+
+
+class _Flood:
+    """What ended in one way, of one handle, in one window of time."""
+
+    __slots__ = ("kept", "last")
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.last: Waiting | None = None
+        """The last of them, while it waits: the rest is counted on it."""
 
 
 class Journal:
-    """`record` belongs to the event loop and never blocks; `run` is its eternal task, `drain` writes what is left.
+    """`take` and `keep` belong to the event loop and never block; `run` is its eternal task, `drain` writes what is
+    left.
 
     The catalogue being lost costs decisions only once the queue is full.
     """
@@ -99,6 +121,8 @@ class Journal:
         self._keep = keep
         self._draw = draw
         self._queue: deque[Waiting] = deque()
+        self._floods: dict[tuple[str, str], _Flood] = {}
+        self._floods_until = float("-inf")
         self._allowance = Allowance(CANDIDATES_PER_S)
         self._waiting = asyncio.Event()
         self._batches = 0
@@ -107,25 +131,41 @@ class Journal:
         """Decisions that were to be journaled and were not."""
         self.written = 0
 
-    def record(self, decision: Decision, trace: Trace | None = None) -> None:
-        """Queue a decision, if it is one to keep; `trace` is what its candidates are made of."""
-        if self.wants(decision.outcome):
-            self.keep(decision, trace)
-
-    def wants(self, outcome: str, attempts: int = 0, is_fallback: bool = False) -> bool:
-        """Whether a decision of that outcome is one to keep: of answers, some are. Ask once for each."""
-        return is_journaled(outcome, self._sample, self._draw())
-
-    def keep(self, decision: Decision, trace: Trace | None = None) -> None:
-        """Queue a decision that is wanted."""
+    def take(self, outcome: str, handle: str, attempts: int = 0, is_fallback: bool = False) -> bool:
+        """Whether a decision of that outcome is one to `keep`: of answers, some are; of a flood of refusals, some. Ask
+        once for each: those that are not kept are counted here."""
+        if not is_journaled(outcome, self._sample, self._draw()):
+            return False
         if len(self._queue) >= self._capacity:
             self.dropped += 1
             self._say("decisions are dropped: the journal is full", capacity=self._capacity)
-            return
+            return False
+        if outcome in _ONE_BY_ONE:
+            return True
+        flood = self._flood(outcome, handle)
+        if flood.kept < ALIKE_AT_ONCE or flood.last is None:
+            return True
+        flood.last.alike += 1
+        return False
+
+    def keep(self, decision: Decision, trace: Trace | None = None) -> None:
+        """Queue a decision that was taken; `trace` is what its candidates are made of."""
         if trace is not None and not self._allowance.take(self._clock.now()):
             decision, trace = replace(decision, candidates_left_out=trace.size), None
-        self._queue.append(Waiting(decision, trace))
+        waiting = Waiting(decision, trace)
+        self._queue.append(waiting)
         self._waiting.set()
+        if decision.outcome not in _ONE_BY_ONE:
+            flood = self._flood(decision.outcome, decision.handle)
+            flood.kept += 1
+            flood.last = waiting
+
+    def _flood(self, outcome: str, handle: str) -> _Flood:
+        now = self._clock.now()
+        if now >= self._floods_until:
+            self._floods_until = now + self._linger_s
+            self._floods.clear()
+        return self._floods.setdefault((outcome, handle), _Flood())
 
     def __len__(self) -> int:
         """Decisions that wait to be written."""
@@ -161,6 +201,8 @@ class Journal:
 
     async def _flush(self) -> None:
         while self._queue:
+            for flood in self._floods.values():
+                flood.last = None  # what is being written changes no more
             batch = [self._queue[place] for place in range(min(self._batch, len(self._queue)))]
             self.written += await self._write(batch)
             for waiting in batch:

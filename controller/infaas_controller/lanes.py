@@ -11,7 +11,7 @@ from infaas.domain.lifecycle import InstanceState, WorkerState
 from infaas.domain.query import HARD_LIMIT_S, Priority, Requirements
 from infaas.domain.variant import Isolation
 from infaas_controller.decide.curve import Curve
-from infaas_controller.observed import Hop
+from infaas_controller.observed import Hop, Pace
 
 RANKS = 3
 URGENCIES = 2 * RANKS
@@ -29,7 +29,7 @@ def urgency_of(wanted: Requirements) -> int:
 class Flight:
     """A batch on its way to an instance or running there."""
 
-    __slots__ = ("expected_s", "gathered_s", "items", "number", "sent_at", "started_at")
+    __slots__ = ("expected_s", "gathered_s", "is_next", "items", "number", "sent_at", "started_at")
 
     def __init__(self, number: int, items: int, expected_s: float, sent_at: float) -> None:
         self.number = number
@@ -39,6 +39,8 @@ class Flight:
         self.gathered_s = 0.0
         """How long its last query had been here when it left, though nothing ran that it had to wait for."""
         self.started_at: float | None = None
+        self.is_next = False
+        """Whether all that it waited for was the end of the batch before it."""
 
 
 class Lane:
@@ -46,7 +48,7 @@ class Lane:
 
     __slots__ = (
         "ahead", "classes", "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_leaving",
-        "is_watched", "isolation", "ready_at", "slots", "variant", "worker",
+        "is_watched", "isolation", "pace", "ready_at", "slots", "variant", "worker",
     )  # fmt: skip
 
     def __init__(self, id: InstanceId, variant: VariantName, worker: Deck, curve: Curve | None) -> None:
@@ -72,6 +74,7 @@ class Lane:
         self.flights: dict[int, Flight] = {}
         self.foreign = 0
         self.foreign_until = 0.0
+        self.pace = Pace()
 
     @property
     def is_usable(self) -> bool:

@@ -85,6 +85,8 @@ class Ledger(Roster):
         self.seen.count(lane.variant, items, staged_s + run_s, now)
         if lane.curve is not None:
             self.seen.ran(lane.curve, items, run_s, now)
+            is_full = flight.is_next and items * 2 >= lane.curve.preferred
+            lane.pace.add(items, now, is_full=is_full)
         lane.worker.hop.add(now - flight.sent_at + flight.gathered_s - staged_s - run_s, now)
 
     @property
@@ -99,7 +101,8 @@ class Ledger(Roster):
 
         The start is the later of "the instance is free" and "enough cores are". Work reserved ahead of it (as urgent or
         more) runs in batches of the preferred size at the mean latency, at least one for each class of queries; the
-        batch that it would join counts with its p95. Everything is corrected by what is being observed.
+        batch that it would join counts with its p95. Everything is corrected by what is being observed, and nobody is
+        promised to get through a queue faster than those before it did.
         """
         curve = lane.curve
         if curve is None:
@@ -110,9 +113,13 @@ class Ledger(Roster):
             start = max(start, lane.free_at(now))
         if deck.busy:
             start = max(start, deck.cores_free_at(lane, curve.variant.threads, now))
-        return (
-            start + self._work_s(curve, lane.ahead[urgency], items, lane.classes[urgency >> 1], now) + deck.hop.at(now)
-        )
+        ahead = lane.ahead[urgency]
+        at = start + self._work_s(curve, ahead, items, lane.classes[urgency >> 1], now)
+        if ahead:
+            flying = sum([flight.items for flight in lane.flights.values()])
+            run_s = curve.p95_s[items] * self.seen.promised(lane.variant, items, now)
+            at = max(at, lane.pace.end_of(ahead + flying, now) + run_s)
+        return at + deck.hop.at(now)
 
     def at_best(self, variant: Variant, items: int, now: float) -> float:
         """Before this no instance could answer, however idle: what lets a comparison leave slow variants out."""

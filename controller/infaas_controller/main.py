@@ -213,9 +213,9 @@ def build_parts(
     metrics = Metrics(lambda: live_figures(dispatcher, links, system))
     query_log = QueryLog(settings.log.queries, clock)
     dispatcher.decisions.on_prediction(metrics.observe_prediction)
-    dispatcher.decisions.on_decision(query_log.observe, query_log.wants)
+    dispatcher.decisions.on_decision(query_log.observe, query_log.take)
     dispatcher.observe_with(metrics)
-    dispatcher.decisions.on_traced(journal.keep, journal.wants)
+    dispatcher.decisions.on_traced(journal.keep, journal.take)
     admin = admin_router(registrar, dispatcher, links, journal, peers.decision, system.document)
     tracing = open_tracing(settings, "controller", clock)
     bulk, explain = Bulk(observer=metrics), dispatcher.decision

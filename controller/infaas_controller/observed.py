@@ -28,6 +28,7 @@ WINDOW = 64
 PRIOR_WEIGHT = 12
 """The profile counts like so many observations until the window is full of real ones."""
 USUAL_WEIGHT = 0.05
+PACE_WEIGHT = 0.1
 FRESH_S = 2.0
 HALF_LIFE_S = 5.0
 """After `FRESH_S` without an observation, what was learnt loses half of its weight in each such time."""
@@ -93,6 +94,37 @@ class Hop:
     def at(self, now: float) -> float:
         idle_s = now - self.seen_at
         return self.promised_s if idle_s <= FRESH_S else _aged(self.promised_s, self._prior_s, idle_s)
+
+
+class Pace:
+    """How fast an instance gets through a queue, all in all: from the end of one full batch to the end of the next,
+    while there was always more to do. Under such a load the controller, the way and whoever shares the processor may
+    take longer than the runs do, and neither a profile nor a hop says so."""
+
+    __slots__ = ("_item_s", "_seen_at", "ended_at")
+
+    def __init__(self) -> None:
+        self._item_s = 0.0
+        self._seen_at = float("-inf")
+        self.ended_at = float("-inf")
+        """When the last batch was done."""
+
+    def add(self, items: int, now: float, *, is_full: bool) -> None:
+        """A batch is done. `is_full`: it held as many items as pay, or nearly, and the end of the batch before it was
+        all that it waited for."""
+        if is_full and now > self.ended_at > float("-inf"):
+            each_s = (now - self.ended_at) / items
+            is_fresh = now - self._seen_at <= FRESH_S
+            self._item_s += PACE_WEIGHT * (each_s - self._item_s) if is_fresh else each_s - self._item_s
+            self._seen_at = now
+        self.ended_at = now
+
+    def end_of(self, items: int, now: float) -> float:
+        """When so many items would be done, those that are on their way among them; at once as far as is known here
+        when there was no queue lately."""
+        if now - self._seen_at > FRESH_S:
+            return now
+        return max(now, self.ended_at + items * self._item_s)
 
 
 class _Runs:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from infaas.clock import Clock
-from infaas.domain.query import Code, Query
-from infaas.domain.tensor import Tensor
+from infaas.domain.query import ANSWERED, Code, Query
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import encode
 from infaas.rpc.hop.frames import FrameError
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import Outputs
-from infaas_controller.commands import BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
-from infaas_controller.decisions import Decisions, Trace
+from infaas_controller.commands import Answered, BatchResult, CancelStaged, Command, Finish, LoadOn, SendBatch
+from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
+from infaas_controller.lanes import Lane
 from infaas_controller.loading import LoadOrders
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, Waiter
 from infaas_controller.queues import Ticket
@@ -76,8 +76,10 @@ class Performer:
         return QueryFailedError(error, outcome)
 
     def _do(self, command: Command) -> None:
-        if isinstance(command, Finish):
-            self._finish(command)
+        if isinstance(command, Answered):
+            self._answer(command.tickets, command.result)
+        elif isinstance(command, Finish):
+            self._finish(command.ticket, command.error)
         elif isinstance(command, SendBatch):
             self._send(command)
         elif isinstance(command, CancelStaged):
@@ -93,11 +95,9 @@ class Performer:
     def _make_up_for(self, command: Command, error: Exception) -> None:
         """Nobody waits for what was not performed."""
         text = f"the controller failed: {type(error).__name__}: {error}"
-        if isinstance(command, Finish):
-            future = command.ticket.owner
-            if isinstance(future, (asyncio.Future, Waiter)) and not future.done():
-                outcome = Outcome(self._decisions.next_id(), attempts=command.ticket.attempts)
-                future.set_exception(QueryFailedError(InfaasError(text, code=Code.INTERNAL), outcome))
+        if isinstance(command, Finish | Answered):
+            for ticket in (command.ticket,) if isinstance(command, Finish) else command.tickets:
+                self._tell_failure(ticket, error)
             self._on_ended()
         elif isinstance(command, SendBatch):
             self._engine.done(command.number, BatchResult(Code.INTERNAL.value, text), self._clock.now())
@@ -132,45 +132,62 @@ class Performer:
         else:
             self._engine.quarantine.digested(ticket, found, self._clock.now())
 
-    def _finish(self, command: Finish) -> None:
-        ticket, error = command.ticket, command.error
-        if error is not None and error.code is Code.INTERNAL:
+    def _finish(self, ticket: Ticket, error: InfaasError) -> None:
+        if error.code is Code.INTERNAL:
             cause = error.__cause__ or error
             _log.error(
                 "a query failed inside the system", request_id=ticket.query.id, reason=error.text, exc_info=cause
             )
-        future = ticket.owner
-        if not isinstance(future, (asyncio.Future, Waiter)):
-            raise TypeError(f"a ticket of the dispatcher is owned by who waits, not by {type(future).__name__}")
-        outputs: tuple[Tensor, ...] = ()
-        if error is None:
-            found = (command.result.outputs or {})[ticket.number] if command.result else None
-            if not isinstance(found, Outputs):
-                raise TypeError("an answered ticket has outputs")
-            try:
-                outputs = found.tensors()
-            except ValueError as malformed:
-                error = InfaasError(f"the worker's answer cannot be read: {malformed}", code=Code.INTERNAL)
+        waiter = _waiter(ticket)
         outcome = self._outcome(ticket, error)
         self._record(ticket, outcome, error)
         self._on_ended()
-        if future.done():
-            return
-        if error is None:
-            future.set_result(Answer(outcome, outputs))
-        else:
-            future.set_exception(QueryFailedError(error, outcome))
+        if not waiter.done():
+            waiter.set_exception(QueryFailedError(error, outcome))
 
-    def _outcome(self, ticket: Ticket, error: InfaasError | None) -> Outcome:
+    def _answer(self, tickets: Sequence[Ticket], result: BatchResult) -> None:
+        """Of one batch, each by itself: what fails costs one of them its answer, and the others nothing."""
+        lane, outputs = tickets[0].lane, result.outputs
+        if lane is None or outputs is None:
+            raise TypeError("what was answered ran somewhere, and has outputs")
+        place = _Place(lane, self._tally)
+        wall = self._clock.wall()
+        for ticket in tickets:
+            try:
+                self._answer_one(ticket, place, outputs[ticket.number], wall)
+            except Exception as error:
+                _log.error("an answer was not performed", exc_info=error)
+                self._tell_failure(ticket, error)
+        self._on_ended()
+
+    def _answer_one(self, ticket: Ticket, place: _Place, found: object, wall: float) -> None:
+        waiter = _waiter(ticket)
+        if not isinstance(found, Outputs):
+            raise TypeError("an answered ticket has outputs")
+        try:
+            tensors = found.tensors()
+        except ValueError as malformed:
+            self._finish(ticket, InfaasError(f"the worker's answer cannot be read: {malformed}", code=Code.INTERNAL))
+            return
         query, choice = ticket.query, ticket.choice
         total_s = self._clock.now() - query.arrived_at
-        lane = ticket.lane if error is None or ticket.attempts else None
+        outcome = Outcome(
+            self._decisions.next_id(), place.variant, place.model, place.version, place.worker, place.instance,
+            ticket.attempts, ticket.decided_at, ticket.decide_s, ticket.queue_s, ticket.run_s, total_s,
+            total_s <= query.deadline - query.arrived_at, ticket.is_cold, None if choice is None else choice.fallback,
+        )  # fmt: skip
+        self._decisions.record(ticket, outcome, ANSWERED, "" if choice is None else choice.reason, wall)
+        if place.counts is not None:
+            place.counts.answered(ticket.items, ticket.queue_s, ticket.run_s, total_s, wall)
+        if not waiter.done():
+            waiter.set_result(Answer(outcome, tensors))
+
+    def _outcome(self, ticket: Ticket, error: InfaasError) -> Outcome:
+        """Of a query that has no answer."""
+        query = ticket.query
+        total_s = self._clock.now() - query.arrived_at
+        lane = ticket.lane if ticket.attempts else None
         variant = lane.curve.variant if lane is not None and lane.curve is not None else None
-        has_objective = query.requirements.latency_s is not None
-        if error is None:
-            slo_met: bool | None = total_s <= query.deadline - query.arrived_at
-        else:
-            slo_met = False if has_objective else None
         return Outcome(
             self._decisions.next_id(),
             variant=variant.name if variant else None,
@@ -181,26 +198,44 @@ class Performer:
             attempts=ticket.attempts,
             decided_at=ticket.decided_at,
             decide_s=ticket.decide_s,
-            queue_s=ticket.queue_s if error is None else total_s,
+            queue_s=total_s,
             run_s=ticket.run_s,
             total_s=total_s,
-            slo_met=slo_met,
+            slo_met=False if query.requirements.latency_s is not None else None,
             cold_start=ticket.is_cold,
-            fallback=choice.fallback if choice is not None and error is None else None,
         )
 
-    def _record(self, ticket: Ticket, outcome: Outcome, error: InfaasError | None) -> None:
-        selected = ticket.selected
-        trace = Trace(selected, ticket.deadline, ticket.selected_at) if selected is not None else None
-        if error is None:
-            reason = ticket.choice.reason if ticket.choice is not None else ""
-            self._decisions.record(ticket, outcome, "answered", reason, ticket.policy, trace)
-            if outcome.variant is not None:
-                wall = self._clock.wall()
-                self._tally.answered(
-                    outcome.variant, ticket.items, outcome.queue_s, outcome.run_s, outcome.total_s, wall
-                )
-            return
-        self._decisions.record(ticket, outcome, error.code.value, error.text, ticket.policy, trace)
+    def _record(self, ticket: Ticket, outcome: Outcome, error: InfaasError) -> None:
+        self._decisions.record(ticket, outcome, error.code.value, error.text, self._clock.wall())
         if outcome.variant is not None:
-            self._tally.failed(outcome.variant, outcome.total_s)
+            self._tally.of(outcome.variant).failed(outcome.total_s)
+
+    def _tell_failure(self, ticket: Ticket, error: Exception) -> None:
+        """Nobody waits for what was not performed."""
+        waiter = ticket.owner
+        if isinstance(waiter, (asyncio.Future, Waiter)) and not waiter.done():
+            text = f"the controller failed: {type(error).__name__}: {error}"
+            outcome = Outcome(self._decisions.next_id(), attempts=ticket.attempts)
+            waiter.set_exception(QueryFailedError(InfaasError(text, code=Code.INTERNAL), outcome))
+
+
+class _Place:
+    """Where a batch ran, in the words of its answers."""
+
+    __slots__ = ("counts", "instance", "model", "variant", "version", "worker")
+
+    def __init__(self, lane: Lane, tally: Tally) -> None:
+        variant = None if lane.curve is None else lane.curve.variant  # it may have left the catalogue meanwhile
+        self.variant = None if variant is None else variant.name
+        self.model = None if variant is None else variant.model
+        self.version = None if variant is None else variant.version
+        self.worker = lane.worker.id
+        self.instance = lane.id
+        self.counts = None if variant is None else tally.of(variant.name)
+
+
+def _waiter(ticket: Ticket) -> asyncio.Future[Answer] | Waiter:
+    waiter = ticket.owner
+    if not isinstance(waiter, (asyncio.Future, Waiter)):
+        raise TypeError(f"a ticket of the dispatcher is owned by who waits, not by {type(waiter).__name__}")
+    return waiter

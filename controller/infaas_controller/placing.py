@@ -240,7 +240,8 @@ class Placing:
         try:
             self._leave(ticket)
         finally:
-            self._finish(ticket, error, None)
+            self._forget(ticket)
+            self.commands.append(Finish(ticket, error))
 
     def _leave(self, ticket: Ticket) -> None:
         lane = ticket.lane
@@ -254,11 +255,10 @@ class Placing:
             if sent.is_started:
                 sent.left.add(ticket.number)
 
-    def _finish(self, ticket: Ticket, error: InfaasError | None, result: BatchResult | None) -> None:
+    def _forget(self, ticket: Ticket) -> None:
         ticket.state = TicketState.FINISHED
         self._homeless.pop(ticket.number, None)
         del self._open[ticket.number]
-        self.commands.append(Finish(ticket, error, result))
 
 
 def _as_loaded(ticket: Ticket, variant: Variant) -> Variant:

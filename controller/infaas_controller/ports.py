@@ -121,6 +121,9 @@ class QueryService(Protocol):
 
     def recent(self, limit: int) -> Sequence[Decision]: ...
 
+    def note_alike(self, id: DecisionId, count: int) -> None:
+        """So many more queries were told what this decision says, without being looked at."""
+
     def stats(self) -> Mapping[VariantName, VariantStats]: ...
 
     def is_ready(self) -> bool:

@@ -47,7 +47,7 @@ class Quarantine:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is suspected, as nearly always."""
-        return not self._quarantined and not self._suspected
+        return not (self._quarantined.until or self._suspected.until)
 
     def add(self, ticket: Ticket, now: float) -> None:
         self._note(ticket, now, is_guilty=True)
@@ -105,35 +105,33 @@ class _Digests:
     def __init__(self, kept_s: float, at_most: int) -> None:
         self._kept_s = kept_s
         self._at_most = at_most
-        self._until: OrderedDict[tuple[Hashable, bytes], float] = OrderedDict()
+        self.until: OrderedDict[tuple[Hashable, bytes], float] = OrderedDict()
+        """Those that are kept, and until when."""
         self._outlines: Counter[Hashable] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._until)
 
     def add(self, ticket: Ticket, now: float) -> None:
         key = outline(ticket.query), _digest_of(ticket)
         self._remove(key)
-        self._until[key] = now + self._kept_s
+        self.until[key] = now + self._kept_s
         self._outlines[key[0]] += 1
-        while len(self._until) > self._at_most:
-            self._remove(next(iter(self._until)))
+        while len(self.until) > self._at_most:
+            self._remove(next(iter(self.until)))
 
     def discard(self, ticket: Ticket) -> None:
         if self.has_like(ticket.query):
             self._remove((outline(ticket.query), _digest_of(ticket)))
 
     def holds(self, ticket: Ticket, now: float) -> bool:
-        while self._until and next(iter(self._until.values())) <= now:
-            self._remove(next(iter(self._until)))
-        return self.has_like(ticket.query) and (outline(ticket.query), _digest_of(ticket)) in self._until
+        while self.until and next(iter(self.until.values())) <= now:
+            self._remove(next(iter(self.until)))
+        return self.has_like(ticket.query) and (outline(ticket.query), _digest_of(ticket)) in self.until
 
     def has_like(self, query: Query) -> bool:
         """Whether one of its outline is kept."""
         return bool(self._outlines) and outline(query) in self._outlines
 
     def _remove(self, key: tuple[Hashable, bytes]) -> None:
-        if self._until.pop(key, None) is None:
+        if self.until.pop(key, None) is None:
             return
         self._outlines[key[0]] -= 1
         if not self._outlines[key[0]]:
@@ -180,8 +178,8 @@ class RetryBudget:
     def __init__(self) -> None:
         self._left = RETRIES_AT_START
 
-    def arrived(self) -> None:
-        self._left = min(RETRIES_SAVED, self._left + RETRY_SHARE)
+    def arrived(self, queries: int = 1) -> None:
+        self._left = min(RETRIES_SAVED, self._left + queries * RETRY_SHARE)
 
     def spend(self) -> bool:
         if self._left < 1.0:

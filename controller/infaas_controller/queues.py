@@ -11,9 +11,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
+import msgspec
+
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.query import Choice, Query
-from infaas.domain.tensor import Tensor
 from infaas_controller.decide.candidates import Admission
 from infaas_controller.decide.select import Selected
 from infaas_controller.lanes import RANKS, Lane, urgency_of
@@ -29,58 +30,61 @@ class TicketState(Enum):
     FINISHED = "finished"
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One query's way through the controller. `owner` is the shell's, nothing here looks at it."""
 
-    __slots__ = (
-        "admission", "attempts", "batch", "batch_items", "bytes", "choice", "deadline", "deaths", "decide_s",
-        "decided_at", "digest", "eligibility", "entry", "excluded", "is_cold", "items", "lane", "late_at", "losses",
-        "number", "owner", "policy", "query", "queue_s", "raised", "rank", "run_s", "selected", "selected_at", "state",
-        "task", "urgency",
-    )  # fmt: skip
+    number: int
+    query: Query
+    owner: object
+    deadline: float = 0.0
+    items: int = 0
+    input_bytes: int = 0
+    urgency: int = 0
+    rank: int = 0
+    task: str = ""
+    state: TicketState = TicketState.WAITING
+    admission: Admission | None = None
+    policy: str = ""
+    choice: Choice | None = None
+    selected: Selected | None = None
+    selected_at: float = 0.0
+    decided_at: float = 0.0
+    decide_s: float = 0.0
+    lane: Lane | None = None
+    """The instance it is promised to, or runs on."""
+    eligibility: EligibilityClass | None = None
+    entry: int = 0
+    """Its valid place in a heap; 0: in none."""
+    batch: int = 0
+    batch_items: int = 0
+    attempts: int = 0
+    deaths: int = 0
+    """How often its instance died while running it, or an input like it. From the first on it runs alone, in an
+    instance that has a process of its own."""
+    raised: bool = False
+    """Whether the model raised on a whole batch that it was in: it is then tried alone, once."""
+    digest: bytes | None = None
+    """Of its inputs, once somebody had to know."""
+    losses: int = 0
+    """How often its instance was lost before it was known to run there."""
+    excluded: frozenset[InstanceId] = frozenset()
+    """Instances it is not given to again."""
+    late_at: frozenset[InstanceId] = frozenset()
+    """Those of them that only had too much to do before it."""
+    is_cold: bool = False
+    queue_s: float = 0.0
+    run_s: float = 0.0
 
-    def __init__(self, number: int, query: Query, owner: object) -> None:
-        self.number = number
-        self.query = query
-        self.owner = owner
+    def __post_init__(self) -> None:
+        query = self.query
         self.deadline = query.deadline
         self.items = query.items
-        self.bytes = sum([_bytes_of(tensor) for tensor in query.inputs])
-        self.urgency = urgency_of(query.requirements)
-        self.rank = self.urgency // 2
-        self.task = ""
-        self.state = TicketState.WAITING
-        self.admission: Admission | None = None
-        self.policy = ""
-        self.choice: Choice | None = None
-        self.selected: Selected | None = None
         self.selected_at = query.arrived_at
-        self.decided_at = 0.0
-        self.decide_s = 0.0
-        self.lane: Lane | None = None
-        """The instance it is promised to, or runs on."""
-        self.eligibility: EligibilityClass | None = None
-        self.entry = 0
-        """Its valid place in a heap; 0: in none."""
-        self.batch = 0
-        self.batch_items = 0
-        self.attempts = 0
-        self.deaths = 0
-        """How often its instance died while running it, or an input like it. From the first on it runs alone, in an
-        instance that has a process of its own."""
-        self.raised = False
-        """Whether the model raised on a whole batch that it was in: it is then tried alone, once."""
-        self.digest: bytes | None = None
-        """Of its inputs, once somebody had to know."""
-        self.losses = 0
-        """How often its instance was lost before it was known to run there."""
-        self.excluded: frozenset[InstanceId] = frozenset()
-        """Instances it is not given to again."""
-        self.late_at: frozenset[InstanceId] = frozenset()
-        """Those of them that only had too much to do before it."""
-        self.is_cold = False
-        self.queue_s = 0.0
-        self.run_s = 0.0
+        self.urgency = urgency = urgency_of(query.requirements)
+        self.rank = urgency // 2
+        for tensor in query.inputs:
+            data = tensor.data
+            self.input_bytes += data.nbytes if isinstance(data, memoryview) else len(data)
 
 
 ClassKey = tuple[object, ...]
@@ -271,6 +275,11 @@ class Queues:
         """Those that hold a promise of this instance."""
         return list(self._by_lane.get(lane.id, {}).values())
 
+    def is_alone_at(self, eligibility: EligibilityClass, lane: Lane) -> bool:
+        """Whether all that is promised to this instance is of one class."""
+        classes = self._by_lane.get(lane.id, {})
+        return len(classes) == 1 and eligibility.key in classes
+
     def classes_admitting(self, variant: VariantName) -> list[EligibilityClass]:
         """Those with waiting queries that may run on this variant and are not bound."""
         found = self._by_variant.get(variant)
@@ -385,8 +394,3 @@ def _lane(ticket: Ticket) -> Lane:
     if ticket.lane is None:
         raise AssertionError(f"ticket {ticket.number} is promised to no instance")
     return ticket.lane
-
-
-def _bytes_of(tensor: Tensor) -> int:
-    data = tensor.data
-    return data.nbytes if isinstance(data, memoryview) else len(data)

@@ -8,7 +8,9 @@ from infaas.domain.ids import VariantName
 from infaas_controller.ports import VariantStats
 
 
-class _Counts:
+class Counts:
+    """Of one variant."""
+
     __slots__ = (
         "batches", "executions", "fail_s", "failures", "items", "last_at", "queue_s", "run_s", "success_s", "successes",
     )  # fmt: skip
@@ -18,34 +20,30 @@ class _Counts:
         self.queue_s = self.run_s = self.success_s = self.fail_s = self.last_at = 0.0
         self.batches: dict[int, tuple[int, float]] = {}
 
+    def answered(self, items: int, queue_s: float, run_s: float, total_s: float, wall: float) -> None:
+        self.items += items
+        self.successes += 1
+        self.queue_s += queue_s
+        self.run_s += run_s
+        self.success_s += total_s
+        self.last_at = wall
+
+    def failed(self, total_s: float) -> None:
+        self.failures += 1
+        self.fail_s += total_s
+
 
 class Tally:
     """Written by the dispatcher only."""
 
     def __init__(self) -> None:
-        self._by_variant: dict[VariantName, _Counts] = {}
+        self._by_variant: dict[VariantName, Counts] = {}
 
     def batch_ran(self, variant: VariantName, items: int, run_s: float) -> None:
-        counts = self._of(variant)
+        counts = self.of(variant)
         counts.executions += 1
         runs, seconds = counts.batches.get(items, (0, 0.0))
         counts.batches[items] = (runs + 1, seconds + run_s)
-
-    def answered(
-        self, variant: VariantName, items: int, queue_s: float, run_s: float, total_s: float, wall: float
-    ) -> None:
-        counts = self._of(variant)
-        counts.items += items
-        counts.successes += 1
-        counts.queue_s += queue_s
-        counts.run_s += run_s
-        counts.success_s += total_s
-        counts.last_at = wall
-
-    def failed(self, variant: VariantName, total_s: float) -> None:
-        counts = self._of(variant)
-        counts.failures += 1
-        counts.fail_s += total_s
 
     def forget_but(self, known: Container[VariantName]) -> None:
         """Nobody can ask for the counts of a variant that is no longer in the catalogue."""
@@ -68,8 +66,8 @@ class Tally:
             for name, c in self._by_variant.items()
         }
 
-    def _of(self, variant: VariantName) -> _Counts:
+    def of(self, variant: VariantName) -> Counts:
         found = self._by_variant.get(variant)
         if found is None:
-            found = self._by_variant[variant] = _Counts()
+            found = self._by_variant[variant] = Counts()
         return found

@@ -118,6 +118,8 @@ def show_decision(decision: Decision) -> None:
         table.add("observed", f"{number(decision.observed_ms)} ms, {number(decision.queue_ms)} ms of it queued")
         table.add("on time", {True: "yes", False: "no", None: "no objective"}[decision.slo_met])
         table.add("batch, attempts", f"{decision.batch or '-'}, {decision.attempts}")
+    if decision.alike:
+        table.add("alike", f"{decision.alike} more ended so in that moment")
     if decision.cold_start:
         table.add("cold start", "yes")
     if decision.fallback:

@@ -177,10 +177,13 @@ def wait(client: Client, model: str, version: int, output: Format) -> None:
     is_serving = wait_until_serving(client, model, version)
     found = [one for one in client.variants(model=model) if one.version == version]
     emit({"model": model, "version": version, "variants": found}, output, lambda: show_variants(found))
-    task = client.model(model).task
-    state = "serves" if is_serving else "is ready (another version serves)"
+    document = client.model(model)
+    state = "serves"
+    if not is_serving:
+        other = "no version serves here yet" if document.serves is None else f"version {document.serves} serves"
+        state = f"is ready ({other})"
     did(f"{model} version {version} {state} with {len(found)} variants.", output)
-    next_step(f"infaas infer {task} DATA.npz --slo-latency 50", output)
+    next_step(f"infaas infer {document.task} DATA.npz --slo-latency 50", output)
 
 
 def _describe(found: ModelDocument) -> None:

@@ -93,6 +93,13 @@ class Query(NamedTuple):
     """`arrived_at` plus the objective, or plus the hard limit."""
     trace: TraceContext | None = None
     """What the worker's part of the trace hangs below; None: nobody traces this query."""
+    basis: Requirements | None = None
+    """What `requirements` were before the call's own deadline bounded them: others want the same until theirs. None:
+    no such deadline counts."""
+
+
+ANSWERED = "answered"
+"""A decision's outcome that is no `Code`."""
 
 
 class Code(StrEnum):
@@ -200,3 +207,5 @@ class Decision:
     candidates: tuple[Candidate, ...] = field(default=())
     candidates_left_out: int = 0
     """How many more were looked at: the journal keeps a bounded number of them."""
+    alike: int = 0
+    """How many more ended so in the same moment, of whom the journal keeps no more than this number."""

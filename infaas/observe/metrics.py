@@ -141,6 +141,27 @@ class _Ended:
         self.cost: Count | None = None
 
 
+class Account:
+    """Where usual answers to one kind of query are counted: in time, without a load or a fallback."""
+
+    __slots__ = ("_cost_each", "_ended")
+
+    def __init__(self, ended: _Ended, cost_each: float) -> None:
+        self._ended = ended
+        self._cost_each = cost_each
+
+    def observe(self, total_s: float, queue_s: float, run_s: float, items: int) -> None:
+        ended = self._ended
+        ended.requests.value += 1
+        ended.duration.observe(total_s)
+        if ended.queue is not None:
+            ended.queue.observe(queue_s)
+        if ended.run is not None:
+            ended.run.observe(run_s)
+        if ended.cost is not None:
+            ended.cost.value += self._cost_each * items
+
+
 class Metrics:
     """The controller's metrics. Cheap to observe; written by the event loop alone."""
 
@@ -164,7 +185,10 @@ class Metrics:
         self._dropped = counter("infaas_dropped_total", "Queries dropped unanswered", ["reason"])
         self._batch_size = histogram("infaas_batch_size", "Items per batch", ["variant"], _BATCHES)
         self._decision_duration = histogram(
-            "infaas_decision_duration_seconds", "Selection of one query", [], _DECISION_SECONDS
+            "infaas_decision_duration_seconds",
+            "Selection of one query; of those chosen for together, their mean",
+            [],
+            _DECISION_SECONDS,
         )
         self._predicted_error = histogram(
             "infaas_predicted_latency_error_ratio",
@@ -215,10 +239,7 @@ class Metrics:
         `model` is the handle if something is registered under it, else None. Called by the edges, for every request
         that reached them, so that malformed ones count as well.
         """
-        key = (model, variant, code, priority)
-        ended = self._ended.get(key)
-        if ended is None:
-            ended = self._ended[key] = self._ended_as(model or UNKNOWN, variant or "", code, priority)
+        ended = self._known(model, variant, code, priority)
         ended.requests.value += 1
         ended.duration.observe(total_s)
         if ended.dropped is not None:
@@ -234,11 +255,16 @@ class Metrics:
         if run_s is not None and ended.run is not None:
             ended.run.observe(run_s)
         if cost_usd > 0 and variant:
-            if ended.cost is None:
-                ended.cost = self._cost_usd.of(variant)
-            ended.cost.value += cost_usd
+            self._cost(ended, variant).value += cost_usd
         if is_cold_start:
             self._cold_start.of(model or UNKNOWN).observe(total_s)
+
+    def account(self, model: str | None, variant: str | None, priority: Priority, cost_each: float) -> Account:
+        """For usual answers; what they add is what `observe_request` would. `cost_each`: USD for an item."""
+        ended = self._known(model, variant, None, priority)
+        if cost_each > 0 and variant:
+            self._cost(ended, variant)
+        return Account(ended, cost_each)
 
     def observe_prediction(self, predicted_ms: float, observed_ms: float) -> None:
         """How good the prediction of an answer's latency was."""
@@ -263,6 +289,18 @@ class Metrics:
 
     def observe_bulk_loss(self, reason: str) -> None:
         self._bulk_losses.of(reason).inc()
+
+    def _known(self, model: str | None, variant: str | None, code: Code | None, priority: Priority) -> _Ended:
+        key = (model, variant, code, priority)
+        ended = self._ended.get(key)
+        if ended is None:
+            ended = self._ended[key] = self._ended_as(model or UNKNOWN, variant or "", code, priority)
+        return ended
+
+    def _cost(self, ended: _Ended, variant: str) -> Count:
+        if ended.cost is None:
+            ended.cost = self._cost_usd.of(variant)
+        return ended.cost
 
     def _ended_as(self, model: str, variant: str, code: Code | None, priority: Priority) -> _Ended:
         slug = OK if code is None else code.value

@@ -1,7 +1,8 @@
 """Which queries leave a line in the log: those whose outcome somebody will ask about; every one only on request.
 
 A refusal under overload comes thousands of times a second and says the same each time. Each kind of line has a budget,
-and the next line after a silence says how many there would have been; `explain` and the journal know every one.
+and the next line after a silence says how many there would have been; `explain` knows the last ones, and the journal
+how many there were.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from typing import NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from infaas.clock import Clock
-from infaas.domain.query import Code, Decision
+from infaas.domain.query import ANSWERED, Code, Decision
 from infaas.observe.log import get_logger
 from infaas.settings import QueryLines
 
-ANSWERED = "answered"
 LINES_PER_S = 5.0
 LINES_AT_ONCE = 50.0
 _OURS = frozenset({Code.INTERNAL.value, Code.MODEL_FAILED.value})
@@ -44,16 +44,16 @@ def is_ordinary(outcome: str, attempts: int, is_fallback: bool) -> bool:
     return outcome == Code.CANCELLED.value
 
 
-def line_of(decision: Decision) -> Line:
-    if decision.outcome != ANSWERED:
-        if decision.outcome == Code.CANCELLED.value:
+def line_of(outcome: str, attempts: int, is_fallback: bool) -> Line:
+    if outcome != ANSWERED:
+        if outcome == Code.CANCELLED.value:
             return Line("query left by its caller", is_warning=False, is_ordinary=True)
-        if decision.outcome in _OURS:
+        if outcome in _OURS:
             return Line("query failed", is_warning=True)
         return Line("query refused", is_warning=False)
-    if decision.attempts > 1:
+    if attempts > 1:
         return Line("query tried again", is_warning=True)
-    if decision.fallback is not None:
+    if is_fallback:
         return Line("query answered by a fallback", is_warning=False)
     return Line("query answered", is_warning=False, is_ordinary=True)
 
@@ -73,30 +73,30 @@ class QueryLog:
         self._which = which
         self._clock = clock
         self._log = log or get_logger(__name__)
-        self._budgets: dict[str, Budget] = {}
+        self._budgets: dict[tuple[str, str], Budget] = {}
+        self._unsaid = 0
+        """What the next line says of those before it."""
 
-    def wants(self, outcome: str, attempts: int, is_fallback: bool) -> bool:
-        """Whether `observe` might write a line of such a decision; nothing is lost when it is spared the others."""
+    def take(self, outcome: str, handle: str, attempts: int, is_fallback: bool) -> bool:
+        """Whether such a decision leaves a line now. Ask once for each: those that leave none are counted here."""
         if self._which != "notable":
             return self._which == "all"
-        return not is_ordinary(outcome, attempts, is_fallback)
-
-    def observe(self, decision: Decision) -> None:
-        """Quick, and must not raise: it runs on the query path."""
-        if self._which == "none":
-            return
-        line = line_of(decision)
-        if self._which == "all":
-            self._write(line, decision, 0)
-            return
-        if line.is_ordinary:
-            return
-        key = f"{line.event} {decision.outcome}"
+        if is_ordinary(outcome, attempts, is_fallback):
+            return False
+        key = line_of(outcome, attempts, is_fallback).event, outcome
         now = self._clock.now()
         before = self._budgets.get(key, Budget(at=now))
         may_write, self._budgets[key] = spend(before, now)
         if may_write:
-            self._write(line, decision, before.unsaid)
+            self._unsaid = before.unsaid
+        return may_write
+
+    def observe(self, decision: Decision) -> None:
+        """Write the line of a decision that was taken just now. Quick, and must not raise: it runs on the query
+        path."""
+        line = line_of(decision.outcome, decision.attempts, decision.fallback is not None)
+        unsaid, self._unsaid = self._unsaid, 0
+        self._write(line, decision, unsaid)
 
     def _write(self, line: Line, decision: Decision, unsaid: int) -> None:
         facts: dict[str, object] = {

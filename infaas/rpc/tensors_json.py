@@ -338,6 +338,16 @@ def _flat_data(name: str, data: Any, datatype: Datatype, shape: tuple[int, ...])
     return list(nested)
 
 
+def flat_array(name: str, text: bytes | memoryview, datatype: Datatype, count: int) -> bytes | None:
+    """The elements of an input whose JSON is this text, which is a flat array of so many numbers; None when it is
+    anything else. Raises InvalidError for a number that its datatype cannot hold."""
+    try:
+        flat = _data_decoder(_element(datatype), 1).decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return _packed(name, flat, datatype) if len(flat) == count else None
+
+
 def _depth(data: Any) -> int:
     if isinstance(data, msgspec.Raw):
         depth = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
@@ -14,11 +14,12 @@ from infaas_controller.api.service import Ticket
 CODE_KEY = "x-infaas-code"
 
 
-async def abort(context: Any, error: InfaasError, ticket: Ticket, *, is_query: bool) -> None:
+async def abort(context: Any, error: InfaasError, ticket: Ticket, *, is_query: bool) -> NoReturn:
     """Ends the call: always raises."""
-    status, details, fields = _said(error, ticket, is_query=is_query)
-    del error  # what is raised is kept with this frame by the library, until a full collection
-    await context.abort(status, details, fields)
+    ending = context.abort(*_said(error, ticket, is_query=is_query))
+    del context, error  # the call keeps what is raised, which keeps this frame: no cycle is to be left
+    await ending
+    raise AssertionError("gRPC did not end the call")
 
 
 def _said(

@@ -1,7 +1,8 @@
 """Queries over gRPC, in calls and in streams: from a message's bytes to a query, and from its answer to bytes.
 
 Messages pass gRPC's machinery as bytes. One that is known but for its id and values (`grpc_way`) is never parsed; the
-generated class reads the others, and teaches.
+generated class reads the others, and teaches. Of those that are like one that has just been refused for want of time,
+the values are not looked at either (`turned`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from infaas.domain.query import Code, Query
+from infaas.domain.query import Code, Query, Requirements
 from infaas.domain.task import Task
 from infaas.errors import InfaasError, InvalidError
 from infaas.oip.v2 import grpc_service_pb2 as pb
 from infaas.rpc.edges import as_error
+from infaas.rpc.requirements import bounded
 from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_grpc import (
     decode_message,
@@ -27,10 +29,13 @@ from infaas.rpc.tensors_grpc import (
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.weigh import LargeMessage, may_be_large_answer, read_infer
 from infaas_controller.api.grpc_errors import abort
-from infaas_controller.api.grpc_way import CallHead, Calls, Cut, Metadata, cut
+from infaas_controller.api.grpc_known import Cut, cut, known
+from infaas_controller.api.grpc_turned import TurnedCall
+from infaas_controller.api.grpc_way import CallHead, Calls, Form, Metadata
 from infaas_controller.api.headers import REQUEST_ID, answer_fields, read_caller
-from infaas_controller.api.intake import find_task, parse_version
+from infaas_controller.api.intake import find_task, parse_version, time_s
 from infaas_controller.api.service import Inference, Served, Ticket
+from infaas_controller.api.turned import CODES
 from infaas_controller.ports import QueryFailedError
 
 
@@ -46,7 +51,7 @@ class Call(NamedTuple):
 class Asked:
     """A query's message, and what was found out about it so far."""
 
-    __slots__ = ("call", "data", "id", "remaining_s", "ticket")
+    __slots__ = ("call", "data", "form", "id", "remaining_s", "ticket")
 
     def __init__(self, call: Call, data: bytes, ticket: Ticket, remaining_s: float | None) -> None:
         self.call = call
@@ -55,6 +60,8 @@ class Asked:
         self.remaining_s = remaining_s
         """Until the call's deadline; None where there is none, or where it is the stream's."""
         self.id = ""
+        self.form: Form | None = None
+        """Once it is known, or has taught."""
 
 
 class Wanted(NamedTuple):
@@ -83,7 +90,7 @@ class GrpcInfer:
         """A unary call. Answers every request exactly once, and counts it; cancellation drops the query."""
         ticket = self.inference.ticket("")
         error: InfaasError | None = None
-        answer = b""
+        answer: bytes | TurnedCall = b""
         try:
             answer = await self._answer(ticket, data, context)
         except asyncio.CancelledError:
@@ -93,16 +100,19 @@ class GrpcInfer:
             if isinstance(exception, QueryFailedError):
                 ticket.outcome = exception.outcome
             error = as_error(exception, ticket.caller.request_id)
-        self.inference.count(ticket, error)
+        if isinstance(answer, TurnedCall):
+            self.count_turned(ticket, answer)
+            error, answer = answer.error, b""
+        else:
+            self.count(ticket, error)
         if error is not None:
-            try:
-                await abort(context, error, ticket, is_query=True)
-            finally:
-                error = None  # its traceback holds this frame: a cycle per refusal would wait for a full collection
+            ending = abort(context, error, ticket, is_query=True)
+            del data, context, error  # the call keeps what is raised, which keeps this frame: no cycle is to be left
+            await ending
         context.set_trailing_metadata(tuple(answer_fields(ticket.caller, ticket.outcome)))
         return answer
 
-    async def _answer(self, ticket: Ticket, data: bytes, context: Any) -> bytes:
+    async def _answer(self, ticket: Ticket, data: bytes, context: Any) -> bytes | TurnedCall:
         head, fields = self._calls.head_of(context.invocation_metadata())
         asked = Asked(Call(head, fields, fields), data, ticket, context.time_remaining())
         try:
@@ -111,9 +121,15 @@ class GrpcInfer:
             ticket.caller = read_caller(fields)
             self._authenticator.check(fields.get("authorization"))
             raise InvalidError(f"the message is not a ModelInferRequest: {error}") from None
+        if isinstance(found, TurnedCall):
+            return found
         work = found if isinstance(found, Wanted) else await self.read_large(asked, found)
         if work.is_plain:
-            answer = await self.inference.service.submit(work.query)
+            try:
+                answer = await self.inference.service.submit(work.query)
+            except QueryFailedError as refusal:
+                self.turn_away(asked, work.query, refusal)
+                raise
             ticket.outcome = answer.outcome
             served = self.inference.served(answer, work.query, work.request, work.task)
         else:
@@ -159,16 +175,63 @@ class GrpcInfer:
             failed.infer_response.parameters["decision_id"].string_param = outcome.decision_id
         return bytes(failed.SerializeToString())
 
+    # What is counted
+
+    def count(self, ticket: Ticket, error: InfaasError | None) -> None:
+        """A query's end."""
+        if error is None and ticket.outcome is not None:
+            self.inference.count_answer(ticket, ticket.outcome)
+        else:
+            self.inference.count(ticket, error)
+
+    def count_turned(self, ticket: Ticket, turned: TurnedCall) -> None:
+        """The end of one that was turned away."""
+        self.inference.count_turned(ticket.handle, ticket.priority, turned.code)
+
+    # Who is turned away
+
+    def turn_away(self, asked: Asked, query: Query, refusal: QueryFailedError) -> None:
+        """What a query was told goes for those like it that have no more time, for a moment."""
+        form, now = asked.form, self.inference.clock.now()
+        if form is None or refusal.code not in CODES:
+            return
+        before, turned = form.turned, TurnedCall(query, refusal, now)
+        if before is not None:
+            if now < before.until and before.within_s > turned.within_s:
+                return
+            self._note(before)
+        form.turned = turned
+
+    def _turned(self, asked: Asked, form: Form, turned: TurnedCall) -> TurnedCall | None:
+        """Not None: it is told that, and nothing else happens."""
+        wanted, ticket, left_s = form.known.requirements, asked.ticket, asked.remaining_s
+        if self.inference.clock.now() >= turned.until:
+            form.turned = None
+            self._note(turned)
+            return None
+        if ticket.caller.traceparent is not None:
+            return None
+        within_s = time_s(wanted)
+        if (within_s if left_s is None else min(within_s, left_s)) > turned.within_s:
+            return None
+        turned.count += 1
+        ticket.outcome = turned.outcome
+        ticket.priority = wanted.priority
+        return turned
+
+    def _note(self, turned: TurnedCall) -> None:
+        self.inference.service.note_alike(turned.decision_id, turned.count)
+
     # From a message to a query
 
-    def prepared(self, asked: Asked) -> Wanted | LargeMessage:
-        """The query, or a message that is too much for the loop (`read_large`). Raises InfaasError, and DecodeError for
-        bytes that are no message."""
+    def prepared(self, asked: Asked) -> Wanted | LargeMessage | TurnedCall:
+        """The query, or a message that is too much for the loop (`read_large`), or what is told instead. Raises
+        InfaasError, and DecodeError for bytes that are no message."""
         begun = cut(asked.data) if self._has_memory else None
         if begun is not None:
-            work = self._known(asked, begun)
-            if work is not None:
-                return work
+            found = self._known(asked, begun)
+            if found is not None:
+                return found
         message = read_infer(asked.data)
         asked.id = message.head.id
         self._named(asked, message.head.model_name)
@@ -189,22 +252,24 @@ class GrpcInfer:
             request = await inference.bulk.read_grpc(message.data, within_s)
         return self._wanted(asked, None, self._task(asked), version, request)  # reading took time
 
-    def _known(self, asked: Asked, begun: Cut) -> Wanted | None:
+    def _known(self, asked: Asked, begun: Cut) -> Wanted | TurnedCall | None:
         """None: nothing is known that it is like."""
-        data, ticket, has_deadline = asked.data, asked.ticket, asked.remaining_s is not None
-        form = self._calls.form_of(asked.call.head, begun, data, has_deadline=has_deadline)
-        if form is None or not form.known.is_said_by(data, begun.begin):
+        data, left_s = asked.data, asked.remaining_s
+        form = self._calls.form_of(asked.call.head, begun, data, has_deadline=left_s is not None)
+        if form is None:
             return None
         asked.id = begun.id
         self._named(asked, form.handle)
-        known, task = form.known, self._task(asked)
-        if known.task is not task:
+        if form.turned is not None and (turned := self._turned(asked, form, form.turned)) is not None:
+            return turned
+        like, task = form.known, self._task(asked)
+        if like.task is not task:
             return None
-        query = self.inference.query_like(
-            ticket, form.version, known.inputs(data, begun.begin), known.outline, known.wanted,
-            time_remaining_s=asked.remaining_s,
-        )  # fmt: skip
-        return Wanted(task, known.request, query, is_plain=True)
+        asked.form = form
+        wanted, inputs = bounded(like.requirements, left_s), like.inputs(data, begun.begin)
+        basis = None if wanted is like.requirements else like.requirements
+        query = self.inference.query_like(asked.ticket, form.version, inputs, like.outline, wanted, basis)
+        return Wanted(task, like.request, query, is_plain=True)
 
     def _named(self, asked: Asked, handle: str) -> None:
         """Who asks for what."""
@@ -226,9 +291,18 @@ class GrpcInfer:
         query = inference.query(
             ticket, version, task, request, call.fields, time_remaining_s=asked.remaining_s, requirements=wanted
         )
-        is_plain = not may_be_large_answer(request, task, query.items)
-        if begun is not None and is_plain:
-            self._calls.learn(
-                call.head, begun, asked.data, task, request, query, wanted, has_deadline=has_deadline
-            )  # fmt: skip
-        return Wanted(task, request, query, is_plain)
+        work = Wanted(task, request, query, is_plain=not may_be_large_answer(request, task, query.items))
+        if begun is not None and work.is_plain:
+            self._learn(asked, begun, work, wanted)
+        return work
+
+    def _learn(self, asked: Asked, begun: Cut, work: Wanted, wanted: Requirements) -> None:
+        """From a good query."""
+        taught = known(work.task, asked.data, begun, work.request, work.query, wanted)
+        if taught is None:
+            return
+        asked.form = Form(work.query.handle, work.query.version, taught)
+        has_deadline = asked.remaining_s is not None
+        before = self._calls.remember(asked.call.head, begun, asked.data, asked.form, has_deadline=has_deadline)
+        if before is not None and before.turned is not None:
+            self._note(before.turned)

@@ -24,6 +24,7 @@ from infaas.errors import InfaasError, InvalidError
 from infaas.rpc.edges import as_error
 from infaas_controller.api.bulk.weigh import LargeMessage
 from infaas_controller.api.grpc_infer import Asked, Call, GrpcInfer, Wanted
+from infaas_controller.api.grpc_turned import TurnedCall
 from infaas_controller.ports import Answer, QueryFailedError, QueryService, Waiter
 
 STREAM_DEPTH = 64
@@ -106,7 +107,9 @@ class QueryStream:
             query.set_exception(exception)
             return
         self._enter(query)
-        if isinstance(found, Wanted) and found.is_plain and self._service.can_begin(found.query):
+        if isinstance(found, TurnedCall):
+            query.turn_away(found)
+        elif isinstance(found, Wanted) and found.is_plain and self._service.can_begin(found.query):
             query.begin(found, self._service)
         else:
             task = asyncio.create_task(query.run(found), name=f"stream-query-{query.ticket.handle[:40]}")
@@ -168,6 +171,12 @@ class StreamQuery(Asked, Waiter):
             return
         self._end(response, None)
 
+    def turn_away(self, turned: TurnedCall) -> None:
+        """It is told what another was told."""
+        infer = self._stream.infer
+        infer.count_turned(self.ticket, turned)
+        self._over(infer.stream_failure(self, turned.error))
+
     def on_leaving(self, drop: Callable[[], Any]) -> None:
         self._drop = drop
 
@@ -190,6 +199,8 @@ class StreamQuery(Asked, Waiter):
     def set_exception(self, error: Exception) -> None:
         if isinstance(error, QueryFailedError):
             self.ticket.outcome = error.outcome
+            if self._work is not None:
+                self._stream.infer.turn_away(self, self._work.query, error)
         told = as_error(error, self.ticket.caller.request_id)
         self._end(self._stream.infer.stream_failure(self, told), told)
 
@@ -206,7 +217,10 @@ class StreamQuery(Asked, Waiter):
     def _end(self, response: bytes, error: InfaasError | None) -> None:
         if self._is_over:
             return
+        self._stream.infer.count(self.ticket, error)
+        self._over(response)
+
+    def _over(self, response: bytes) -> None:
         self._is_over, self.response = True, response
         self._drop = self._work = None
-        self._stream.infer.inference.count(self.ticket, error)
         self._stream.ended(self, response)

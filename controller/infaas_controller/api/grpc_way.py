@@ -1,28 +1,17 @@
-"""What the calls and messages of a client have in common, read once: `http_way`'s and `known`'s part over gRPC.
+"""What the calls and messages of a client have in common, read once: `http_way`'s part over gRPC.
 
 Metadata that came before mean the same again, but for what is of a single call. A message that says the same as one
-before, but for its id and its tensors' bytes, is recognised by its bytes (`known`): nothing of it is parsed. Clients
-number their queries, so the id is cut out. All libraries write the fields of a message in the order of their numbers,
-which is the only order that is recognised here; anything else is read by the generated class, as is the first of each
-form.
+before is recognised by its bytes (`grpc_known`): nothing of it is parsed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
-
-from infaas.domain.query import Query, Requirements
-from infaas.domain.task import Task
-from infaas.rpc.fields import outermost, tag_of
 from infaas.rpc.requirements import PREFIX
-from infaas.rpc.tensors import InferRequest
-from infaas.rpc.tensors_grpc import RAW
+from infaas_controller.api.grpc_known import Cut, KnownMessage
+from infaas_controller.api.grpc_turned import TurnedCall
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
-from infaas_controller.api.known import KNOWN_BYTES, Known, Span, known
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -32,9 +21,6 @@ FORMS_KEPT = 1_024
 
 _OF_ONE_CALL = frozenset((REQUEST_ID, TRACEPARENT, TRACESTATE))
 _AUTHORIZATION = "authorization"
-_NAME, _VERSION, _ID = 1, 2, 3
-_NAME_TAG, _VERSION_TAG, _ID_TAG = tag_of(_NAME), tag_of(_VERSION), tag_of(_ID)
-_SHORT = 0x80
 
 
 class CallHead:
@@ -47,21 +33,16 @@ class CallHead:
         """As `read_metadata` found them, without those of a single call; not to be changed."""
 
 
-class Form(NamedTuple):
-    """A message that was a good query."""
+class Form:
+    """A message that was a good query, and what the last like it was told if it was turned away."""
 
-    handle: str
-    version: int | None
-    known: Known
-    """Of what comes behind the id."""
+    __slots__ = ("handle", "known", "turned", "version")
 
-
-class Cut(NamedTuple):
-    """A message in two: what names the model, and all the rest, from `begin` on; between them the query's id."""
-
-    name: bytes
-    id: str
-    begin: int
+    def __init__(self, handle: str, version: int | None, known: KnownMessage) -> None:
+        self.handle = handle
+        self.version = version
+        self.known = known
+        self.turned: TurnedCall | None = None
 
 
 def read_metadata(metadata: Metadata) -> dict[str, str]:
@@ -76,27 +57,6 @@ def read_metadata(metadata: Metadata) -> dict[str, str]:
         elif key.startswith(PREFIX):
             found[key] = ""
     return found
-
-
-def cut(data: bytes) -> Cut | None:
-    """None for a message that does not begin as usual; what it returns for one that is broken further on means nothing
-    before the rest was compared."""
-    try:
-        if data[0] != _NAME_TAG or data[1] >= _SHORT:
-            return None
-        at = 2 + data[1]
-        if data[at] == _VERSION_TAG:
-            if data[at + 1] >= _SHORT:
-                return None
-            at += 2 + data[at + 1]
-        if data[at] != _ID_TAG:
-            return Cut(data[:at], "", at)
-        begin = at + 2 + data[at + 1]
-        if data[at + 1] >= _SHORT or begin > len(data):
-            return None
-        return Cut(data[:at], data[at + 2 : begin].decode(), begin)
-    except (IndexError, UnicodeDecodeError):
-        return None
 
 
 class Calls:
@@ -140,49 +100,15 @@ class Calls:
         return head
 
     def form_of(self, head: CallHead, begun: Cut, data: bytes, *, has_deadline: bool) -> Form | None:
-        """Of messages as long as this one; whether it is like them is still to be asked."""
-        return self._forms.get((head, begun.name, len(data) - begun.begin, has_deadline))
+        """Of a message that is like one before."""
+        form = self._forms.get((head, begun.name, len(data) - begun.begin, has_deadline))
+        return form if form is not None and form.known.inputs.suits(data, begun.begin) else None
 
-    def learn(
-        self,
-        head: CallHead,
-        begun: Cut,
-        data: bytes,
-        task: Task,
-        request: InferRequest,
-        query: Query,
-        wanted: Requirements,
-        *,
-        has_deadline: bool,
-    ) -> None:
-        """From a good query."""
-        spans = raw_spans(data, begun.begin)
-        if spans is None or len(spans) != len(request.inputs) or len(begun.name) > KNOWN_BYTES:
-            return
-        rest = data[begun.begin :]
-        nameless = replace(request, id="")
-        found = known(task, rest, spans, nameless, query, wanted)
-        if found is None:
-            return
+    def remember(self, head: CallHead, begun: Cut, data: bytes, form: Form, *, has_deadline: bool) -> Form | None:
+        """The form of this message; what is returned was remembered instead until now."""
         if len(self._forms) >= FORMS_KEPT:
             self._forms.clear()
-        key = head, begun.name, len(rest), has_deadline
-        self._forms[key] = Form(query.handle, query.version, found)
-
-
-def raw_spans(data: bytes, begin: int) -> list[Span] | None:
-    """Where the raw contents lie behind the id, counted from `begin`; None where the message is not in the usual order,
-    so that what names it, or its id, might be said again. `data` is a message."""
-    spans: list[Span] = []
-    try:
-        for field in outermost(data):
-            if field.number in (_NAME, _VERSION, _ID):
-                if field.end > begin:
-                    return None
-            elif field.begin < begin:
-                return None
-            elif field.number == RAW:
-                spans.append((field.value - begin, field.end - begin))
-    except DecodeError:
-        return None  # it has a form that only the generated class knows
-    return spans
+        key = head, begun.name, len(data) - begun.begin, has_deadline
+        before = self._forms.get(key)
+        self._forms[key] = form
+        return before

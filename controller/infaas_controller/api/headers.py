@@ -43,10 +43,10 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 def fresh_caller() -> Caller:
-    return Caller(_fresh_request_id())
+    return Caller(fresh_request_id())
 
 
-def _fresh_request_id() -> str:
+def fresh_request_id() -> str:
     """Unique without asking the system for randomness at every query: random per process, counted within it."""
     return f"{_PROCESS}-{next(_COUNT):x}"
 
@@ -62,7 +62,7 @@ def read_caller(headers: Mapping[str, str], body_id: str = "") -> Caller:
         raise InvalidError(
             f"header {REQUEST_ID!r} must be 1 to {MAX_REQUEST_ID} printable ASCII characters without spaces"
         )
-    request_id = given or (body_id if _REQUEST_ID.fullmatch(body_id) else _fresh_request_id())
+    request_id = given or (body_id if _REQUEST_ID.fullmatch(body_id) else fresh_request_id())
     traceparent = headers.get(TRACEPARENT)
     if traceparent is None or not _TRACEPARENT.fullmatch(traceparent) or len(traceparent) > MAX_TRACESTATE:
         return Caller(request_id)

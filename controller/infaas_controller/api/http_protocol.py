@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from infaas.domain.query import Code
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
-from infaas.rpc.edges import error_body, retry_after_header
-from infaas_controller.api.headers import REQUEST_ID, fresh_caller
+from infaas_controller.api.headers import fresh_caller
 from infaas_controller.api.http_fast import Exchange, FastInfer
 from infaas_controller.api.http_limits import (
     AfterLastError,
@@ -33,10 +32,10 @@ from infaas_controller.api.http_limits import (
     explained,
     header_too_large,
 )
+from infaas_controller.api.http_literal import head_without_upgrade, last_answer
 from infaas_controller.api.http_transport import JoiningTransport
 
 _log = get_logger(__name__)
-_UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -97,11 +96,13 @@ class BoundedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self.timeout_keep_alive_task = None
-        for cycle in list(self._unanswered):  # uvicorn tells the newest alone
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self._unanswered.clear()
-        super().connection_lost(exc)
+        try:
+            for cycle in list(self._unanswered):  # uvicorn tells the newest alone
+                cycle.disconnected = True
+                cycle.message_event.set()
+        finally:
+            self._unanswered.clear()
+            super().connection_lost(exc)
 
     def shutdown(self) -> None:
         self._is_shutting_down = True
@@ -130,8 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._idle_since = None
         was_between = not self._is_receiving and not self._unanswered
-        if was_between and (known := self._unparsed(data)) is not None:
-            known.start()
+        if was_between and self._unparsed(data):
             return
         self._received += len(data)
         self._piece = len(data)
@@ -151,16 +151,22 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.resume_reading()  # whatever came behind it: word that the caller leaves must reach us
             prepared.start()
 
-    def _unparsed(self, data: bytes) -> Exchange | None:
-        """The exchange of a request with a header that was parsed before, ready to start; None: it must be parsed."""
+    def _unparsed(self, data: bytes) -> bool:
+        """Serve a request with a header that was parsed before. False: it must be parsed."""
         if self._fast is None or self.flow.write_paused or self._is_shutting_down:
-            return None
+            return False
         exchange = self._fast.exchange_of(self, data)
+        if isinstance(exchange, bytes):
+            self._joining.write_whole(exchange)
+            self.server_state.total_requests += 1
+            self._await_first_byte()
+            return True
         if exchange is None or not exchange.prepare():
-            return None
+            return False
         self.cycle = exchange
         self._unanswered.append(exchange)
-        return exchange
+        exchange.start()
+        return True
 
     def _look_after_feeding(self) -> None:
         if self._is_receiving:
@@ -192,15 +198,8 @@ class BoundedProtocol(HttpToolsProtocol):
         Nobody is obliged to upgrade (RFC 9110, 7.8), and there are clients that ask on every first request (Java's).
         The parser takes what follows such a head for the other protocol's, a body too, so it is given another head.
         """
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
-        for name, value in self.headers:
-            if name == b"connection":
-                kept = [word for word in value.split(b",") if word.strip().lower() not in _UPGRADE_FIELDS]
-                value = b",".join(kept)
-            if name not in _UPGRADE_FIELDS and (value or name != b"connection"):
-                lines.append(b"%s: %s" % (name, value))
-        return b"\r\n".join([*lines, b"", b""])
+        version = self.parser.get_http_version().encode()
+        return head_without_upgrade(self.parser.get_method(), self.url, version, self.headers)
 
     def on_message_begin(self) -> None:
         if self._is_deaf:
@@ -336,16 +335,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._send_refusal(status, error)
 
     def _send_refusal(self, status: int, error: InfaasError) -> None:
-        request_id = fresh_caller().request_id
-        body = error_body(error, request_id)
-        fields = (
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"{REQUEST_ID}: {request_id}\r\nconnection: close\r\n"
-        )
-        retry_after = retry_after_header(error)
-        if retry_after is not None:
-            fields += f"retry-after: {retry_after}\r\n"
-        self.transport.write(b"".join((STATUS_LINE[status], fields.encode("ascii"), b"\r\n", body)))
+        self.transport.write(last_answer(status, error, fresh_caller().request_id))
         self._is_receiving = True  # whatever of it is still on its way
         self.transport.close()
 
@@ -359,6 +349,13 @@ class BoundedProtocol(HttpToolsProtocol):
         for piece in pieces:
             self._joining.write_whole(piece)
         exchange.response_complete = True
+        if exchange.keep_alive and len(self._unanswered) == 1 and not self.pipeline and self._refusal is None:
+            self._unanswered.clear()
+            self.server_state.total_requests += 1
+            if self.flow.read_paused:
+                self.flow.resume_reading()
+            self._await_first_byte()
+            return
         if not exchange.keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -46,6 +46,9 @@ class JoiningTransport:
             self._flush()
         self._transport.write(data)
 
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
     def close(self) -> None:
         self._flush()
         if not self._takes_close():

@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 
 from infaas.domain.query import Requirements
-from infaas.domain.task import TaskDefaults
+from infaas.domain.task import Task, TaskDefaults
 from infaas.rpc.requirements import PREFIX
 from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
-from infaas_controller.api.known import Known
+from infaas_controller.api.http_known import KnownBody
+from infaas_controller.api.http_turned import TurnedAway
 
 RawFields = Sequence[tuple[bytes, bytes]]
 """Header fields as they came, names in lower case."""
@@ -50,7 +51,10 @@ _PREFIX = PREFIX.encode()
 class Head:
     """What the header of a query says, but for what is its own alone. Shared by every query that sends the same."""
 
-    __slots__ = ("_defaults", "_requirements", "body_bytes", "fields", "handle", "known", "version")
+    __slots__ = (
+        "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons",
+        "turned", "version",
+    )  # fmt: skip
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
         self.handle = handle
@@ -59,8 +63,14 @@ class Head:
         self.fields = fields
         """As `read_fields` found them, without those of a single query; not to be changed."""
         self.body_bytes = body_bytes
-        self.known: Known | None = None
-        """What the last binary query under this head taught. Where its JSON ends is among the fields."""
+        self.known: KnownBody | None = None
+        """What the last query under this head taught."""
+        self.lessons = 0
+        """How many have taught."""
+        self.is_large_for: Task | None = None
+        """The task of which an answer to such a query may be too large for the loop."""
+        self.turned: TurnedAway | None = None
+        """What the last query like `known` was told, if it was turned away."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 

@@ -92,7 +92,7 @@ def reading_deadline(
     Raises as `build_query` does for requirements that cannot be understood: such a request is not worth reading.
     """
     known, usual = ({}, TaskDefaults()) if parameters is None else (parameters, defaults)
-    return _deadline(arrival.at, read_requirements(headers, known, usual, time_remaining_s=arrival.time_remaining_s))
+    return _deadline(arrival, read_requirements(headers, known, usual, time_remaining_s=arrival.time_remaining_s))
 
 
 def build_query(
@@ -104,11 +104,24 @@ def build_query(
     caller: Caller,
     arrival: Arrival,
     trace: TraceContext | None = None,
+    basis: Requirements | None = None,
 ) -> Query:
     """Raises InvalidError or UnsupportedError; whatever it returns is well-formed."""
-    return made_query(
-        handle, version, request.inputs, checked(request, task), requirements, caller, arrival.at, trace
-    )  # fmt: skip
+    outline = checked(request, task)
+    return Query(
+        id=caller.request_id,
+        handle=handle,
+        version=version,
+        requirements=requirements,
+        items=outline.items,
+        signature=outline.signature,
+        inputs=request.inputs,
+        outputs=outline.outputs,
+        arrived_at=arrival.at,
+        deadline=_deadline(arrival, requirements),
+        trace=trace,
+        basis=basis,
+    )
 
 
 def checked(request: InferRequest, task: Task) -> Outline:
@@ -126,34 +139,13 @@ def _one_object(found: Signature) -> Signature:
     return _signatures.setdefault(found, found)
 
 
-def made_query(
-    handle: str,
-    version: int | None,
-    inputs: tuple[Tensor, ...],
-    outline: Outline,
-    requirements: Requirements,
-    caller: Caller,
-    arrived_at: float,
-    trace: TraceContext | None,
-) -> Query:
-    """Of inputs that have the outline."""
-    return Query(
-        id=caller.request_id,
-        handle=handle,
-        version=version,
-        requirements=requirements,
-        items=outline.items,
-        signature=outline.signature,
-        inputs=inputs,
-        outputs=outline.outputs,
-        arrived_at=arrived_at,
-        deadline=_deadline(arrived_at, requirements),
-        trace=trace,
-    )
+def _deadline(arrival: Arrival, requirements: Requirements) -> float:
+    return arrival.at + time_s(requirements)
 
 
-def _deadline(arrived_at: float, requirements: Requirements) -> float:
-    return arrived_at + (HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s)
+def time_s(requirements: Requirements) -> float:
+    """How long an answer may take."""
+    return HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s
 
 
 def check_json_outputs(request: InferRequest, task: Task) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import msgspec
 
 from infaas.clock import Clock
-from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query, Requirements
+from infaas.domain.cluster import ClusterView
+from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Code, Decision, Priority, Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
-from infaas.observe.metrics import Metrics
+from infaas.observe.metrics import Account, Metrics
 from infaas.observe.trace import Span
 from infaas.rpc.requirements import FAR_S, Scalar, bounded, read_requirements
 from infaas.rpc.tensors import InferRequest
@@ -34,7 +34,6 @@ from infaas_controller.api.intake import (
     build_query,
     cost_usd,
     find_task,
-    made_query,
     reading_deadline,
 )
 from infaas_controller.api.spans import QuerySpans
@@ -56,8 +55,7 @@ class Served(msgspec.Struct, frozen=True):
     """On the controller's monotonic clock."""
 
 
-@dataclass(slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """What is known of a request so far: enough to count it and to answer it, wherever it ends."""
 
     handle: str
@@ -65,7 +63,7 @@ class Ticket:
     priority: Priority = Priority.STANDARD
     items: int = 0
     outcome: Outcome | None = None
-    caller: Caller = field(default_factory=fresh_caller)
+    caller: Caller = msgspec.field(default_factory=fresh_caller)
     span: Span | None = None
     """From when its inputs were read; None where nothing is traced."""
 
@@ -92,6 +90,9 @@ class Inference:
         self._spans = spans
         self._last_wanted: dict[str, Requirements] = {}
         """By handle."""
+        self._accounts: dict[tuple[str, str | None, Priority], Account] = {}
+        """Where answers are counted, for one view of the cluster."""
+        self._accounts_of: ClusterView | None = None
 
     def ticket(self, handle: str) -> Ticket:
         return Ticket(handle, self.clock.now())
@@ -143,7 +144,7 @@ class Inference:
         requirements: Requirements | None = None,
     ) -> Query:
         """What a request asks of the service, noted in the ticket. `requirements` are given where they were read
-        before. Raises as `build_query`."""
+        before, as `wanted` does. Raises as `build_query`."""
         arrival = Arrival(ticket.arrived_at, time_remaining_s)
         caller = ticket.caller
         if self._spans is not None:
@@ -152,9 +153,10 @@ class Inference:
         if requirements is None:
             has_deadline = time_remaining_s is not None
             requirements = self.wanted(ticket.handle, task, request, headers, has_deadline=has_deadline)
-        requirements = bounded(requirements, time_remaining_s)
-        query = build_query(ticket.handle, version, task, request, requirements, caller, arrival, trace)
-        ticket.priority, ticket.items = requirements.priority, query.items
+        own = bounded(requirements, time_remaining_s)
+        basis = None if own is requirements else requirements
+        query = build_query(ticket.handle, version, task, request, own, caller, arrival, trace, basis)
+        ticket.priority, ticket.items = own.priority, query.items
         return query
 
     def query_like(
@@ -164,15 +166,18 @@ class Inference:
         inputs: tuple[Tensor, ...],
         outline: Outline,
         wanted: Requirements,
-        *,
-        time_remaining_s: float | None = None,
+        basis: Requirements | None = None,
     ) -> Query:
-        """As `query`, of a request that differs in nothing but values from one that was a query. Not where queries are
+        """As `query`, of a request that differs in nothing but values from one that was a query; `basis` is what that
+        one wanted, if a deadline of its own is what makes this one want something else. Not where queries are
         traced."""
-        wanted = bounded(wanted, time_remaining_s)
         ticket.priority, ticket.items = wanted.priority, outline.items
-        caller = ticket.caller
-        return made_query(ticket.handle, version, inputs, outline, wanted, caller, ticket.arrived_at, caller.trace)
+        caller, at = ticket.caller, ticket.arrived_at
+        return Query(
+            caller.request_id, ticket.handle, version, wanted, outline.items, outline.signature, inputs,
+            outline.outputs, at, at + (HARD_LIMIT_S if wanted.latency_s is None else wanted.latency_s), caller.trace,
+            basis,
+        )  # fmt: skip
 
     def wanted(
         self, handle: str, task: Task, request: InferRequest, headers: Mapping[str, str], *, has_deadline: bool
@@ -258,6 +263,29 @@ class Inference:
 
     def _left_s(self, deadline: float) -> float:
         return deadline - self.clock.now()
+
+    def count_answer(self, ticket: Ticket, outcome: Outcome) -> None:
+        """As `count`, of an answer; at less cost when it is a usual one."""
+        is_usual = outcome.slo_met and not outcome.cold_start and outcome.fallback is None
+        if not is_usual or self._metrics is None or self._spans is not None or ticket.caller.traceparent is not None:
+            self.count(ticket, None)
+            return
+        view, handle = self.service.view, ticket.handle
+        key = handle, outcome.variant, ticket.priority
+        account = self._accounts.get(key) if view is self._accounts_of else None
+        if account is None:
+            if view is not self._accounts_of or len(self._accounts) >= HANDLES_KEPT:
+                self._accounts.clear()
+                self._accounts_of = view
+            model = handle if view.level_of(handle) is not None else None
+            account = self._metrics.account(model, outcome.variant, ticket.priority, cost_usd(view, outcome, 1))
+            self._accounts[key] = account
+        account.observe(self.clock.now() - ticket.arrived_at, outcome.queue_s, outcome.run_s, ticket.items)
+
+    def count_turned(self, handle: str, priority: Priority, code: Code) -> None:
+        """As `count`, of a query that was turned away unread."""
+        if self._metrics is not None:
+            self._metrics.observe_request(model=handle, code=code, priority=priority, total_s=0.0)
 
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""

@@ -11,6 +11,8 @@ from infaas.domain.variant import Variant
 PAYS = 0.9
 """The preferred batch is the smallest with at least this share of the best throughput (items per second). Measured
 curves waver by some per cent; what a batch gains within that is not worth making its first query wait for its last."""
+SMALL_BESIDE = 4
+"""What is left behind is small beside a batch of so many times its items."""
 BATCH_COST_S = 0.0003
 """What a batch costs the controller and the worker besides its run."""
 
@@ -35,6 +37,14 @@ class Curve:
         for n in range(self.hard_limit - 1, -1, -1):
             self.least_s[n] = min(self.p95_s[n], self.least_s[n + 1])
         self.preferred = self.hard_limit if self.is_fixed else preferred_batch(self.mean_s, BATCH_COST_S)
+
+    def most_of(self, waiting: int) -> int:
+        """How many of so many waiting items the next batch may hold: as many as pay, and a few more where those would
+        be all that is left. Connections that are answered together come again together; without this they would fall
+        into step as a full batch and a tiny one, which costs nearly as much."""
+        rest = waiting - self.preferred
+        is_small = 0 < rest <= self.preferred // SMALL_BESIDE
+        return waiting if is_small and waiting <= self.hard_limit else self.preferred
 
 
 def preferred_batch(mean_s: list[float], overhead_s: float) -> int:

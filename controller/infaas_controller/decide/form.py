@@ -29,7 +29,7 @@ class Waiting(Protocol):
     def items(self) -> int: ...
 
     @property
-    def bytes(self) -> int: ...
+    def input_bytes(self) -> int: ...
 
 
 class Head(Protocol):
@@ -61,6 +61,8 @@ class Limits:
     """The same for the p95."""
     max_queries: int | None = None
     """1 for a query that runs alone because it may have killed its instance."""
+    most: int | None = None
+    """Items that the batch may hold; None: as many as pay. One query alone may hold more."""
     max_bytes: int = MAX_BATCH_BYTES
     """Of inputs; one query alone may hold more."""
     drops_late: bool = True
@@ -91,6 +93,7 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
     left: E | None = None
     items = bytes_ = 0
     tightest = float("inf")
+    most = curve.preferred if limits.most is None else limits.most
     begin = now + limits.start_s + limits.overhead_s
     for entry in queue:
         if entry.deadline <= now:
@@ -104,18 +107,18 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
         else:
             grown = items + entry.items
             if (
-                grown > curve.preferred
+                grown > most
                 or len(batch) == limits.max_queries
-                or bytes_ + entry.bytes > limits.max_bytes
+                or bytes_ + entry.input_bytes > limits.max_bytes
                 or begin + curve.p95_s[grown] * limits.promised(grown) > min(tightest, entry.deadline)
             ):
                 left = entry
                 break
         batch.append(entry)
         items += entry.items
-        bytes_ += entry.bytes
+        bytes_ += entry.input_bytes
         tightest = min(tightest, entry.deadline)
-        if items >= curve.preferred or len(batch) == limits.max_queries:
+        if items >= most or len(batch) == limits.max_queries:
             break
     return Formed(batch, items, expired, late, left)
 

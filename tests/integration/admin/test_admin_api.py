@@ -322,7 +322,8 @@ async def test_workers_are_listed_drained_and_resumed(house: House) -> None:
 
 
 async def test_decisions_are_explained_from_memory_and_from_the_journal(house: House) -> None:
-    house.journal.record(a_decision(0))
+    assert house.journal.take("saturated", "digits")
+    house.journal.keep(a_decision(0))
     await house.journal.drain()
     assert (await house.http.get("/v1/decisions/r-2")).json()["id"] == "d-2"
     assert (await house.http.get("/v1/decisions/d-0")).json()["reason"] == "full"

@@ -7,6 +7,7 @@ and refuses by the same errors, so that everything the edges say about a query h
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -66,6 +67,7 @@ class ComputingService:
         self.refusal: InfaasError | None = None
         self.seen: list[Query] = []
         self.cancelled: list[Query] = []
+        self.alike: Counter[str] = Counter()
         self.arrived = asyncio.Event()
         self.dropped = asyncio.Event()
         self._decisions: dict[str, Decision] = {}
@@ -177,6 +179,9 @@ class ComputingService:
 
     def decision(self, key: str) -> Decision | None:
         return self._decisions.get(key)
+
+    def note_alike(self, id: DecisionId, count: int) -> None:
+        self.alike[id] += count
 
     def recent(self, limit: int) -> Sequence[Decision]:
         return list(self._decisions.values())[-limit:]

@@ -30,6 +30,7 @@ class Serving:
     metrics: Metrics
     grpc_server: GrpcServer
     bulk: Bulk
+    fast: FastInfer | None = None
 
 
 class _Server(uvicorn.Server):
@@ -63,7 +64,7 @@ async def serving(
     grpc_port = await grpc_server.start("127.0.0.1", 0)
     async with _http(app, limits, app.fast if has_fast_way else None) as http:
         try:
-            yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server, bulk)
+            yield Serving(service, http, f"127.0.0.1:{grpc_port}", metrics, grpc_server, bulk, app.fast)
         finally:
             await grpc_server.stop(0.5)
             await bulk.close()

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from alike import OWN_ID, Both, counted, query_of, serving_both
-from infaas_controller.api import grpc_infer
+from infaas_controller.api import grpc_infer, turned
 from serving import Serving
 
 from infaas.domain.query import Code
@@ -261,6 +261,15 @@ async def test_queries_that_want_the_same_share_one_object(both: Both) -> None:
         assert len({id(query.signature) for query in running.service.seen}) == 1
 
 
+async def test_queries_that_want_the_same_until_deadlines_of_their_own_share_what_they_want(both: Both) -> None:
+    for running in (both.fast, both.ordinary):
+        await said(running, [Sent(a_message(n), timeout_s=s) for n, s in enumerate((60.0, 50.0, 60.0))])
+        seen = running.service.seen
+        assert len({id(query.requirements) for query in seen}) == 3
+        assert len({id(query.basis) for query in seen}) == 1
+        assert all(query.basis == replace(query.requirements, latency_s=86_400.0) for query in seen)
+
+
 async def test_a_task_that_changes_is_seen_by_the_next_query(both: Both) -> None:
     for running in (both.fast, both.ordinary):
         await said(running, [Sent(a_message(1)), Sent(a_message(2))])
@@ -275,7 +284,8 @@ async def test_a_task_that_changes_is_seen_by_the_next_query(both: Both) -> None
         assert gone[0] is grpc.StatusCode.NOT_FOUND
 
 
-async def test_refused_and_failed_queries_are_told_alike(both: Both) -> None:
+async def test_refused_and_failed_queries_are_told_alike(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turned, "HOLDS_S", 0.0)  # that some are told so unread is for those that are recognised
     good, overflowing = Sent(a_message()), Sent(a_message(-(2**31)))
     await assert_alike(both, [good, overflowing, good, overflowing])
     for running in (both.fast, both.ordinary):

@@ -4,8 +4,8 @@ was asked, so that client and command line are tested over real HTTP before and 
 from __future__ import annotations
 
 import json
+import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -261,16 +261,25 @@ def _add_queries(app: FastAPI) -> None:
         return Response(head + raw, headers=headers)
 
 
+class _Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
 @pytest.fixture
 def controller() -> Iterator[Controller]:
     made = Controller()
-    server = uvicorn.Server(uvicorn.Config(make_app(made), host="127.0.0.1", port=0, log_level="error"))
+    server = _Server(uvicorn.Config(make_app(made), host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, name="controller")
     thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert server.listening.wait(30)
     made.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     yield made
     server.should_exit = True

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from infaas.cli import builds
 from infaas.cli.app import app
 from infaas.settings import json_schema
 
@@ -112,6 +113,19 @@ def test_a_registration_waits_until_queries_here_know_it(run: Run, controller: A
 
     assert "cnn version 1 serves with 2 variants." in done.stdout
     assert controller.behind < 0
+
+
+def test_a_registration_that_queries_do_not_follow_says_so(
+    run: Run, controller: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"onnx")
+    monkeypatch.setattr(builds, "SERVING_WITHIN_S", 0.3)
+    controller.behind = 10_000
+
+    done = run("model", "register", tmp_path / "m.onnx", "--task", "digits")
+
+    assert done.exit_code == 0, done.output
+    assert "cnn version 1 is ready (no version serves here yet) with 2 variants." in done.stdout
 
 
 def test_a_detached_registration_returns_at_once(run: Run, controller: Any, tmp_path: Path) -> None:

@@ -425,7 +425,7 @@ async def test_a_policy_that_raises_is_its_own_querys_500_and_the_links_live(clu
         assert c.dispatcher.in_flight() == 0
 
 
-@pytest.mark.parametrize("breaks", ["_record", "_send"])
+@pytest.mark.parametrize("breaks", ["_answer_one", "_send"])
 async def test_a_command_that_cannot_be_performed_is_told_to_whoever_waits_for_it_and_to_nobody_else(
     cluster: Opener, breaks: str
 ) -> None:

@@ -177,7 +177,7 @@ async def test_a_fault_in_ending_a_query_is_told_to_its_waiter(
 ) -> None:
     worker = FakeWorker("w1", [an_instance("i1")])
     async with cluster([a_variant("v1")], [worker]) as c:
-        monkeypatch.setattr(c.dispatcher._performer, "_record", _broken)
+        monkeypatch.setattr(c.dispatcher._performer, "_answer_one", _broken)
         waiter = Told()
         c.dispatcher.begin(c.query(inputs=image(1)), waiter)
         await all_ended([waiter])

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
-from infaas_controller.commands import BatchResult, Finish, LoadOn, SendBatch
+from infaas_controller.commands import Answered, BatchResult, Finish, LoadOn, SendBatch
 from infaas_controller.decide.policies.base import Policy
 from infaas_controller.engine import Engine
 from infaas_controller.placing import EngineSettings
@@ -175,9 +175,13 @@ class SimulatedCluster:
             if isinstance(command, Finish):
                 ticket = command.ticket
                 assert ticket.query.id not in self.ended, "a query ended twice"
-                self.ended[ticket.query.id] = command.error.code if command.error else None
-                self.texts[ticket.query.id] = command.error.text if command.error else ""
-                if command.error is None and ticket.lane is not None:
+                self.ended[ticket.query.id] = command.error.code
+                self.texts[ticket.query.id] = command.error.text
+            elif isinstance(command, Answered):
+                for ticket in command.tickets:
+                    assert ticket.query.id not in self.ended, "a query ended twice"
+                    self.ended[ticket.query.id], self.texts[ticket.query.id] = None, ""
+                    assert ticket.lane is not None
                     self.served[ticket.query.id] = ticket.lane.variant
             elif isinstance(command, SendBatch):
                 self._run(command)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from infaas_controller.decide.curve import Curve
 
 from infaas.domain.ids import InstanceId
 from infaas.domain.lifecycle import InstanceState
@@ -46,6 +47,19 @@ def test_queries_that_arrive_together_leave_together_and_a_busy_instance_lets_th
     assert Counter(cluster.ended.values()) == {None: 116}
     assert cluster.sizes[1] == 1, "the staged slot is not left empty"
     assert max(cluster.sizes[2:]) > 20, "the rest gathered while the instance was busy"
+
+
+def test_what_came_together_leaves_no_tiny_batch_behind() -> None:
+    variant = a_variant("v", p95_ms=10, per_item_ms=0.1)
+    preferred = Curve(variant).preferred
+    cluster = SimulatedCluster([variant], ["v"])
+    cluster.submit_together(preferred + 2)
+    cluster.run_for(1.0)
+    assert cluster.sizes == [preferred + 2]
+    cluster.ended.clear()
+    cluster.submit_together(2 * preferred)
+    cluster.run_for(1.0)
+    assert cluster.sizes[1:] == [preferred, preferred]
 
 
 def test_at_twice_the_capacity_nearly_all_that_is_answered_is_in_time_and_the_rest_is_refused_early() -> None:

@@ -10,7 +10,7 @@ from itertools import accumulate, count
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from infaas_controller.commands import BatchResult, CancelStaged, Finish, LoadOn, SendBatch
+from infaas_controller.commands import Answered, BatchResult, CancelStaged, Finish, LoadOn, SendBatch
 from infaas_controller.decide.options import Situation
 from infaas_controller.decide.policies.base import Policy, Verdict
 from infaas_controller.engine import Engine
@@ -290,7 +290,11 @@ class EngineMachine(RuleBasedStateMachine):
             if isinstance(command, Finish):
                 number = command.ticket.number
                 assert number not in self.ended, "a query ended twice"
-                self.ended[number] = command.error.code if command.error else None
+                self.ended[number] = command.error.code
+            elif isinstance(command, Answered):
+                for ticket in command.tickets:
+                    assert ticket.number not in self.ended, "a query ended twice"
+                    self.ended[ticket.number] = None
             elif isinstance(command, SendBatch):
                 self.check_batch(command)
                 self.batches[command.number] = command

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.decide.curve import Curve, preferred_batch
+from infaas_controller.decide.curve import SMALL_BESIDE, Curve, preferred_batch
 from infaas_controller.decide.form import AGEING_S, MAX_BATCH_BYTES, Limits, aged_rank, form, turn
 from infaas_controller.lanes import urgency_of
 from infaas_controller.ledger import Ledger
 from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
-from infaas_controller.observed import PRIOR_WEIGHT, WINDOW, Recent
+from infaas_controller.observed import FRESH_S, PRIOR_WEIGHT, WINDOW, Pace, Recent
 from infaas_controller.quarantine import DIGESTED_AT_ONCE_BYTES, Quarantine, RetryBudget, digest
 from infaas_controller.queues import Ticket
 
@@ -28,7 +28,7 @@ NOW = 1_000.0
 class Entry:
     deadline: float
     items: int = 1
-    bytes: int = 256
+    input_bytes: int = 256
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def test_items_are_counted_and_a_query_is_never_split() -> None:
 
 
 def test_a_batch_holds_a_bounded_number_of_bytes_and_the_first_query_always_goes() -> None:
-    large = [Entry(NOW + 9, bytes=MAX_BATCH_BYTES // 2) for _ in range(3)]
+    large = [Entry(NOW + 9, input_bytes=MAX_BATCH_BYTES // 2) for _ in range(3)]
     formed = form(large, MEMORY_BOUND, limits(), NOW)
     assert (formed.batch, formed.left) == (large[:2], large[2])
-    huge = [Entry(NOW + 9, bytes=2 * MAX_BATCH_BYTES), Entry(NOW + 9)]
+    huge = [Entry(NOW + 9, input_bytes=2 * MAX_BATCH_BYTES), Entry(NOW + 9)]
     formed = form(huge, MEMORY_BOUND, limits(), NOW)
     assert (formed.batch, formed.left) == (huge[:1], huge[1])
 
@@ -118,6 +118,20 @@ def test_the_preferred_batch_counts_the_cost_of_the_hop() -> None:
     linear = [0.0, *(0.001 * n for n in range(1, 33))]
     assert preferred_batch(linear, 0.0) == 1
     assert preferred_batch(linear, 0.001) > 6
+
+
+def test_a_few_more_than_pay_go_along_where_they_would_be_all_that_is_left() -> None:
+    preferred = MEMORY_BOUND.preferred
+    assert 20 < preferred < MEMORY_BOUND.hard_limit
+    few = preferred + min(preferred // SMALL_BESIDE, MEMORY_BOUND.hard_limit - preferred)
+    assert MEMORY_BOUND.most_of(few) == few
+    assert MEMORY_BOUND.most_of(preferred - 1) == preferred
+    assert MEMORY_BOUND.most_of(MEMORY_BOUND.hard_limit + 1) == preferred, "more than a run can hold"
+    assert MEMORY_BOUND.most_of(2 * preferred) == preferred
+    assert CPU_BOUND.most_of(2) == CPU_BOUND.preferred == 1, "what batching does not help is not batched"
+    queue = [Entry(NOW + 9) for _ in range(few)]
+    assert form(queue, MEMORY_BOUND, limits(most=few), NOW).items == few
+    assert form(queue, MEMORY_BOUND, limits(), NOW).items == preferred
 
 
 # -- ledger
@@ -331,3 +345,37 @@ def test_redialling_backs_off_within_bounds_and_with_jitter() -> None:
     assert pauses == sorted(pauses)
     assert pauses[-1] <= LONGEST_PAUSE_S
     assert redial_pause_s(5, 0.0) < redial_pause_s(5, 0.9)
+
+
+def test_a_pace_is_learnt_from_full_batches_that_only_waited_for_the_one_before() -> None:
+    pace = Pace()
+    assert pace.end_of(100, NOW) == NOW, "nothing is known"
+    pace.add(20, NOW, is_full=True)
+    assert pace.end_of(100, NOW) == NOW, "one end is no time between two"
+    pace.add(20, NOW + 0.1, is_full=True)
+    assert pace.end_of(100, NOW + 0.1) == pytest.approx(NOW + 0.1 + 100 * 0.005)
+    pace.add(1, NOW + 1.1, is_full=False)
+    assert pace.end_of(100, NOW + 1.1) == pytest.approx(NOW + 1.1 + 100 * 0.005), "an idle second is no pace"
+    for n in range(100):
+        pace.add(20, NOW + 1.1 + 0.2 * (n + 1), is_full=True)
+    end = NOW + 1.1 + 20.0
+    assert pace.end_of(100, end) == pytest.approx(end + 100 * 0.01, rel=0.01), "it follows what is seen"
+    assert pace.end_of(0, end + 1.0) == end + 1.0
+    assert pace.end_of(100, end + FRESH_S + 0.1) == end + FRESH_S + 0.1, "and forgets it when there is no queue"
+
+
+def test_nobody_is_promised_to_get_through_a_queue_faster_than_those_before() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    now = NOW
+    for number in range(20):  # each takes 10 ms by the profile, and all in all 50 ms
+        flight = ledger.sent(lane, number, 1, now)
+        flight.is_next = True
+        now += 0.05
+        ledger.done(lane, number)
+        ledger.observed_batch(lane, flight, 1, 0.0, 0.010, now)
+    idle = ledger.predict(lane, urgency(1), 1, now)
+    ledger.reserve(lane, urgency(1), 10)
+    assert ledger.predict(lane, urgency(1), 1, now) - idle == pytest.approx(10 * 0.05, rel=0.1)
+    ledger.release(lane, urgency(1), 10)
+    assert ledger.predict(lane, urgency(1), 1, now) == idle, "without a queue, the pace of one says nothing"

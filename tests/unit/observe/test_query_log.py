@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from infaas.domain.ids import DecisionId, VariantName, WorkerId
 from infaas.domain.query import Decision
-from infaas.observe.query_log import LINES_AT_ONCE, LINES_PER_S, Budget, QueryLog, line_of, spend
+from infaas.observe.query_log import LINES_AT_ONCE, LINES_PER_S, Budget, Line, QueryLog, line_of, spend
 from infaas.settings import QueryLines
 from infaas.testing.clock import ManualClock
 
@@ -52,10 +52,20 @@ def a_log(which: QueryLines = "notable") -> tuple[QueryLog, Lines, ManualClock]:
     return QueryLog(which, clock, lines), lines, clock  # type: ignore[arg-type]
 
 
+def tell(log: QueryLog, decision: Decision) -> None:
+    """As the controller does."""
+    if log.take(decision.outcome, decision.handle, decision.attempts, decision.fallback is not None):
+        log.observe(decision)
+
+
+def line_for(decision: Decision) -> Line:
+    return line_of(decision.outcome, decision.attempts, decision.fallback is not None)
+
+
 def test_refusals_failures_retries_and_fallbacks_leave_a_line_and_ordinary_answers_none() -> None:
     log, lines, _ = a_log()
     for decision in (ANSWERED, LEFT, REFUSED, FALLBACK, AGAIN, FAILED):
-        log.observe(decision)
+        tell(log, decision)
     assert [(level, event) for level, event, _ in lines.found] == [
         ("info", "query refused"),
         ("info", "query answered by a fallback"),
@@ -66,7 +76,7 @@ def test_refusals_failures_retries_and_fallbacks_leave_a_line_and_ordinary_answe
 
 def test_a_line_has_the_ids_to_look_further_and_states_only_what_is_known() -> None:
     log, lines, _ = a_log()
-    log.observe(REFUSED)
+    tell(log, REFUSED)
     assert lines.found[0][2] == {
         "request_id": "r-1",
         "decision_id": "d-1",
@@ -81,36 +91,28 @@ def test_a_line_has_the_ids_to_look_further_and_states_only_what_is_known() -> N
 def test_the_setting_says_which_queries_leave_lines(which: QueryLines, count: int) -> None:
     log, lines, _ = a_log(which)
     for decision in (ANSWERED, LEFT, REFUSED, FALLBACK, AGAIN, FAILED):
-        log.observe(decision)
+        tell(log, decision)
     assert len(lines.found) == count
-
-
-@pytest.mark.parametrize("which", ["none", "notable", "all"])
-@pytest.mark.parametrize("decision", [ANSWERED, LEFT, REFUSED, FALLBACK, AGAIN, FAILED])
-def test_only_decisions_that_leave_lines_are_wanted(which: QueryLines, decision: Decision) -> None:
-    log, lines, _ = a_log(which)
-    log.observe(decision)
-    assert log.wants(decision.outcome, decision.attempts, decision.fallback is not None) == bool(lines.found)
 
 
 def test_a_flood_of_one_kind_is_cut_and_counted_and_hides_no_other_kind() -> None:
     log, lines, clock = a_log()
     for _ in range(10_000):
-        log.observe(REFUSED)
-    log.observe(AGAIN)
+        tell(log, REFUSED)
+    tell(log, AGAIN)
     assert lines.events.count("query refused") == LINES_AT_ONCE
     assert lines.events[-1] == "query tried again"
     clock.advance(60.0)
-    log.observe(REFUSED)
+    tell(log, REFUSED)
     assert lines.found[-1][2]["unsaid"] == 10_000 - LINES_AT_ONCE
-    log.observe(REFUSED)
+    tell(log, REFUSED)
     assert "unsaid" not in lines.found[-1][2]
 
 
 def test_every_query_leaves_a_line_where_all_are_wanted() -> None:
     log, lines, _ = a_log("all")
     for _ in range(1_000):
-        log.observe(ANSWERED)
+        tell(log, ANSWERED)
     assert len(lines.found) == 1_000
     assert lines.found[0][2]["total_ms"] == 2.123
 
@@ -129,7 +131,7 @@ def test_a_budget_is_never_overspent_and_loses_no_count(gaps: list[float]) -> No
 
 
 def test_what_a_line_is_called_follows_from_the_decision_alone() -> None:
-    assert line_of(ANSWERED).is_ordinary
-    assert line_of(LEFT).is_ordinary
-    assert not line_of(REFUSED).is_ordinary
-    assert line_of(FAILED).is_warning
+    assert line_for(ANSWERED).is_ordinary
+    assert line_for(LEFT).is_ordinary
+    assert not line_for(REFUSED).is_ordinary
+    assert line_for(FAILED).is_warning

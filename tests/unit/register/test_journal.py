@@ -11,7 +11,7 @@ from infaas_controller.decide.candidates import Admissions
 from infaas_controller.decide.policies.slo import SloPolicy
 from infaas_controller.decide.select import select_traced
 from infaas_controller.decisions import Trace
-from infaas_controller.journal import CANDIDATES_PER_S, MAX_CANDIDATES, Allowance, Journal, is_journaled
+from infaas_controller.journal import ALIKE_AT_ONCE, CANDIDATES_PER_S, MAX_CANDIDATES, Allowance, Journal, is_journaled
 from infaas_controller.ledger import Ledger
 
 from infaas.catalog.catalog import Catalog
@@ -35,7 +35,13 @@ def a_decision(number: int = 1, outcome: str = "saturated") -> Decision:
     return Decision(*ids, at, "digits", Level.TASK, TaskName("digits"), "slo", {}, outcome, "because")
 
 
-def test_every_refusal_is_kept_and_a_sample_of_answers() -> None:
+def record(journal: Journal, decision: Decision, trace: Trace | None = None) -> None:
+    """As the controller does."""
+    if journal.take(decision.outcome, decision.handle):
+        journal.keep(decision, trace)
+
+
+def test_refusals_are_kept_and_a_sample_of_answers() -> None:
     assert is_journaled("saturated", 0.0, 0.99)
     assert is_journaled("answered", 0.1, 0.05)
     assert not is_journaled("answered", 0.1, 0.1)
@@ -43,7 +49,7 @@ def test_every_refusal_is_kept_and_a_sample_of_answers() -> None:
 
 async def test_decisions_are_found_while_they_wait_and_after(catalog: Catalog) -> None:
     journal = Journal(catalog, sample=1.0)
-    journal.record(a_decision(1))
+    record(journal, a_decision(1))
     assert await journal.find("r-1") == a_decision(1)
     await journal.drain()
     assert len(journal) == 0
@@ -56,7 +62,7 @@ async def test_the_loop_writes_what_comes_in_batches(catalog: Catalog) -> None:
     journal = Journal(catalog, sample=1.0, batch=3, linger_s=0.001)
     task = asyncio.create_task(journal.run(), name="journal")
     for number in range(10):
-        journal.record(a_decision(number))
+        record(journal, a_decision(number))
     async with asyncio.timeout(20):
         while journal.written < 10:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -68,7 +74,7 @@ async def test_the_loop_writes_what_comes_in_batches(catalog: Catalog) -> None:
 async def test_what_the_queue_cannot_hold_is_dropped_and_counted(catalog: Catalog) -> None:
     journal = Journal(catalog, sample=1.0, capacity=2)
     for number in range(5):
-        journal.record(a_decision(number))
+        record(journal, a_decision(number))
     assert (len(journal), journal.dropped) == (2, 3)
 
 
@@ -79,7 +85,7 @@ async def test_a_lost_catalogue_costs_nothing_while_the_queue_holds(
         raise UnavailableError("gone")
 
     journal = Journal(catalog, sample=1.0)
-    journal.record(a_decision(1))
+    record(journal, a_decision(1))
     with monkeypatch.context() as patch:
         patch.setattr(catalog, "write_decisions", lost)
         with pytest.raises(UnavailableError):
@@ -102,7 +108,7 @@ async def test_a_decision_that_cannot_be_kept_costs_neither_its_neighbours_nor_t
     monkeypatch.setattr(catalog, "write_decisions", picky)
     task = asyncio.create_task(journal.run(), name="journal")
     for number in range(5):
-        journal.record(a_decision(number))
+        record(journal, a_decision(number))
     async with asyncio.timeout(20):
         while len(journal):  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -119,10 +125,10 @@ async def test_what_is_dropped_is_said_at_once_and_then_now_and_then(
     clock = ManualClock()
     journal = Journal(catalog, sample=1.0, capacity=1, clock=clock)
     for number in range(100):
-        journal.record(a_decision(number))
+        record(journal, a_decision(number))
     clock.advance(31.0)
     for number in range(100):
-        journal.record(a_decision(number))
+        record(journal, a_decision(number))
     said = [line for line in capsys.readouterr().err.splitlines() if "are dropped" in line]
     assert len(said) == 2
     assert "dropped=1" in said[0]
@@ -132,7 +138,7 @@ async def test_what_is_dropped_is_said_at_once_and_then_now_and_then(
 async def test_the_journal_forgets_the_oldest(catalog: Catalog) -> None:
     journal = Journal(catalog, sample=1.0, batch=1, keep=10)
     for number in range(50):
-        journal.record(a_decision(number))
+        record(journal, a_decision(number))
     await journal.drain()
     assert len(await journal.recent(100)) == 10
 
@@ -151,7 +157,7 @@ def a_trace(variants: int) -> Trace:
 
 async def test_the_journal_says_of_candidates_what_the_memory_said(catalog: Catalog) -> None:
     journal, trace = Journal(catalog, sample=1.0), a_trace(5)
-    journal.record(a_decision(1), trace)
+    record(journal, a_decision(1), trace)
     said = replace(a_decision(1), candidates=trace.candidates())
     assert len(said.candidates) == 5
     assert await journal.find("d-1") == said, "while it waits"
@@ -162,7 +168,7 @@ async def test_the_journal_says_of_candidates_what_the_memory_said(catalog: Cata
 
 async def test_of_many_candidates_some_are_kept_and_the_rest_counted(catalog: Catalog) -> None:
     journal, trace = Journal(catalog, sample=1.0), a_trace(MAX_CANDIDATES + 18)
-    journal.record(a_decision(1), trace)
+    record(journal, a_decision(1), trace)
     await journal.drain()
     found = await journal.find("d-1")
     assert found is not None
@@ -173,7 +179,7 @@ async def test_of_many_candidates_some_are_kept_and_the_rest_counted(catalog: Ca
 async def test_a_flood_is_journaled_with_candidates_for_some_of_it(catalog: Catalog) -> None:
     journal, trace = Journal(catalog, sample=1.0, clock=ManualClock()), a_trace(3)
     for number in range(CANDIDATES_PER_S + 20):
-        journal.record(replace(a_decision(1), id=DecisionId(f"d-{number}")), trace)
+        record(journal, replace(a_decision(1), id=DecisionId(f"d-{number}")), trace)
     await journal.drain()
     found = await journal.recent(1_000)
     with_candidates = [one for one in found if len(one.candidates) == 3 and not one.candidates_left_out]
@@ -186,3 +192,38 @@ def test_an_allowance_refills_with_time_up_to_a_seconds_worth() -> None:
     assert [allowance.take(10.0) for _ in range(3)] == [True, True, False]
     assert [allowance.take(10.5), allowance.take(10.5)] == [True, False]
     assert [allowance.take(99.0) for _ in range(3)] == [True, True, False]
+
+
+async def test_a_flood_is_written_as_some_of_it_and_the_number_of_the_rest(catalog: Catalog) -> None:
+    clock = ManualClock()
+    journal = Journal(catalog, sample=1.0, clock=clock)
+    for number in range(3 * ALIKE_AT_ONCE):
+        record(journal, replace(a_decision(1), id=DecisionId(f"d-{number}")))
+        record(journal, replace(a_decision(1), id=DecisionId(f"other-{number}"), handle="other"))
+        record(journal, replace(a_decision(1, "answered"), id=DecisionId(f"good-{number}")))
+        record(journal, replace(a_decision(1, "internal"), id=DecisionId(f"fault-{number}")))
+    await journal.drain()
+    clock.advance(1.0)
+    record(journal, replace(a_decision(2), id=DecisionId("d-late")))
+    await journal.drain()
+    found = await journal.recent(10_000)
+    for handle in ("digits", "other"):
+        refused = [one for one in found if (one.handle, one.outcome) == (handle, "saturated") and one.id != "d-late"]
+        assert len(refused) == ALIKE_AT_ONCE
+        assert sum(one.alike for one in refused) == 2 * ALIKE_AT_ONCE
+    assert sum(one.outcome == "answered" for one in found) == 3 * ALIKE_AT_ONCE
+    assert sum(one.outcome == "internal" for one in found) == 3 * ALIKE_AT_ONCE, "of faults every one counts"
+    assert next(one for one in found if one.id == "d-late").alike == 0
+    assert journal.dropped == 0
+
+
+async def test_however_often_a_flood_is_written_no_more_of_it_is_made_in_a_window(catalog: Catalog) -> None:
+    journal = Journal(catalog, sample=1.0, clock=ManualClock(), batch=7)
+    for number in range(5 * ALIKE_AT_ONCE):
+        record(journal, replace(a_decision(1), id=DecisionId(f"d-{number}")))
+        if number % 50 == 0:
+            await journal.drain()
+    await journal.drain()
+    found = await journal.recent(10_000)
+    assert len(found) <= ALIKE_AT_ONCE + 10, "and one for each batch that left nothing to count on"
+    assert len(found) + sum(one.alike for one in found) == 5 * ALIKE_AT_ONCE

@@ -124,7 +124,8 @@ def _decisions_router(service: QueryService, journal: Journal, ask_others: AskOt
         decision = decision or await journal.find(key)
         if decision is None:
             raise NotFoundError(
-                f"no decision {key!r} is kept: refusals and a sample of answers are journaled, others are forgotten"
+                f"no decision {key!r} is kept: refusals (some of a flood) and a sample of answers are journaled, "
+                "others are forgotten"
             )
         return decision
 

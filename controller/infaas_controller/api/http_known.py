@@ -1,0 +1,116 @@
+"""REST's part of `known`: bodies that differ in nothing but values.
+
+What the last query taught is kept with its HTTP header, for one form of body: the same JSON around the values.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from infaas.domain.query import Query
+from infaas.domain.task import Task
+from infaas.domain.tensor import Datatype, Tensor
+from infaas.errors import InvalidError
+from infaas.rpc.tensors import InferRequest
+from infaas.rpc.tensors_json import flat_array
+from infaas_controller.api.known import CONSTRAINED, KNOWN_BYTES, Inputs, Known, Part, known_of, part_of
+
+_DATA = b'"data"'
+_ARRAY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n\[]*?(\[[^\[\]"{}]*\])')
+"""The first that holds no other, however deep it lies."""
+
+
+class Reader(Protocol):
+    def __call__(self, body: bytes) -> Inputs | None:
+        """None: the body is another one. Raises InvalidError for values that are none of their datatype."""
+
+    def suits(self, body: bytes) -> bool:
+        """Whether all but the values is there; they are not looked at."""
+
+
+KnownBody = Known[Reader]
+
+
+def known(task: Task, body: bytes, length: int | None, request: InferRequest, query: Query) -> KnownBody | None:
+    """What a good query teaches; `length` is its JSON header's. None unless little JSON goes round binary inputs or
+    round one array of numbers, and for one with an id: the next has another."""
+    if request.id:
+        return None
+    inputs: Reader | None = _json_reader(body, request) if length is None else _binary_reader(body, length, request)
+    return None if inputs is None else known_of(task, inputs, request, query, query.requirements)
+
+
+class _BinaryReader:
+    """The same JSON header, and tensors of the same sizes after it."""
+
+    __slots__ = ("_json", "_parts", "_size")
+
+    def __init__(self, json: bytes, size: int, inputs: Inputs) -> None:
+        """`size`: of the body."""
+        self._json = json
+        self._size = size
+        self._parts: list[Part] = []
+        at = len(json)
+        for tensor in inputs:
+            self._parts.append(part_of(tensor, at, at + len(tensor.data)))
+            at += len(tensor.data)
+
+    def suits(self, body: bytes) -> bool:
+        return len(body) == self._size and body.startswith(self._json)
+
+    def __call__(self, body: bytes) -> Inputs | None:
+        if len(body) != self._size or not body.startswith(self._json):
+            return None
+        view = memoryview(body)
+        return tuple(
+            [make(name, datatype, shape, view[begin:end]) for make, name, datatype, shape, begin, end in self._parts]
+        )
+
+
+class _JsonReader:
+    """The same JSON round one flat array of as many numbers. What stands between the same beginning and the same end,
+    and is an array by itself, is that array: the rest means what it meant."""
+
+    __slots__ = ("_after", "_before", "_count", "_datatype", "_name", "_shape")
+
+    def __init__(self, before: bytes, after: bytes, tensor: Tensor) -> None:
+        self._before = before
+        self._after = after
+        self._name, self._datatype, self._shape = tensor.name, tensor.datatype, tensor.shape
+        self._count = len(tensor.data) // tensor.datatype.itemsize
+
+    def suits(self, body: bytes) -> bool:
+        is_long = len(body) > len(self._before) + len(self._after)
+        return is_long and body.startswith(self._before) and body.endswith(self._after)
+
+    def __call__(self, body: bytes) -> Inputs | None:
+        if not self.suits(body):
+            return None
+        end = len(body) - len(self._after)
+        text = memoryview(body)[len(self._before) : end]
+        data = flat_array(self._name, text, self._datatype, self._count)
+        return None if data is None else (Tensor(self._name, self._datatype, self._shape, data),)
+
+
+def _binary_reader(body: bytes, length: int, request: InferRequest) -> _BinaryReader | None:
+    if not 0 < length <= KNOWN_BYTES or not all(isinstance(one.data, memoryview) for one in request.inputs):
+        return None
+    return _BinaryReader(body[:length], len(body), request.inputs)
+
+
+def _json_reader(body: bytes, request: InferRequest) -> _JsonReader | None:
+    if len(request.inputs) != 1 or request.inputs[0].datatype in (*CONSTRAINED, Datatype.FP16):
+        return None
+    (tensor,) = request.inputs
+    found = _ARRAY.search(body)
+    if found is None or body.count(_DATA) != 1 or len(body) - len(found[1]) > KNOWN_BYTES:
+        return None
+    if b"\\" in body:  # a name may be written in other ways then
+        return None
+    reader = _JsonReader(body[: found.start(1)], body[found.end(1) :], tensor)
+    try:
+        is_right = reader(body) == (tensor,)
+    except InvalidError:
+        return None
+    return reader if is_right else None

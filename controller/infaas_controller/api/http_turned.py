@@ -1,0 +1,27 @@
+"""`turned` over REST: the answer's bytes, but for the request's id."""
+
+from __future__ import annotations
+
+from infaas.domain.ids import DecisionId
+from infaas.domain.query import Code, Query
+from infaas_controller.api.turned import Turned
+
+
+class TurnedAway(Turned):
+    """Made of one refusal and its answer's bytes."""
+
+    __slots__ = ("_around", "_id_bytes")
+
+    def __init__(
+        self, query: Query, code: Code, decision_id: DecisionId, answer: bytes, request_id: str, now: float
+    ) -> None:
+        super().__init__(query, code, decision_id, now)
+        self._around = answer.split(request_id.encode("ascii"))
+        self._id_bytes = len(request_id)
+
+    def answer(self, request_id: str) -> bytes | None:
+        """The same for another request; None when its id has another length, because the answer says how long it is."""
+        if len(request_id) != self._id_bytes:
+            return None
+        self.count += 1
+        return request_id.encode("ascii").join(self._around)

@@ -1,0 +1,137 @@
+"""Queries like one that was refused for want of time are told the same for a moment, and are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from computing_service import ComputingService
+from infaas_controller.api import turned
+from serving import serving
+
+from infaas.domain.query import Code
+from infaas.errors import RefusedError
+
+LATENCY_MS = 60_000
+
+
+def request(value: int, priority: str = "standard") -> bytes:
+    inputs = [
+        {"name": f"INPUT{n}", "shape": [1, 16], "datatype": "INT32", "parameters": {"binary_data_size": 64}}
+        for n in (0, 1)
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    body = head + np.full(32, value, np.int32).tobytes()
+    fields = (
+        f"POST /v2/models/simple/infer HTTP/1.1\r\nhost: t\r\nx-infaas-slo-latency-ms: {LATENCY_MS}\r\n"
+        f"x-infaas-priority: {priority}\r\ninference-header-content-length: {len(head)}\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return fields.encode() + body
+
+
+class Caller:
+    """One connection that waits for each answer."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def ask(self, request: bytes) -> tuple[int, dict[str, str], dict[str, object]]:
+        self._writer.write(request)
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        status, *lines = head.strip().split("\r\n")
+        fields = dict(line.split(": ", 1) for line in lines)
+        body = json.loads(await self._reader.readexactly(int(fields["content-length"])))
+        assert body["request_id"] == fields["x-request-id"]
+        return int(status.split(" ")[1]), fields, body
+
+
+@pytest.fixture
+def holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as the test runs."""
+    monkeypatch.setattr(turned, "HOLDS_S", 60.0)
+    monkeypatch.setattr(turned, "HOLDS_SHARE", 1.0)
+
+
+async def test_who_comes_right_after_a_refusal_is_told_the_same_unread_and_counted(holds: None) -> None:
+    service = ComputingService()
+    service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        told = [await caller.ask(request(n)) for n in range(6)]
+        assert {status for status, _, _ in told} == {429}
+        assert {body["error"] for _, _, body in told} == {"too much to do"}
+        assert len({fields["x-request-id"] for _, fields, _ in told}) == 6
+        assert all("retry-after" in fields for _, fields, _ in told)
+        asked = len(service.seen)
+        assert asked < 6
+        shared = {fields["x-infaas-decision-id"] for _, fields, _ in told[asked - 1 :]}
+        assert len(shared) == 1, "of the query that they are like"
+        assert len({fields["x-infaas-decision-id"] for _, fields, _ in told[:asked]}) == asked
+        await caller.ask(request(1, priority="critical"))
+        assert len(service.seen) == asked + 1, "another priority is another matter"
+        counted = sum(
+            sample.value
+            for family in edges.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "infaas_requests_total"
+            and (sample.labels["code"], sample.labels["priority"]) == ("deadline-unreachable", "standard")
+        )
+        assert counted == 6
+        writer.close()
+
+
+async def test_what_is_wrong_with_a_query_itself_is_said_to_each_after_reading_it(holds: None) -> None:
+    service = ComputingService()
+    service.refusal = RefusedError("no variant can", code=Code.SLO_UNSATISFIABLE)
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        for n in range(5):
+            await caller.ask(request(n))
+        assert len(service.seen) == 5
+        writer.close()
+
+
+async def test_a_refusal_that_holds_no_more_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turned, "HOLDS_S", 0.0)
+    service = ComputingService()
+    service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        for n in range(4):
+            assert (await caller.ask(request(n)))[0] == 429
+        service.refusal = None
+        writer.write(request(9))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert len(service.seen) == 5
+        writer.close()
+
+
+async def test_how_many_were_told_the_same_is_kept_with_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turned, "HOLDS_S", 60.0)
+    monkeypatch.setattr(turned, "HOLDS_SHARE", 1.0)
+    service = ComputingService()
+    service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        told = [await caller.ask(request(n)) for n in range(6)]
+        asked = len(service.seen)
+        (shared,) = {fields["x-infaas-decision-id"] for _, fields, _ in told[asked - 1 :]}
+        assert edges.fast is not None
+        head = next(head for head in edges.fast._heads._as_sent.values() if head.turned is not None)
+        assert head.turned is not None
+        head.turned.until = 0.0
+        await caller.ask(request(1))
+        assert service.alike == {shared: 6 - asked}
+        writer.close()
