@@ -116,7 +116,7 @@ class Arrivals(Placing):
                     left.popleft()
             elif left and self._is_refused_together(first):
                 last = left.pop()
-                if not self._place_or_fault(last, now) and self._is_refused_together(last):
+                if not self._place_or_fault(last, now) and _are_refused_alike(first, last):
                     self._refuse_like(last, left, now)
 
     def _is_refused_together(self, ticket: Ticket) -> bool:
@@ -183,7 +183,8 @@ class Arrivals(Placing):
 
 
 def _alike(tickets: Sequence[Ticket]) -> Iterable[list[Ticket]]:
-    """By identity: what was read once is shared by all that sent the same; what was not stands alone."""
+    """By identity: what was read once is shared by all that sent the same; what was not stands alone. Whose call has a
+    deadline has requirements of its own: what they were made of is shared, and they are as urgent."""
     found: dict[Hashable, list[Ticket]] = {}
     last: Query | None = None
     group: list[Ticket] = []
@@ -203,8 +204,8 @@ def _alike(tickets: Sequence[Ticket]) -> Iterable[list[Ticket]]:
             key: Hashable = ticket.number
             if not ticket.deaths:
                 key = (
-                    query.handle, query.version, query.items, query.outputs, id(query.requirements),
-                    id(query.signature),
+                    query.handle, query.version, query.items, query.outputs, id(query.basis or query.requirements),
+                    id(query.signature), ticket.urgency,
                 )  # fmt: skip
             group = found.setdefault(key, [])
         group.append(ticket)
@@ -220,6 +221,12 @@ def _follow(ticket: Ticket, first: Ticket, now: float) -> None:
     ticket.admission = first.admission
     ticket.selected, ticket.selected_at = first.selected, now
     ticket.task = first.task
+
+
+def _are_refused_alike(first: Ticket, last: Ticket) -> bool:
+    """Whose calls have deadlines may differ in whether any variant could serve them at all."""
+    one, other = _refusal(first), _refusal(last)
+    return one is not None and other is not None and one.code is other.code
 
 
 def _refusal(ticket: Ticket) -> Refusal | None:

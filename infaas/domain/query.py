@@ -93,6 +93,9 @@ class Query(NamedTuple):
     """`arrived_at` plus the objective, or plus the hard limit."""
     trace: TraceContext | None = None
     """What the worker's part of the trace hangs below; None: nobody traces this query."""
+    basis: Requirements | None = None
+    """What `requirements` were before the call's own deadline bounded them: others want the same until theirs. None:
+    no such deadline counts."""
 
 
 ANSWERED = "answered"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from infaas.domain.query import AccuracyConfidence, Objective, Priority, Requirements
@@ -31,6 +32,9 @@ REQUEST_HEADERS = (LATENCY, ACCURACY, COST, OBJECTIVE, PRIORITY, FALLBACK, EXPLA
 TIMEOUT = "timeout"
 """Triton's parameter: microseconds; 0 is none."""
 MAX_LATENCY_MS = 24 * 3600 * 1000.0
+
+FAR_S = MAX_LATENCY_MS / 1000
+"""A deadline that bounds nothing."""
 
 _TWINS = {header: header.removeprefix(PREFIX).replace("-", "_") for header in REQUEST_HEADERS}
 _OURS = frozenset(_TWINS.values())
@@ -130,6 +134,14 @@ def _of_the_task(
     )
 
 
+def bounded(wanted: Requirements, time_remaining_s: float | None) -> Requirements:
+    """Of a call with a deadline, from what was read with one that is as far off as a latency may be (`FAR_S`). The same
+    object where the deadline changes nothing."""
+    if time_remaining_s is None or (wanted.latency_s is not None and wanted.latency_s <= time_remaining_s):
+        return wanted
+    return replace(wanted, latency_s=min(max(0.0, time_remaining_s), FAR_S))
+
+
 def unknown_headers(headers: Mapping[str, str]) -> list[str]:
     """A requirement that is not understood must not be ignored: the caller would believe that it was met."""
     unknown = [name for name in headers if name.startswith(PREFIX) and name not in _TWINS]
@@ -156,7 +168,7 @@ def _refuse_sequences(parameters: Mapping[str, Scalar]) -> None:
 
 def _latency_s(latency_ms: float | None, time_remaining_s: float | None, defaults: TaskDefaults) -> float | None:
     if time_remaining_s is not None:  # a deadline of years is how some clients say none
-        time_remaining_s = min(max(0.0, time_remaining_s), MAX_LATENCY_MS / 1000)
+        time_remaining_s = min(max(0.0, time_remaining_s), FAR_S)
     if latency_ms is not None:
         stated_s = latency_ms / 1000
         return stated_s if time_remaining_s is None else min(stated_s, time_remaining_s)

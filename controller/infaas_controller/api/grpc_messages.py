@@ -20,8 +20,6 @@ class Malformed:
 
     kind: str
     reason: str
-    model_name: str = ""
-    id: str = ""
 
 
 def reader(kind: Any) -> Callable[[bytes], Any]:

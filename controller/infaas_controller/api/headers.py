@@ -82,7 +82,20 @@ def caller_fields(caller: Caller) -> Fields:
 
 
 def answer_fields(caller: Caller, outcome: Outcome | None) -> Fields:
-    """For an answer, and for an error of a query that got as far as a decision."""
+    """For an answer, and for an error of a query that got as far as a decision; those of a usual answer in one step."""
+    if outcome is not None and _is_usual(caller, outcome):
+        queue_ms = f"{outcome.queue_s * 1e3:.3f}"
+        timing = f"queue;dur={queue_ms}, run;dur={outcome.run_s * 1e3:.3f}, total;dur={outcome.total_s * 1e3:.3f}"
+        return [
+            (REQUEST_ID, caller.request_id),
+            (DECISION_ID, outcome.decision_id),
+            ("x-infaas-variant", str(outcome.variant)),
+            ("x-infaas-worker", str(outcome.worker)),
+            ("x-infaas-slo-met", "true" if outcome.slo_met else "false"),
+            ("x-infaas-attempts", str(outcome.attempts)),
+            ("x-infaas-queue-ms", queue_ms),
+            ("server-timing", timing),
+        ]
     fields = caller_fields(caller)
     if outcome is None:
         return fields
@@ -111,14 +124,7 @@ def answer_fields(caller: Caller, outcome: Outcome | None) -> Fields:
 
 def answer_lines(caller: Caller, outcome: Outcome) -> str:
     """`answer_fields` as HTTP/1.1 writes them; those of a usual answer in one step."""
-    if (
-        caller.traceparent is not None
-        or outcome.variant is None
-        or outcome.worker is None
-        or outcome.slo_met is None
-        or outcome.cold_start
-        or outcome.fallback is not None
-    ):
+    if not _is_usual(caller, outcome):
         return lines_of(answer_fields(caller, outcome))
     queue_ms = f"{outcome.queue_s * 1e3:.3f}"
     return (
@@ -131,6 +137,17 @@ def answer_lines(caller: Caller, outcome: Outcome) -> str:
         f"x-infaas-queue-ms: {queue_ms}\r\n"
         f"server-timing: queue;dur={queue_ms}, run;dur={outcome.run_s * 1e3:.3f}, "
         f"total;dur={outcome.total_s * 1e3:.3f}\r\n"
+    )
+
+
+def _is_usual(caller: Caller, outcome: Outcome) -> bool:
+    return (
+        caller.traceparent is None
+        and outcome.variant is not None
+        and outcome.worker is not None
+        and outcome.slo_met is not None
+        and not outcome.cold_start
+        and outcome.fallback is None
     )
 
 

@@ -19,12 +19,12 @@ from infaas.rpc.tensors_json import answer_parts
 from infaas_controller.api.bulk.weigh import may_be_large_answer
 from infaas_controller.api.headers import REQUEST_ID, Caller, answer_lines, lines_of, read_caller
 from infaas_controller.api.http_infer import BINARY_TYPE, JSON_TYPE, CallerLeftError, failed, header_length
-from infaas_controller.api.http_known import Known, known
+from infaas_controller.api.http_known import KnownBody, known
 from infaas_controller.api.http_transport import JOIN_BYTES
-from infaas_controller.api.http_turned import CODES
 from infaas_controller.api.http_way import HEADER_LENGTH, Head
 from infaas_controller.api.intake import answered_outputs, check_json_outputs
 from infaas_controller.api.service import Ticket
+from infaas_controller.api.turned import CODES
 from infaas_controller.ports import Answer, QueryFailedError, Together, Waiter
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Exchange(Waiter):
     ) -> None:
         self.disconnected = self.response_started = self.response_complete = self._is_checked = False
         self.keep_alive = self.more_body = True
-        self.known: Known | None = None
+        self.known: KnownBody | None = None
         """What the request differs from in nothing but values, ids included: they are ours."""
         self._fast = fast
         self._connection = connection
@@ -179,7 +179,7 @@ class Exchange(Waiter):
         self._task, self._request, self._query = task, request, query
         return True
 
-    def _like(self, before: Known, version: int | None, inputs: tuple[Tensor, ...]) -> bool:
+    def _like(self, before: KnownBody, version: int | None, inputs: tuple[Tensor, ...]) -> bool:
         """The rest of `_prepared`, for what is known but for its values."""
         inference, made = self._fast.inference, self._made
         query = inference.query_like(

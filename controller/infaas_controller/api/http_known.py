@@ -1,56 +1,42 @@
-"""Queries that differ in nothing but values: what the last one with the same headers taught about the next.
+"""REST's part of `known`: bodies that differ in nothing but values.
 
-A client sends the same HTTP header and the same JSON around its values again and again, and everything that reading and
-checking them brings is the same each time. It is kept with the HTTP header, for one body, as long as the task is the
-same object; only what depends on the values is looked at anew.
+What the last query taught is kept with its HTTP header, for one form of body: the same JSON around the values.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from infaas.domain.query import Query, Requirements
+from infaas.domain.query import Query
 from infaas.domain.task import Task
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.errors import InvalidError
-from infaas.rpc.tensors import InferRequest, raw_tensor
+from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import flat_array
 from infaas_controller.api.http_form import Form
 from infaas_controller.api.intake import Outline
+from infaas_controller.api.known import CONSTRAINED, KNOWN_BYTES, Inputs, Known, Part, bare_of, part_of
 
-KNOWN_JSON_BYTES = 4_096
-_CONSTRAINED = (Datatype.BYTES, Datatype.BOOL)
-"""Not every byte string is a value of these."""
 _DATA = b'"data"'
 _ARRAY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n\[]*?(\[[^\[\]"{}]*\])')
 """The first that holds no other, however deep it lies."""
 
-Inputs = tuple[Tensor, ...]
-
 
 class Reader(Protocol):
-    def __call__(self, body: bytes) -> Inputs | None: ...
+    def __call__(self, body: bytes) -> Inputs | None:
+        """None: the body is another one. Raises InvalidError for values that are none of their datatype."""
 
     def suits(self, body: bytes) -> bool:
         """Whether all but the values is there; they are not looked at."""
 
 
 @dataclass(slots=True, eq=False)
-class Known:
-    """A request that was read and checked, and how the last ones like it were answered."""
+class KnownBody(Known[Reader]):
+    """And how the last ones like it were answered."""
 
     handle: str
-    task: Task
-    inputs: Reader
-    """Of a body that would be read and checked with the same result but for its values; None: of another one. Raises
-    InvalidError for values that are none of their datatype."""
-    request: InferRequest
-    """Without its inputs."""
-    outline: Outline
-    requirements: Requirements
     form: Form | None = None
     """None: there is none, for what it would be kept under."""
     form_key: tuple[object, ...] | None = None
@@ -58,18 +44,16 @@ class Known:
     """The list of the header fields that go with every answer."""
 
 
-def known(task: Task, body: bytes, length: int | None, request: InferRequest, query: Query) -> Known | None:
+def known(task: Task, body: bytes, length: int | None, request: InferRequest, query: Query) -> KnownBody | None:
     """What a good query teaches; `length` is its JSON header's. None unless little JSON goes round binary inputs or
     round one array of numbers, and for one with an id: the next has another."""
     if request.id:
         return None
-    inputs = _json_reader(body, request) if length is None else _binary_reader(body, length, request)
+    inputs: Reader | None = _json_reader(body, request) if length is None else _binary_reader(body, length, request)
     if inputs is None:
         return None
-    bare = InferRequest((), request.outputs, request.id, request.parameters, request.binary_output)
-    return Known(
-        query.handle, task, inputs, bare, Outline(query.items, query.signature, query.outputs), query.requirements
-    )
+    outline = Outline(query.items, query.signature, query.outputs)
+    return KnownBody(task, inputs, bare_of(request), outline, query.requirements, query.handle)
 
 
 class _BinaryReader:
@@ -81,11 +65,10 @@ class _BinaryReader:
         """`size`: of the body."""
         self._json = json
         self._size = size
-        self._parts: list[tuple[Callable[..., Tensor], str, Datatype, tuple[int, ...], int, int]] = []
+        self._parts: list[Part] = []
         at = len(json)
         for tensor in inputs:
-            make = raw_tensor if tensor.datatype in _CONSTRAINED else Tensor
-            self._parts.append((make, tensor.name, tensor.datatype, tensor.shape, at, at + len(tensor.data)))
+            self._parts.append(part_of(tensor, at, at + len(tensor.data)))
             at += len(tensor.data)
 
     def suits(self, body: bytes) -> bool:
@@ -129,17 +112,17 @@ class _JsonReader:
 
 
 def _binary_reader(body: bytes, length: int, request: InferRequest) -> _BinaryReader | None:
-    if not 0 < length <= KNOWN_JSON_BYTES or not all(isinstance(one.data, memoryview) for one in request.inputs):
+    if not 0 < length <= KNOWN_BYTES or not all(isinstance(one.data, memoryview) for one in request.inputs):
         return None
     return _BinaryReader(body[:length], len(body), request.inputs)
 
 
 def _json_reader(body: bytes, request: InferRequest) -> _JsonReader | None:
-    if len(request.inputs) != 1 or request.inputs[0].datatype in (*_CONSTRAINED, Datatype.FP16):
+    if len(request.inputs) != 1 or request.inputs[0].datatype in (*CONSTRAINED, Datatype.FP16):
         return None
     (tensor,) = request.inputs
     found = _ARRAY.search(body)
-    if found is None or body.count(_DATA) != 1 or len(body) - len(found[1]) > KNOWN_JSON_BYTES:
+    if found is None or body.count(_DATA) != 1 or len(body) - len(found[1]) > KNOWN_BYTES:
         return None
     if b"\\" in body:  # a name may be written in other ways then
         return None

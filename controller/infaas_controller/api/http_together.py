@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from infaas.observe.log import get_logger
 from infaas_controller.api.http_form import Form, Writer, form_of
-from infaas_controller.api.http_known import Known
+from infaas_controller.api.http_known import KnownBody
 from infaas_controller.api.service import Inference
 from infaas_controller.outputs import Outputs
 from infaas_controller.ports import Batch, Ran, Together
@@ -24,7 +24,7 @@ class Alike(Writer, Protocol):
     """A request that may be answered along with others (`http_fast.Exchange`)."""
 
     @property
-    def known(self) -> Known | None:
+    def known(self) -> KnownBody | None:
         """What it differs from in nothing but values; None: it may be told of in other words."""
 
     @property
@@ -51,7 +51,7 @@ class FastTogether(Together):
     def answer(self, batch: Batch) -> Sequence[int]:
         written, left = self._written(batch)
         now = batch.now
-        groups: dict[Known, list[int]] = {}
+        groups: dict[KnownBody, list[int]] = {}
         for at, known, exchange, answer in written:
             try:
                 is_sent = exchange.send_whole(answer, now)
@@ -66,14 +66,14 @@ class FastTogether(Together):
             self._count(known, places, batch)
         return left
 
-    def _written(self, batch: Batch) -> tuple[list[tuple[int, Known, Alike, bytes]], list[int]]:
+    def _written(self, batch: Batch) -> tuple[list[tuple[int, KnownBody, Alike, bytes]], list[int]]:
         """By their places in the batch; and those that are left."""
         outputs, places, prefix, first, now = batch.outputs, batch.places, batch.prefix, batch.first, batch.now
         columns = outputs.columns
         items = columns[0].items if columns else ()
-        written: list[tuple[int, Known, Alike, bytes]] = []
+        written: list[tuple[int, KnownBody, Alike, bytes]] = []
         left: list[int] = []
-        known: Known | None = None
+        known: KnownBody | None = None
         form: Form | None = None
         for at, ended in enumerate(batch.ended):
             exchange, place = cast(Alike, ended.owner), places[ended.number]
@@ -97,7 +97,7 @@ class FastTogether(Together):
             written.append((at, known, exchange, answer))
         return written, left
 
-    def _count(self, known: Known, places: Sequence[int], batch: Batch) -> None:
+    def _count(self, known: KnownBody, places: Sequence[int], batch: Batch) -> None:
         ended, now = batch.ended, batch.now
         self._inference.count_together(
             known.handle,
@@ -109,7 +109,7 @@ class FastTogether(Together):
         )
 
 
-def _form(known: Known, exchange: Alike, ran: Ran, outputs: Outputs, place: object) -> Form | None:
+def _form(known: KnownBody, exchange: Alike, ran: Ran, outputs: Outputs, place: object) -> Form | None:
     """The one that its last answers had, while it holds."""
     if not isinstance(place, int) or not outputs.columns or known.requirements.explain:
         return None

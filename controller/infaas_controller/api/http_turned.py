@@ -1,36 +1,21 @@
-"""Refusals that hold for a moment: queries like one that has just been refused for want of time are told the same,
-without being read.
-
-When there is too much to do, refusing must cost next to nothing, or refusals take what answers need. Nothing that
-selection looks at changes for the better within so short a time but by work that is done, and of that a queue that
-refuses has more in hand than this time's. Whoever is told so is counted, and named with the decision that he shares.
-"""
+"""`turned` over REST: the answer's bytes, but for the request's id."""
 
 from __future__ import annotations
 
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import Code, Query
-
-HOLDS_S = 0.01
-HOLDS_SHARE = 0.1
-"""Of the time that such a query has in all, at most."""
-CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED})
-"""What more time or less load would have mended."""
+from infaas_controller.api.turned import Turned
 
 
-class TurnedAway:
+class TurnedAway(Turned):
     """Made of one refusal and its answer's bytes."""
 
-    __slots__ = ("_around", "_id_bytes", "code", "count", "decision_id", "until")
+    __slots__ = ("_around", "_id_bytes")
 
     def __init__(
         self, query: Query, code: Code, decision_id: DecisionId, answer: bytes, request_id: str, now: float
     ) -> None:
-        self.code = code
-        self.decision_id = decision_id
-        """Which all of them share."""
-        self.count = 0
-        self.until = now + min(HOLDS_S, HOLDS_SHARE * (query.deadline - query.arrived_at))
+        super().__init__(query, code, decision_id, now)
         self._around = answer.split(request_id.encode("ascii"))
         self._id_bytes = len(request_id)
 

@@ -15,7 +15,7 @@ from infaas.domain.task import Task, TaskDefaults
 from infaas.rpc.requirements import PREFIX
 from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
-from infaas_controller.api.http_known import Known
+from infaas_controller.api.http_known import KnownBody
 from infaas_controller.api.http_turned import TurnedAway
 
 RawFields = Sequence[tuple[bytes, bytes]]
@@ -63,7 +63,7 @@ class Head:
         self.fields = fields
         """As `read_fields` found them, without those of a single query; not to be changed."""
         self.body_bytes = body_bytes
-        self.known: Known | None = None
+        self.known: KnownBody | None = None
         """What the last query under this head taught."""
         self.lessons = 0
         """How many have taught."""

@@ -104,6 +104,7 @@ def build_query(
     caller: Caller,
     arrival: Arrival,
     trace: TraceContext | None = None,
+    basis: Requirements | None = None,
 ) -> Query:
     """Raises InvalidError or UnsupportedError; whatever it returns is well-formed."""
     outline = checked(request, task)
@@ -119,6 +120,7 @@ def build_query(
         arrived_at=arrival.at,
         deadline=_deadline(arrival, requirements),
         trace=trace,
+        basis=basis,
     )
 
 
@@ -138,7 +140,12 @@ def _one_object(found: Signature) -> Signature:
 
 
 def _deadline(arrival: Arrival, requirements: Requirements) -> float:
-    return arrival.at + (HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s)
+    return arrival.at + time_s(requirements)
+
+
+def time_s(requirements: Requirements) -> float:
+    """How long an answer may take."""
+    return HARD_LIMIT_S if requirements.latency_s is None else requirements.latency_s
 
 
 def check_json_outputs(request: InferRequest, task: Task) -> None:

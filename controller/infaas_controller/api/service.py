@@ -17,7 +17,7 @@ from infaas.errors import InfaasError
 from infaas.observe.log import get_logger
 from infaas.observe.metrics import Account, Metrics
 from infaas.observe.trace import Span
-from infaas.rpc.requirements import Scalar, read_requirements
+from infaas.rpc.requirements import FAR_S, Scalar, bounded, read_requirements
 from infaas.rpc.tensors import InferRequest
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.bulk.weigh import (
@@ -90,13 +90,17 @@ class Inference:
         self._explain = explain_lookup or service.decision
         self._spans = spans
         self._last_wanted: dict[str, Requirements] = {}
-        """By handle. What is equal is made one object: queries are decided on together by that."""
+        """By handle."""
         self._accounts: dict[tuple[str, str | None, Priority], Account] = {}
         """Where answers are counted, for one view of the cluster."""
         self._accounts_of: ClusterView | None = None
 
     def ticket(self, handle: str) -> Ticket:
         return Ticket(handle, self.clock.now())
+
+    @property
+    def is_traced(self) -> bool:
+        return self._spans is not None
 
     async def run(
         self,
@@ -111,6 +115,10 @@ class Inference:
         """Raises InfaasError; the ticket then holds the outcome, if there was one."""
         current = find_task(self.service.view, ticket.handle)  # it took time to read the request
         query = self.query(ticket, version, current, request, headers, time_remaining_s=time_remaining_s)
+        return await self.answered(ticket, task, request, query)
+
+    async def answered(self, ticket: Ticket, task: Task, request: InferRequest, query: Query) -> Served:
+        """What `request` asked for, once it is a query. Raises as `run`."""
         behind = None if self.bulk is None else self.bulk.behind()
         if behind is not None and may_be_large_answer(request, task, query.items):
             raise behind
@@ -120,7 +128,9 @@ class Inference:
             ticket.outcome = error.outcome
             raise
         ticket.outcome = answer.outcome
-        classified = await self._classified(ticket, answer, request, task, query.deadline)
+        classified = None
+        if request.outputs:
+            classified = await self._classified(ticket, answer, request, task, query.deadline)
         return self.served(answer, query, request, task, classified)
 
     def query(
@@ -135,27 +145,20 @@ class Inference:
         requirements: Requirements | None = None,
     ) -> Query:
         """What a request asks of the service, noted in the ticket. `requirements` are given where they were read
-        before. Raises as `build_query`."""
+        before, as `wanted` does. Raises as `build_query`."""
         arrival = Arrival(ticket.arrived_at, time_remaining_s)
         caller = ticket.caller
         if self._spans is not None:
             ticket.span = self._spans.begin(caller, ticket.arrived_at)
         trace = caller.trace if ticket.span is None else ticket.span.context
         if requirements is None:
-            read = self.requirements(task, request, headers, time_remaining_s=time_remaining_s)
-            requirements = self._one_object(ticket.handle, read)
-        query = build_query(ticket.handle, version, task, request, requirements, caller, arrival, trace)
-        ticket.priority, ticket.items = requirements.priority, query.items
+            has_deadline = time_remaining_s is not None
+            requirements = self.wanted(ticket.handle, task, request, headers, has_deadline=has_deadline)
+        own = bounded(requirements, time_remaining_s)
+        basis = None if own is requirements else requirements
+        query = build_query(ticket.handle, version, task, request, own, caller, arrival, trace, basis)
+        ticket.priority, ticket.items = own.priority, query.items
         return query
-
-    def _one_object(self, handle: str, wanted: Requirements) -> Requirements:
-        last = self._last_wanted.get(handle)
-        if last == wanted:
-            return last
-        if len(self._last_wanted) >= HANDLES_KEPT:
-            self._last_wanted.clear()
-        self._last_wanted[handle] = wanted
-        return wanted
 
     def query_like(
         self,
@@ -166,32 +169,37 @@ class Inference:
         wanted: Requirements,
         at: float,
         caller: Caller | None,
+        basis: Requirements | None = None,
     ) -> Query:
-        """As `query`, of a request that differs in nothing but values from one that was a query, and came then. Without
-        a caller, it is given an id. Not where queries are traced."""
+        """As `query`, of a request that differs in nothing but values from one that was a query, and came then; `basis`
+        is what that one wanted, if a deadline of its own is what makes this one want something else. Without a caller,
+        it is given an id. Not where queries are traced."""
         return Query(
             fresh_request_id() if caller is None else caller.request_id, handle, version, wanted, outline.items,
             outline.signature, inputs, outline.outputs, at,
             at + (HARD_LIMIT_S if wanted.latency_s is None else wanted.latency_s),
-            None if caller is None else caller.trace,
+            None if caller is None else caller.trace, basis,
         )  # fmt: skip
 
-    def requirements(
-        self,
-        task: Task,
-        request: InferRequest,
-        headers: Mapping[str, str],
-        *,
-        time_remaining_s: float | None = None,
+    def wanted(
+        self, handle: str, task: Task, request: InferRequest, headers: Mapping[str, str], *, has_deadline: bool
     ) -> Requirements:
-        """Raises as `read_requirements`."""
-        return read_requirements(
+        """The requirements of a request, but for the deadline that its call may have. What is equal to the last of its
+        handle is the same object: queries are decided on together by that. Raises as `read_requirements`."""
+        wanted = read_requirements(
             headers,
             request.parameters,
             task.defaults,
-            time_remaining_s=time_remaining_s,
+            time_remaining_s=FAR_S if has_deadline else None,
             accuracy_confidence=self._confidence,
         )
+        last = self._last_wanted.get(handle)
+        if last == wanted:
+            return last
+        if len(self._last_wanted) >= HANDLES_KEPT:
+            self._last_wanted.clear()
+        self._last_wanted[handle] = wanted
+        return wanted
 
     def served(
         self,

@@ -16,6 +16,6 @@ from serving import Serving, serving
 
 @pytest.fixture(params=[True, False], ids=["fast", "ordinary"])
 async def edges(request: pytest.FixtureRequest) -> AsyncIterator[Serving]:
-    """Usual queries over REST go the fast way, or the ordinary one like all the others: nobody can tell."""
+    """Usual queries go the fast way, or the ordinary one like all the others: nobody can tell."""
     async with serving(ComputingService(), has_fast_way=request.param) as running:
         yield running

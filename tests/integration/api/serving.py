@@ -63,7 +63,7 @@ async def serving(
     metrics = Metrics()
     bulk = Bulk(observer=metrics, **(bulk_options or {}))
     app = create_app(service, settings, routers, metrics, tracing=tracing, bulk=bulk)
-    grpc_server = GrpcServer(service, settings, metrics, tracing=tracing, bulk=bulk)
+    grpc_server = GrpcServer(service, settings, metrics, tracing=tracing, bulk=bulk, has_memory=has_fast_way)
     grpc_port = await grpc_server.start("127.0.0.1", 0)
     async with _http(app, limits, app.fast if has_fast_way else None) as (http, state):
         try:

@@ -7,23 +7,20 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from computing_service import ComputingService
-from infaas_controller.api import http_turned
+from alike import OWN_ID, Both, counted, query_of, serving_both
+from infaas_controller.api import turned
 from infaas_controller.api.http_infer import InferEndpoint
 from infaas_controller.api.http_limits import Limits
-from pydantic import SecretStr
-from serving import Serving, serving
+from serving import Serving
 
 from infaas.domain.query import Code
 from infaas.errors import RefusedError
-from infaas.settings import AuthSettings, ControllerSettings, Settings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "e2e" / "bad_input"))
 
@@ -34,7 +31,6 @@ PATIENCE_S = 30.0
 INFER = "/v2/models/simple/infer"
 END = b"GET /v2/health/live HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n"
 """Closes the connection after everything before it was answered."""
-_OWN = re.compile(rb"\br-[0-9a-f]{10}-[0-9a-f]+")
 _DATE = re.compile(rb"\r\ndate: [^\r]+")
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)")
 
@@ -47,34 +43,15 @@ class Exchange:
     pieces: Sequence[bytes]
 
 
-@dataclass(frozen=True)
-class Both:
-    fast: Serving
-    ordinary: Serving
-
-
-@asynccontextmanager
-async def serving_both(limits: Limits) -> AsyncIterator[Both]:
-    settings = Settings(
-        auth=AuthSettings(token=SecretStr(TOKEN)), controller=ControllerSettings(max_body_bytes=4 * 2**20)
-    )
-    async with AsyncExitStack() as stack:
-        servers = [
-            await stack.enter_async_context(serving(ComputingService(), settings, limits=limits, has_fast_way=is_fast))
-            for is_fast in (True, False)
-        ]
-        yield Both(*servers)
-
-
 @pytest.fixture
 async def both() -> AsyncIterator[Both]:
-    async with serving_both(Limits(patience_s=PATIENCE_S, linger_s=2.0)) as servers:
+    async with serving_both(TOKEN, Limits(patience_s=PATIENCE_S, linger_s=2.0)) as servers:
         yield servers
 
 
 @pytest.fixture
 async def hasty() -> AsyncIterator[Both]:
-    async with serving_both(Limits(patience_s=0.3, least_bytes_per_s=1e9, linger_s=2.0)) as servers:
+    async with serving_both(TOKEN, Limits(patience_s=0.3, least_bytes_per_s=1e9, linger_s=2.0)) as servers:
         yield servers
 
 
@@ -102,7 +79,7 @@ async def said(running: Serving, pieces: Sequence[bytes]) -> bytes:
 
 def plain(heard: bytes) -> bytes:
     """Ids of ours differ, and with them lengths; `answer` has held those against what came."""
-    for pattern, shown in ((_OWN, b"r-own"), (_DATE, b"\r\ndate: now"), (_LENGTH, b"\r\ncontent-length: right")):
+    for pattern, shown in ((OWN_ID, b"r-own"), (_DATE, b"\r\ndate: now"), (_LENGTH, b"\r\ncontent-length: right")):
         heard = pattern.sub(shown, heard)
     return heard
 
@@ -113,28 +90,12 @@ async def answer(reader: asyncio.StreamReader) -> bytes:
     return head + (await reader.readexactly(int(found[1])) if found else b"")
 
 
-def counted(running: Serving) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """What was counted; not how long anything took."""
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in running.metrics.registry.collect()
-        for sample in family.samples
-        if sample.name.endswith(("_total", "_count")) and not sample.name.startswith("infaas_bulk")
-    }
-
-
 async def assert_alike(both: Both, exchanges: Sequence[Exchange]) -> None:
     for exchange in (*exchanges, *exchanges):  # a header that came before goes another way again
         fast, ordinary = await said(both.fast, exchange.pieces), await said(both.ordinary, exchange.pieces)
         assert fast.split(b"\r\n") == ordinary.split(b"\r\n"), exchange.name
     assert counted(both.fast) == counted(both.ordinary)
     assert [query_of(q) for q in both.fast.service.seen] == [query_of(q) for q in both.ordinary.service.seen]
-
-
-def query_of(query: Any) -> Any:
-    inputs = tuple(tensor._replace(data=bytes(tensor.data)) for tensor in query.inputs)
-    id = "own" if _OWN.fullmatch(query.id.encode()) else query.id
-    return query._replace(id=id, inputs=inputs, arrived_at=0.0, deadline=round(query.deadline - query.arrived_at, 6))
 
 
 # The table of bad input
@@ -326,7 +287,7 @@ async def test_a_refused_header_is_answered_before_its_body_comes(both: Both) ->
 async def test_refusals_of_the_service_are_answered_alike(
     both: Both, code: Code, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_turned, "HOLDS_S", 0.0)  # that some are told so unread is the fast way's alone
+    monkeypatch.setattr(turned, "HOLDS_S", 0.0)  # that some are told so unread is the fast way's alone
     for running in (both.fast, both.ordinary):
         running.service.refusal = RefusedError("not now", code=code, retry_after_s=2.5)
     await assert_alike(both, [Exchange(name, GOOD[name]) for name in ("JSON", "binary", "requirements")])

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from computing_service import ComputingService
-from infaas_controller.api import http_turned
+from infaas_controller.api import turned
 from serving import serving
 
 from infaas.domain.query import Code
@@ -52,8 +52,8 @@ class Caller:
 @pytest.fixture
 def holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as the test runs."""
-    monkeypatch.setattr(http_turned, "HOLDS_S", 60.0)
-    monkeypatch.setattr(http_turned, "HOLDS_SHARE", 1.0)
+    monkeypatch.setattr(turned, "HOLDS_S", 60.0)
+    monkeypatch.setattr(turned, "HOLDS_SHARE", 1.0)
 
 
 async def test_who_comes_right_after_a_refusal_is_told_the_same_unread_and_counted(holds: None) -> None:
@@ -100,7 +100,7 @@ async def test_what_is_wrong_with_a_query_itself_is_said_to_each_after_reading_i
 
 
 async def test_a_refusal_that_holds_no_more_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_turned, "HOLDS_S", 0.0)
+    monkeypatch.setattr(turned, "HOLDS_S", 0.0)
     service = ComputingService()
     service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
     async with serving(service) as edges:
@@ -117,8 +117,8 @@ async def test_a_refusal_that_holds_no_more_is_not_told_again(monkeypatch: pytes
 
 
 async def test_how_many_were_told_the_same_is_kept_with_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_turned, "HOLDS_S", 60.0)
-    monkeypatch.setattr(http_turned, "HOLDS_SHARE", 1.0)
+    monkeypatch.setattr(turned, "HOLDS_S", 60.0)
+    monkeypatch.setattr(turned, "HOLDS_SHARE", 1.0)
     service = ComputingService()
     service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
     async with serving(service) as edges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -126,6 +127,51 @@ def test_queries_with_other_requirements_are_another_matter() -> None:
     assert cluster.ended == {"m1": Code.SLO_UNSATISFIABLE, "m3": Code.SLO_UNSATISFIABLE}
     cluster.run_for(1.0)
     assert (cluster.ended["m0"], cluster.ended["m2"]) == (None, None)
+
+
+def bounded(cluster: Any, latencies_ms: Sequence[float], **given: Any) -> list[Any]:
+    """Queries `m0`, `m1` and so on that want the same, each until the deadline of its own call."""
+    query = a_query(at=cluster.now, latency_ms=86_400_000, **given)
+    return [
+        query._replace(
+            id=f"m{n}",
+            requirements=replace(query.requirements, latency_s=ms / 1e3),
+            deadline=cluster.now + ms / 1e3,
+            basis=query.requirements,
+        )
+        for n, ms in enumerate(latencies_ms)
+    ]
+
+
+def test_calls_that_differ_in_their_own_deadlines_are_decided_on_together() -> None:
+    cluster, policy = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
+    cluster.submit_these(bounded(cluster, [99.8, 99.1, 98.7, 99.9, 60.0]))
+    assert policy.asked == 1
+    cluster.run_for(1.0)
+    assert cluster.sizes == [5]
+    assert Counter(cluster.ended.values()) == {None: 5}
+    assert cluster.engine.ledger.is_settled()
+
+
+def test_who_states_what_others_bound_to_a_deadline_of_their_own_is_among_them() -> None:
+    cluster, policy = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
+    first, *others = bounded(cluster, [99.8, 99.1, 98.7])
+    cluster.submit_these([first._replace(requirements=first.basis, basis=None), *others])
+    assert policy.asked == 2, "who has half a minute or more is less urgent"
+    cluster.run_for(1.0)
+    assert Counter(cluster.ended.values()) == {None: 3}
+    assert cluster.engine.ledger.is_settled()
+
+
+def test_a_call_that_no_variant_could_serve_hears_that_whatever_those_with_more_time_hear() -> None:
+    cluster, policy = a_cluster(p95_ms=50, loaded=("v",), max_batch=1)
+    cluster.submit_together(3, latency_ms=1000)
+    cluster.settle()
+    policy.asked = 0
+    cluster.submit_these(bounded(cluster, [5.0, 6.0, 7.0, 101.0, 60.0]))
+    assert [cluster.ended[f"m{n}"] for n in range(5)] == [
+        *[Code.SLO_UNSATISFIABLE] * 3, Code.DEADLINE_UNREACHABLE, Code.DEADLINE_UNREACHABLE,
+    ]  # fmt: skip
 
 
 def test_who_has_less_time_left_is_refused_alone() -> None:

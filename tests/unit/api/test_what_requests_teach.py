@@ -7,7 +7,8 @@ import json
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from infaas_controller.api.http_known import KNOWN_JSON_BYTES, Known, known
+from infaas_controller.api.http_known import KnownBody, known
+from infaas_controller.api.known import KNOWN_BYTES
 
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError, InvalidError
@@ -18,7 +19,7 @@ from infaas.testing.builders import a_query, a_task
 TASK = a_task()
 
 
-def taught(body: bytes, length: int | None = None) -> Known | None:
+def taught(body: bytes, length: int | None = None) -> KnownBody | None:
     request = decode_request(body, length)
     return known(TASK, body, length, request, a_query(inputs=request.inputs))
 
@@ -88,7 +89,7 @@ def test_a_damaged_request_is_never_taken_for_another_one(data: st.DataObject) -
         body_of(["a", "b"], datatype="BYTES"),
         body_of([True, False], datatype="BOOL"),
         body_of([1.0], extra={"data": [1.0]}),
-        body_of([1.0], parameters={"note": "x" * KNOWN_JSON_BYTES}),
+        body_of([1.0], parameters={"note": "x" * KNOWN_BYTES}),
         body_of([1.0], id="another each time"),
         body_of([1.0], note={"data": [1.0]}).replace(b'"FP32", "data"', b'"FP32", "\\u0064ata"'),
     ],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from infaas_controller.api.http_turned import HOLDS_S, HOLDS_SHARE, TurnedAway
+from infaas_controller.api.grpc_turned import TurnedCall
+from infaas_controller.api.http_turned import TurnedAway
+from infaas_controller.api.turned import HOLDS_S, HOLDS_SHARE
+from infaas_controller.ports import Outcome, QueryFailedError
 
 from infaas.domain.ids import DecisionId
-from infaas.domain.query import Code
+from infaas.domain.query import HARD_LIMIT_S, Code
+from infaas.errors import InfaasError
 from infaas.testing.builders import a_query
 
 ANSWER = b"HTTP/1.1 429 Too Many Requests\r\nx-request-id: r-1-ab\r\ncontent-length: 25\r\n\r\n{'request_id': 'r-1-ab'}"
@@ -32,3 +36,26 @@ def test_an_id_of_another_length_would_make_the_answer_lie() -> None:
 def test_it_holds_for_a_moment_and_for_a_small_part_of_what_time_there_is() -> None:
     assert turned().until == 100.0 + HOLDS_S
     assert turned(latency_ms=10.0).until == 100.0 + HOLDS_SHARE * 0.01
+
+
+def test_who_has_as_much_time_as_was_stated_has_no_more() -> None:
+    assert turned(latency_ms=90.1).within_s == 90.1 / 1e3
+    without = TurnedAway(a_query(at=100.0), Code.SATURATED, DecisionId("d-1"), ANSWER, "r-1-ab", 100.0)
+    assert without.within_s == HARD_LIMIT_S
+
+
+def test_over_grpc_it_is_the_same_error_without_the_frames_that_it_came_through() -> None:
+    outcome = Outcome(DecisionId("d-1"), slo_met=False)
+    refusal = QueryFailedError(
+        InfaasError("too much", code=Code.SATURATED, is_retryable=True, retry_after_s=2.0, problems=["one"]), outcome
+    )
+    try:
+        raise refusal
+    except QueryFailedError as raised:
+        found = TurnedCall(a_query(at=100.0, latency_ms=50.0), raised, 100.0)
+    error = found.error
+    assert (error.text, error.code, error.is_retryable, error.retry_after_s, error.problems) == (
+        refusal.text, refusal.code, refusal.is_retryable, refusal.retry_after_s, refusal.problems,
+    )  # fmt: skip
+    assert error.__traceback__ is None
+    assert (found.outcome, found.decision_id, found.within_s) == (outcome, "d-1", 0.05)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,16 +98,38 @@ def read_grpc(message: Any) -> None:
         return
     check_tensors(decoded.inputs)
     answer = tensors_grpc.encode_answer(decoded.inputs, model_name="m", model_version="1", id=decoded.id)
-    again = pb.ModelInferResponse.FromString(answer.SerializeToString())
+    again = pb.ModelInferResponse.FromString(answer)
     assert list(again.raw_output_contents) == [bytes(tensor.data) for tensor in decoded.inputs]
 
 
 def read_grpc_bytes(data: bytes) -> None:
+    """What is cut out of a message by hand is what the generated class finds in it."""
     try:
         message = pb.ModelInferRequest.FromString(data)
     except DecodeError:
+        with pytest.raises(DecodeError):
+            tensors_grpc.cut_message(data)
         return
     read_grpc(message)
+    try:
+        head, raw = tensors_grpc.cut_message(data)
+    except DecodeError:
+        return  # a form that is left to the generated class
+    assert raw is not None
+    whole = pb.ModelInferRequest()
+    whole.CopyFrom(head)
+    whole.raw_input_contents.extend(map(bytes, raw))
+    assert whole.SerializeToString(deterministic=True) == message.SerializeToString(deterministic=True)
+    ordinary, cut = (
+        value_or_refusal(lambda: tensors_grpc.decode_request(message)),
+        value_or_refusal(lambda: tensors_grpc.decode_request(head, raw)),
+    )
+    assert (ordinary is None) == (cut is None)
+    if ordinary is not None and cut is not None:
+        assert replace(ordinary, inputs=()) == replace(cut, inputs=())
+        assert [t._replace(data=bytes(t.data)) for t in ordinary.inputs] == [
+            t._replace(data=bytes(t.data)) for t in cut.inputs
+        ]
 
 
 def read_wishes(said: tuple[dict[str, str], dict[str, Any], float | None]) -> None:

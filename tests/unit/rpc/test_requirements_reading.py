@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from infaas.domain.query import AccuracyConfidence, Objective, Priority, Requirements
 from infaas.domain.task import TaskDefaults
 from infaas.errors import InfaasError, InvalidError, UnsupportedError
-from infaas.rpc.requirements import REQUEST_HEADERS, read_requirements
+from infaas.rpc.requirements import FAR_S, REQUEST_HEADERS, bounded, read_requirements
 
 NONE = TaskDefaults()
 FULL = TaskDefaults(80.0, 0.7, 2.0, Objective.ACCURACY, Priority.SHEDDABLE, True, "static")
@@ -186,3 +186,20 @@ def test_whatever_is_sent_is_refused_or_makes_sound_requirements(
     assert found.latency_s is None or 0 < found.latency_s <= 86_400
     assert found.accuracy_min is None or 0 <= found.accuracy_min <= 1
     assert found.max_cost is None or 0 <= found.max_cost < float("inf")
+
+
+@given(
+    st.sampled_from([{}, {"x-infaas-slo-latency-ms": "80"}, {"x-infaas-objective": "latency"}]),
+    st.sampled_from([{}, {"timeout": 50_000}, {"slo_latency_ms": 86_400_000}]),
+    st.sampled_from([NONE, FULL]),
+    st.none() | st.floats(-1, 1) | st.floats(0, 1e9),
+)
+def test_what_was_read_once_is_bounded_by_each_calls_deadline_as_if_it_was_read_with_it(
+    headers: dict[str, str], parameters: dict[str, Any], defaults: TaskDefaults, remaining_s: float | None
+) -> None:
+    far_s = None if remaining_s is None else FAR_S
+    once = read_requirements(headers, parameters, defaults, time_remaining_s=far_s)
+    each = read_requirements(headers, parameters, defaults, time_remaining_s=remaining_s)
+    assert bounded(once, remaining_s) == each
+    if once == each:
+        assert bounded(once, remaining_s) is once

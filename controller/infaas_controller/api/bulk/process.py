@@ -18,8 +18,7 @@ from infaas.domain.query import Code
 from infaas.errors import InfaasError, InvalidError
 from infaas.rpc.edges import HIDDEN_TEXT, MAX_PROBLEMS, shortened
 from infaas.rpc.tensors import InferRequest, classify
-from infaas.rpc.tensors_grpc import decode_request as decode_grpc
-from infaas.rpc.tensors_grpc import parse_message
+from infaas.rpc.tensors_grpc import decode_message
 from infaas.rpc.tensors_json import decode_request as decode_rest
 from infaas.rpc.tensors_json import encode_data
 from infaas_controller.api.bulk import wire
@@ -61,7 +60,7 @@ def _performed(job: wire.Job, buffers: Sequence[wire.Buffer]) -> tuple[wire.Repl
         case wire.ReadRest(header_length):
             return _request(decode_rest(data, header_length))
         case wire.ReadGrpc():
-            return _request(decode_grpc(parse_message(bytes(data))))
+            return _request(decode_message(bytes(data)))
         case wire.Render(tensor):
             return wire.Made(), (encode_data(wire.tensor_of(tensor, data)),)
         case wire.Classify(tensor, top, labels):

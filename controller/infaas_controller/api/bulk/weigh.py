@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError
 from infaas.domain.task import Task
 from infaas.domain.tensor import Datatype, Tensor, TensorSpec
 from infaas.oip.v2 import grpc_service_pb2 as pb
+from infaas.rpc.fields import outermost
 from infaas.rpc.tensors import MAX_BYTES_ELEMENTS, MAX_RANK, InferRequest, element_count
+from infaas.rpc.tensors_grpc import INPUTS, RAW, Message, parse_message
 from infaas.rpc.tensors_json import framed_elements, is_binary
-from infaas_controller.api.grpc_messages import Malformed
 
 LOOP_BYTES = 128 * 1024
 """Of JSON or protobuf that is parsed on the loop."""
@@ -25,9 +26,6 @@ LOOP_ELEMENTS = 4_096
 """Of BYTES that are walked on the loop, and of numbers that are named as classes."""
 LOOP_NUMBERS = 32 * 1024
 """Elements that are written as JSON on the loop."""
-MAX_FIELDS = 8_192
-"""Of one gRPC request's own, inputs and parameters each counting as one."""
-_INPUTS, _RAW = 5, 7
 
 
 def json_bytes(body: memoryview, header_length: int | None) -> int:
@@ -96,42 +94,19 @@ class LargeMessage:
     """The same message without them."""
     data: bytes
 
-    @property
-    def model_name(self) -> str:
-        return str(self.head.model_name)
 
-    @property
-    def model_version(self) -> str:
-        return str(self.head.model_version)
-
-    @property
-    def id(self) -> str:
-        return str(self.head.id)
+def read_infer(data: bytes) -> Message | LargeMessage:
+    """A `ModelInferRequest`; runs on the loop. Raises DecodeError for bytes that are none."""
+    return parse_message(data) if len(data) <= LOOP_BYTES else _read_large(data)
 
 
-def read_infer(data: bytes) -> Any:
-    """A `ModelInferRequest`, a `LargeMessage`, or `Malformed`: the deserializer of queries, which runs on the loop."""
-    try:
-        return pb.ModelInferRequest.FromString(data) if len(data) <= LOOP_BYTES else _read_large(data)
-    except DecodeError as error:
-        return Malformed("ModelInferRequest", str(error))
-
-
-def read_infer_of_stream(data: bytes) -> Any:
-    """Raises DecodeError: a message that is none ends its stream."""
-    found = read_infer(data)
-    if isinstance(found, Malformed):
-        raise DecodeError(found.reason)
-    return found
-
-
-def _read_large(data: bytes) -> Any:
+def _read_large(data: bytes) -> Message | LargeMessage:
     head, parsed_bytes = _without_inputs(data)
     if len(head) > LOOP_BYTES:
         raise DecodeError(f"what is beside its inputs takes more than {LOOP_BYTES} bytes")
     if parsed_bytes <= LOOP_BYTES:
-        message = pb.ModelInferRequest.FromString(data)
-        if not LOOP_ELEMENTS < _framed_elements(message) <= MAX_BYTES_ELEMENTS:
+        message = parse_message(data)
+        if not LOOP_ELEMENTS < _framed_elements(message.head) <= MAX_BYTES_ELEMENTS:
             return message
     return LargeMessage(pb.ModelInferRequest.FromString(head), data)
 
@@ -152,40 +127,10 @@ def _without_inputs(data: bytes) -> tuple[bytes, int]:
     Raises DecodeError for what is no message. Only the outermost fields are walked, and a bounded number of them.
     """
     kept: list[bytes] = []
-    parsed_bytes = at = 0
-    for _ in range(MAX_FIELDS):
-        if at >= len(data):
-            return b"".join(kept), parsed_bytes
-        began = at
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 2:
-            length, at = _varint(data, at)
-            at += length
-        elif kind == 0:
-            _, at = _varint(data, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise DecodeError(f"a field has the wire type {kind}")
-        if at > len(data):
-            raise DecodeError("it is cut short")
-        field = tag >> 3
-        if field != _RAW:
-            parsed_bytes += at - began
-            if field != _INPUTS:
-                kept.append(data[began:at])
-    raise DecodeError(f"it has more than {MAX_FIELDS} fields")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise DecodeError("it is cut short")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise DecodeError("a number in it is too long")
+    parsed_bytes = 0
+    for field in outermost(data):
+        if field.number != RAW:
+            parsed_bytes += field.end - field.begin
+            if field.number != INPUTS:
+                kept.append(data[field.begin : field.end])
+    return b"".join(kept), parsed_bytes

@@ -1,0 +1,36 @@
+"""Refusals that hold for a moment: queries like one that has just been refused for want of time are told the same,
+without being read.
+
+When there is too much to do, refusing must cost next to nothing, or refusals take what answers need. Nothing that
+selection looks at changes for the better within so short a time but by work that is done, and of that a queue that
+refuses has more in hand than this time's. Whoever is told so is counted, and named with the decision that he shares.
+What he is told is the protocol's own (`http_turned`, `grpc_turned`).
+"""
+
+from __future__ import annotations
+
+from infaas.domain.ids import DecisionId
+from infaas.domain.query import Code, Query
+from infaas_controller.api.intake import time_s
+
+HOLDS_S = 0.01
+HOLDS_SHARE = 0.1
+"""Of the time that such a query has in all, at most."""
+CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED})
+"""What more time or less load would have mended."""
+
+
+class Turned:
+    """Made of one refusal."""
+
+    __slots__ = ("code", "count", "decision_id", "until", "within_s")
+
+    def __init__(self, query: Query, code: Code, decision_id: DecisionId, now: float) -> None:
+        self.code = code
+        self.decision_id = decision_id
+        """Which all of them share."""
+        self.count = 0
+        """How many were told so since."""
+        self.within_s = time_s(query.requirements)
+        """Who has more time may be told otherwise."""
+        self.until = now + min(HOLDS_S, HOLDS_SHARE * self.within_s)
