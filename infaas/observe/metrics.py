@@ -57,6 +57,8 @@ class Live:
     """The sets that gauges are counted from, read at the moment of a scrape."""
 
     in_flight: int = 0
+    tasks: int | None = None
+    """Of the event loop."""
     queue_size: Mapping[str, int] = field(default_factory=dict)
     """Items waiting, by task."""
     replicas: Mapping[str, int] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class LiveCollector(Collector):
 
 def _families(live: Live) -> Iterator[Metric]:
     yield _family("infaas_in_flight", "Queries accepted and not yet answered", [], {(): live.in_flight})
+    yield _family("infaas_tasks", "Tasks of the event loop, unfinished", [], {(): live.tasks})
     yield _family(
         "infaas_queue_size", "Items that wait for a slot", ["task"], {(k,): v for k, v in live.queue_size.items()}
     )
