@@ -6,7 +6,7 @@ import resource
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from dataplane.generator import Closed, Connect, Open, OpenLoop, closed_loop, re
 from dataplane.graphs import INPUT, Model, Prepared, prepare
 from dataplane.h2 import grpc_connect
 from dataplane.native_load import NativeLoad
-from dataplane.own import System
+from dataplane.own import Edition, System, systems
 from dataplane.peers import NULL, CannotStartError, Kit, left_out, peer
 from dataplane.servers import BINARY, GRPC, LeftOut, Server, cpu_s, quiet, wait_answering
 from dataplane.wire import grpc_output, requests, rest_output, wrong
@@ -73,6 +73,10 @@ class Run:
     """At least so many are registered with each system."""
     settings: Mapping[str, str]
     """Of every edition, on top of its own."""
+
+
+def own_systems(run: Run, wanted: Sequence[Edition]) -> AbstractContextManager[tuple[list[System], list[LeftOut]]]:
+    return systems(wanted, run.kit.pins, budget_s=run.effort.budget_s, variants=run.variants)
 
 
 @dataclass(frozen=True, slots=True)

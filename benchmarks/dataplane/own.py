@@ -7,7 +7,7 @@ measured a query is looked at: it must carry what every answer carries, and leav
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from own_system import BUILT_WITHIN_S, own_state, register
 
-from dataplane.graphs import INPUT, Prepared
+from dataplane.graphs import INPUT, SMALL_MLP, Model, Prepared
 from dataplane.servers import INFAAS, LeftOut, Pins, Server
 from infaas.bench.rest import query_bytes
 from infaas.cli.target import endpoints_of
@@ -125,18 +125,18 @@ class System:
 
 @contextmanager
 def systems(
-    editions: list[Edition], pins: Pins, *, budget_s: float, variants: int
+    wanted: Sequence[Edition], pins: Pins, *, budget_s: float, variants: int
 ) -> Iterator[tuple[list[System], list[LeftOut]]]:
     """Those editions, all up on the servers' core; those whose settings this version does not have are said."""
     up: list[System] = []
     missing: list[LeftOut] = []
     with ExitStack() as stack:
-        for edition in editions:
+        for edition in wanted:
             environ = edition.environ()
             try:
                 load_settings(environ=environ)
             except SettingsError as error:
-                if edition is PLAIN or edition.name == PLAIN.name:
+                if edition.name == PLAIN.name:
                     raise SystemExit(str(error)) from error
                 missing.append(LeftOut(edition.name, str(error)))
                 continue
@@ -148,7 +148,18 @@ def systems(
         yield up, missing
 
 
-def seen(up: list[System]) -> list[dict[str, object]]:
+def editions(models: Sequence[Model], settings: Mapping[str, str]) -> list[Edition]:
+    """Those that suit any of these models, with these settings besides their own."""
+    wanted = [PLAIN, INLINE] if SMALL_MLP in models else [PLAIN]
+    return [edition.with_settings(settings) for edition in wanted]
+
+
+def fitting(up: Sequence[System], model: Model) -> list[System]:
+    """A worker inside the controller is for tiny models."""
+    return [system for system in up if system.name != INLINE.name or model is SMALL_MLP]
+
+
+def seen(up: Sequence[System]) -> list[dict[str, object]]:
     """What was found of the systems, as data."""
     return [asdict(one) for system in up for one in system.shipped]
 

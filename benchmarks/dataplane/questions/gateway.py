@@ -8,12 +8,12 @@ from statistics import median
 from typing import Any
 
 from dataplane import charts, tables
-from dataplane.cells import CONNECTIONS, Run, Started, closed, null_rate, started
+from dataplane.cells import CONNECTIONS, Run, Started, closed, null_rate, own_systems, started
 from dataplane.figures import Round, Throughput, throughput, why_bound
 from dataplane.graphs import RESNET, SMALL_CNN, SMALL_MLP, WIDE_MLP, Model
 from dataplane.h2 import LARGEST_MESSAGE
 from dataplane.offline import Limit, limit_of
-from dataplane.own import INLINE, PLAIN, System, seen, systems
+from dataplane.own import editions, fitting, seen
 from dataplane.questions.answer import Answer
 from dataplane.servers import BINARY, GRPC, JSON, LeftOut
 
@@ -30,11 +30,9 @@ def of_gateway(run: Run, models: Sequence[Model] = (SMALL_MLP, WIDE_MLP, SMALL_C
     """Everybody in turn with ONNX Runtime in one process on the same core, round after round."""
     rows: list[list[str]] = []
     data: list[dict[str, Any]] = []
-    editions = [edition.with_settings(run.settings) for edition in (PLAIN, INLINE)]
-    with systems(editions, run.kit.pins, budget_s=run.effort.budget_s, variants=run.variants) as (own, missing):
+    with own_systems(run, editions(models, run.settings)) as (own, missing):
         for model in models:
-            mine = _fitting(own, model)
-            with started(run, model, mine, run.peers) as up:
+            with started(run, model, fitting(own, model), run.peers) as up:
                 missing += [*up.left_out, *_without_grpc(model)]
                 made = _of_model(run, up)
             rows += [row for row, _ in made]
@@ -42,11 +40,6 @@ def of_gateway(run: Run, models: Sequence[Model] = (SMALL_MLP, WIDE_MLP, SMALL_C
         shipped = seen(own)
     title = f"Gateway: added over ONNX Runtime in process; medians of {run.effort.rounds}"
     return Answer(title, tables.table(HEADINGS, rows), missing, {"cells": data, "shipped": shipped}, _charts(data))
-
-
-def _fitting(own: Sequence[System], model: Model) -> list[System]:
-    """A worker inside the controller is for tiny models."""
-    return [system for system in own if system.name == PLAIN.name or model is SMALL_MLP]
 
 
 def _fits_grpc(model: Model) -> bool:

@@ -9,11 +9,23 @@ from typing import Any
 import uvloop
 
 from dataplane import charts, tables
-from dataplane.cells import CONNECTIONS, FAR_MS, Run, Started, closed, null_rate, rest_requests, slo, started, tell
+from dataplane.cells import (
+    CONNECTIONS,
+    FAR_MS,
+    Run,
+    Started,
+    closed,
+    null_rate,
+    own_systems,
+    rest_requests,
+    slo,
+    started,
+    tell,
+)
 from dataplane.figures import Round, Throughput, quantile, ratio, throughput, why_bound
 from dataplane.generator import closed_loop, rest_connect
 from dataplane.graphs import SMALL_MLP
-from dataplane.own import INLINE, PLAIN, seen, systems
+from dataplane.own import editions, seen
 from dataplane.questions.answer import Answer
 from dataplane.servers import BINARY, FASTAPI, GRPC, JSON, Server, quiet
 from dataplane.wrk import find_wrk, wrk_rate
@@ -29,9 +41,8 @@ Cells = dict[tuple[str, str], list[Round]]
 
 def of_peers(run: Run) -> Answer:
     """Closed loop over 32 connections, all systems in turn, round after round."""
-    editions = [edition.with_settings(run.settings) for edition in (PLAIN, INLINE)]
     with (
-        systems(editions, run.kit.pins, budget_s=run.effort.budget_s, variants=run.variants) as (own, missing),
+        own_systems(run, editions((SMALL_MLP,), run.settings)) as (own, missing),
         started(run, SMALL_MLP, own, run.peers) as up,
     ):
         cells: Cells = {}
