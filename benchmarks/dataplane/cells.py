@@ -154,7 +154,7 @@ def closed(
     *,
     connections: int = CONNECTIONS,
 ) -> Round:
-    """Raises SystemExit for a wrong answer or a broken connection: there is no rate of those."""
+    """Raises SystemExit for a wrong answer, a broken connection or no result at all: there is no rate of those."""
     prepared = started.prepared
     programs = server.programs()
     edges: list[dict[str, float]] = []
@@ -163,6 +163,8 @@ def closed(
     where = f"{server.name}, {kind}"
     if seen.failure:
         raise SystemExit(f"{where}: a connection ended: {seen.failure}")
+    if not seen.answered:
+        raise SystemExit(f"{where}: not one result; {dict(seen.statuses) or 'nothing'} instead")
     is_checked = server is not started.null  # whose answers are none
     if is_checked and (bad := wrong(seen.kept, prepared.answers, grpc_output if kind == GRPC else rest_output)):
         raise SystemExit(f"{where}: {len(bad)} of {len(seen.kept)} answers that were looked at are wrong: {bad[0]}")

@@ -1,6 +1,6 @@
 """The same load as `generator`, by a small C program: one core of it drives what several of Python's would.
 
-The program is built by the machine's C compiler on first use and kept by the digest of its source. It is given whole
+The program is built by the machine's C compiler on first use and kept by the digest of the sources. It is given whole
 requests and a schedule as files, and leaves what it saw as arrays; what those mean is said in `generator`.
 """
 
@@ -35,7 +35,8 @@ class CannotBuildError(Exception):
 def built(name: str, cache: Path) -> Path:
     """The program of that name, built unless `cache` has it. Raises CannotBuildError."""
     source = SOURCES / f"{name}.c"
-    digest = hashlib.sha256(source.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    sources = b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir()))
+    digest = hashlib.sha256(sources + " ".join(_FLAGS).encode()).hexdigest()[:16]
     program = cache / f"{name}-{digest}"
     if program.is_file():
         return program

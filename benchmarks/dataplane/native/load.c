@@ -14,24 +14,21 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { UNSENT = 0, UNANSWERED = -1, OK = 200, STATUSES = 1000, EVENTS = 256, WORDS = 64, WORD = 48 };
+#include "answers.h"
+#include "basics.h"
+
+enum { UNANSWERED = -1, EVENTS = 256, WORDS = 64 };
 enum { KEEP_EVERY = 64, KEEP_MOST = 256 };
 static const size_t FIRST_ROOM = 1 << 14, MOST_ROOM = 1 << 26;
 static const double PATIENCE_S = 5.0, LEAD_S = 0.05;
@@ -56,13 +53,6 @@ typedef struct {
     const char *bytes;
     size_t size;
 } Request;
-
-typedef struct {
-    int status, closes;
-    size_t size;
-    char reason[WORD];
-    double stated_s; /* what the server says it took; negative when it does not say */
-} Answer;
 
 static struct {
     struct sockaddr_in address;
@@ -91,87 +81,12 @@ static struct {
     int words_count;
 } load;
 
-static void die(const char *format, ...) {
-    va_list facts;
-    va_start(facts, format);
-    vfprintf(stderr, format, facts);
-    va_end(facts);
-    fputc('\n', stderr);
-    exit(2);
-}
-
-static void *room_for(size_t count, size_t size) {
-    void *made = calloc(count ? count : 1, size);
-    if (!made) die("no memory for %zu times %zu bytes", count, size);
-    return made;
-}
-
-static double now_s(void) {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
-}
-
-static double cpu_s(void) {
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
-           1e-6 * (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
-}
-
 static void wake_at(double moment) {
     struct itimerspec when = {0};
     if (moment < 1e-9) moment = 1e-9; /* zero would disarm it */
     when.it_value.tv_sec = (time_t)moment;
     when.it_value.tv_nsec = (long)((moment - (double)(time_t)moment) * 1e9);
     if (timerfd_settime(load.timer, TFD_TIMER_ABSTIME, &when, NULL) < 0) die("timerfd: %s", strerror(errno));
-}
-
-/* Reading answers */
-
-static const char *field(const char *line, const char *end, const char *name) {
-    size_t size = strlen(name);
-    if ((size_t)(end - line) <= size || line[size] != ':' || strncasecmp(line, name, size) != 0) return NULL;
-    for (line += size + 1; line < end && *line == ' '; line++) {
-    }
-    return line;
-}
-
-static void take_word(char *word, const char *from, const char *end) {
-    size_t size = 0;
-    for (; from < end && size < WORD - 1; from++) {
-        int is_plain = (*from >= 'a' && *from <= 'z') || (*from >= 'A' && *from <= 'Z') || (*from >= '0' && *from <= '9');
-        word[size++] = is_plain || *from == '_' ? *from : '-';
-    }
-    word[size] = 0;
-}
-
-/* 1: whole header read; 0: not yet; -1: none that this reading understands. */
-static int read_header(const char *data, size_t have, Answer *answer) {
-    const char *end = memmem(data, have, "\r\n\r\n", 4);
-    long length = -1;
-    if (!end) return 0;
-    if (end - data < 12 || memcmp(data, "HTTP/1.", 7) != 0) return -1;
-    *answer = (Answer){.status = atoi(data + 9), .stated_s = -1};
-    if (answer->status < 200 || answer->status >= STATUSES) return -1;
-    const char *line = memchr(data, '\r', (size_t)(end - data) + 1);
-    while (line < end) {
-        const char *value, *stop;
-        line += 2; /* past the end of the line before */
-        stop = memchr(line, '\r', (size_t)(end - line) + 1);
-        if ((value = field(line, stop, "content-length"))) length = strtol(value, NULL, 10);
-        if ((value = field(line, stop, "connection"))) answer->closes = strncasecmp(value, "close", 5) == 0;
-        if (answer->status != OK) {
-            if ((value = field(line, stop, "x-infaas-dropped-reason"))) take_word(answer->reason, value, stop);
-            if ((value = field(line, stop, "server-timing"))) {
-                const char *total = memmem(value, (size_t)(stop - value), "total;dur=", 10);
-                if (total) answer->stated_s = 1e-3 * strtod(total + 10, NULL);
-            }
-        }
-        line = stop;
-    }
-    answer->size = (size_t)(end - data) + 4 + (size_t)(length < 0 ? 0 : length);
-    return length < 0 ? -1 : 1;
 }
 
 static void keep(const Connection *connection, size_t size) {
@@ -450,17 +365,6 @@ static void dial_first(Connection *connection) {
 
 /* Files */
 
-static char *whole_file(const char *path, size_t *size) {
-    FILE *file = fopen(path, "rb");
-    if (!file || fseek(file, 0, SEEK_END) < 0) die("%s: %s", path, strerror(errno));
-    *size = (size_t)ftell(file);
-    rewind(file);
-    char *data = room_for(*size, 1);
-    if (fread(data, 1, *size, file) != *size) die("%s cannot be read", path);
-    fclose(file);
-    return data;
-}
-
 static void read_requests(const char *path) {
     size_t size, at = 0;
     char *data = whole_file(path, &size);
@@ -487,11 +391,6 @@ static FILE *made(const char *name) {
 static void written(const char *name, const void *values, size_t count, size_t size) {
     FILE *file = made(name);
     if (fwrite(values, size, count, file) != count || fclose(file)) die("%s: %s", name, strerror(errno));
-}
-
-static int by_size(const void *one, const void *other) {
-    double a = *(const double *)one, b = *(const double *)other;
-    return (a > b) - (a < b);
 }
 
 static void summary(double seconds, double share) {
