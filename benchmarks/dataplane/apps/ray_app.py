@@ -21,9 +21,6 @@ FAR_S, FAR_MS = 3_600, 3_600_000
 """Nobody's health is looked at: peers stand still while others are measured."""
 
 
-@serve.deployment(
-    num_replicas=1, max_ongoing_requests=MOST_ON_WAY, health_check_period_s=FAR_S, health_check_timeout_s=FAR_S
-)  # type: ignore[untyped-decorator]
 class Inference:
     def __init__(self, model: str) -> None:
         options = onnxruntime.SessionOptions()
@@ -67,7 +64,10 @@ def main() -> None:
         _system_config={"health_check_period_ms": FAR_MS, "health_check_timeout_ms": FAR_MS},
     )  # fmt: skip
     serve.start(http_options={"host": "127.0.0.1", "port": chosen.port})
-    serve.run(Inference.bind(chosen.model), route_prefix="/infer")
+    deployment = serve.deployment(
+        num_replicas=1, max_ongoing_requests=MOST_ON_WAY, health_check_period_s=FAR_S, health_check_timeout_s=FAR_S
+    )
+    serve.run(deployment(Inference).bind(chosen.model), route_prefix="/infer")
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     ended.wait()
