@@ -28,7 +28,8 @@ import numpy.typing as npt
 import uvloop
 from own_system import SIMPLE_TASK as TASK
 from own_system import own_state, register_simple
-from soak import PATIENCE_S, held
+from soak import held
+from soak_callers import PATIENCE_S
 
 from infaas.bench import grpc, rest
 from infaas.bench.reply import OK, Reply

@@ -37,12 +37,12 @@ def own_system(*, budget_s: float) -> Iterator[Client]:
 
 
 @contextmanager
-def own_state(*, budget_s: float) -> Iterator[tuple[Client, Path]]:
-    """The same, with its state folder, which says what its programs are."""
+def own_state(*, budget_s: float, settings: Mapping[str, str] | None = None) -> Iterator[tuple[Client, Path]]:
+    """The same, with its state folder, which says what its programs are. `settings` are variables (`INFAAS_*`)."""
     state_dir = Path(tempfile.mkdtemp(prefix="infaas-bench-"))
     free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     env = up_environ(state_dir=state_dir, config=None, controller=free, workers=None)
-    env["INFAAS_GENERATOR__PROFILE_BUDGET_S"] = str(budget_s)
+    env |= {"INFAAS_GENERATOR__PROFILE_BUDGET_S": str(budget_s), **(settings or {})}
     env[SUPERVISOR_PID] = str(os.getpid())
     try:
         start_detached(state_dir, env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,15 +83,15 @@ def ratio(rates: Sequence[float], base: Sequence[float]) -> float | None:
 def why_bound(rate: float, generator_share: float, null_rate: float | None) -> str:
     """Why the generator and not the server may have been the bound; empty when it was not.
 
-    It was not when it could have gone twice as fast: by half of its core that it left idle, or by the rate at which
-    it drives a server that does nothing.
+    It was not when it drives a server that does nothing at twice the rate that is reported. Where no such server is at
+    hand, half of its core that it left idle shows the same.
     """
     if generator_share > BOUND_SHARE:
         return f"generator-bound ({generator_share:.0%} of its core)"
-    if generator_share * NULL_FACTOR > 1 and (null_rate is None or rate * NULL_FACTOR > null_rate):
-        against = "" if null_rate is None else f", null server {null_rate:,.0f}/s"
-        return f"generator-bound? ({generator_share:.0%} of its core{against})"
-    return ""
+    if null_rate is not None:
+        is_bound = rate * NULL_FACTOR > null_rate
+        return f"generator-bound (null server {null_rate:,.0f}/s)" if is_bound else ""
+    return f"generator-bound? ({generator_share:.0%} of its core)" if generator_share * NULL_FACTOR > 1 else ""
 
 
 def quantile(values: Sequence[float] | npt.NDArray[np.float64], share: float) -> float:
@@ -127,9 +128,24 @@ class Overload:
     refused_p50_s: float
     """From when it was sent."""
     refused_p95_s: float
+    stated_p95_s: float
+    """Of those that say it, by the server's own account: from when it had read the header."""
+    refused_by: Mapping[str, int]
+    """The servers' own words for why, or their status where they have none."""
     normal_after_s: float
     """From the end of the phase on; how long it took until callers were served as if nothing had been."""
     statuses: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """What refused queries were told, one entry per query of the run."""
+
+    reasons: npt.NDArray[np.int16]
+    """Positions in `words`."""
+    words: Sequence[str]
+    stated_s: npt.NDArray[np.float64]
+    """Negative where the server does not say how long it took."""
 
 
 def overload(
@@ -137,6 +153,7 @@ def overload(
     sent_s: npt.NDArray[np.float64],
     ended_s: npt.NDArray[np.float64],
     statuses: npt.NDArray[np.int16],
+    refusals: Refusals,
     phase: Phase,
     deadline_s: float,
 ) -> Overload:
@@ -147,6 +164,7 @@ def overload(
     is_on_time = is_ok & (took_s <= deadline_s)
     is_refused = within & (statuses > 0) & ~is_ok
     refused_s = (ended_s - sent_s)[is_refused]
+    stated_s = refusals.stated_s[is_refused]
     known, counts = np.unique(statuses[within], return_counts=True)
     on_time = int(np.sum(within & is_on_time))
     return Overload(
@@ -160,9 +178,20 @@ def overload(
         admitted_p99_s=quantile(took_s[within & is_ok], 0.99),
         refused_p50_s=quantile(refused_s, 0.5),
         refused_p95_s=quantile(refused_s, 0.95),
+        stated_p95_s=quantile(stated_s[stated_s >= 0], 0.95),
+        refused_by=_by_word(refusals, statuses, is_refused),
         normal_after_s=normal_after(due_s, is_on_time, phase.ends_s),
         statuses={int(status): int(count) for status, count in zip(known, counts, strict=True)},
     )
+
+
+def _by_word(refusals: Refusals, statuses: npt.NDArray[np.int16], is_refused: npt.NDArray[np.bool_]) -> dict[str, int]:
+    pairs = np.stack([refusals.reasons[is_refused], statuses[is_refused]], axis=1)
+    known, counts = np.unique(pairs, axis=0, return_counts=True)
+    found: Counter[str] = Counter()
+    for (reason, status), count in zip(known, counts, strict=True):
+        found[refusals.words[reason] or f"status {status}"] += int(count)
+    return dict(found.most_common())
 
 
 def normal_after(due_s: npt.NDArray[np.float64], is_on_time: npt.NDArray[np.bool_], drop_s: float) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from dataplane.wire import ForeignAnswerError, Kept, answer_length
+from dataplane.wire import ForeignAnswerError, Kept, answer_length, refusal_of
 from infaas.bench.pacer import Pacer
 
 KEEP_EVERY, KEEP_MOST = 64, 256
@@ -163,6 +163,11 @@ class Open:
     sent_s: array[float]
     ended_s: array[float]
     statuses: array[int]
+    reasons: array[int]
+    """Of refusals, as positions in `words`."""
+    stated_s: array[float]
+    """How long refusals took by the server's own account; negative where it does not say."""
+    words: list[str] = field(default_factory=lambda: [""])
     kept: list[Kept] = field(default_factory=list)
     cpu_share: float = 0.0
     most_connections: int = 0
@@ -275,6 +280,8 @@ class OpenLoop:
             array("d", bytes(8 * count)),
             array("d", bytes(8 * count)),
             array("h", bytes(2 * count)),
+            array("h", bytes(2 * count)),
+            array("d", bytes(8 * count)),
         )
         self._keeping = _Keeping(seen.kept)
         for _ in range(self._most):
@@ -345,12 +352,20 @@ class OpenLoop:
         self._seen.ended_s[caller.number] = now - self._began
         if caller.status == 200:
             self._keeping.answer(caller)
+        elif caller.status != UNANSWERED:
+            self._refused(caller)
         if caller.is_open:
             self._next(caller, now)
         else:
             self._redial()
         if not self._on_way and self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
+
+    def _refused(self, caller: Caller) -> None:
+        word, self._seen.stated_s[caller.number] = refusal_of(caller.content())
+        if word not in self._seen.words:
+            self._seen.words.append(word)
+        self._seen.reasons[caller.number] = self._seen.words.index(word)
 
     def _next(self, caller: Caller, now: float) -> None:
         oldest = now - self._began - self._deadline_s

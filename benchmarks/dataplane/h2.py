@@ -21,7 +21,9 @@ _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0x0, 0x1, 0x3, 0x4
 _ACK = END_STREAM = 0x1
 _END_HEADERS = 0x4
 _FRAME = struct.Struct(">BHBBI")
-_LARGEST_FRAME = 16_384
+LARGEST_FRAME = 16_384
+LARGEST_MESSAGE = LARGEST_FRAME - 1_024
+"""Tensors of so many bytes fit, with names and shapes around them."""
 _FIRST_WINDOW = 65_535
 _OWN_WINDOW = 2**31 - 1
 _MESSAGE = struct.Struct(">BI")
@@ -165,7 +167,7 @@ class GrpcCaller(asyncio.Protocol):
 def grpc_connect(address: Address, method: str, messages: Sequence[bytes], metadata: Mapping[str, str]) -> Connect:
     """`messages` are serialised. Raises ValueError when one does not fit a frame."""
     framed = [_MESSAGE.pack(0, len(message)) + message for message in messages]
-    if (largest := max(map(len, framed))) > _LARGEST_FRAME:
+    if (largest := max(map(len, framed))) > LARGEST_FRAME:
         raise ValueError(f"a message of {largest} bytes does not fit a frame")
     fields = {
         ":method": "POST",

@@ -33,6 +33,8 @@ class Limit:
     alone_s: float
     """The median of one call at batch 1."""
     alone_p95_s: float
+    alone_cpu_s: float
+    """Processor time of one call at batch 1, the mean."""
 
     @property
     def best_batch(self) -> int:
@@ -52,7 +54,7 @@ def limit_of(file: Path, core: int | None, seconds: float) -> Limit:
         raise SystemExit(f"the in-process limit of {file.name} could not be measured: {done.stderr[-2000:]}")
     said = json.loads(done.stdout)
     rows = {int(batch): float(rate) for batch, rate in said["rows_per_s"].items()}
-    return Limit(rows, float(said["alone_s"]), float(said["alone_p95_s"]))
+    return Limit(rows, float(said["alone_s"]), float(said["alone_p95_s"]), float(said["alone_cpu_s"]))
 
 
 def _measure(file: str, seconds: float) -> dict[str, Any]:
@@ -64,19 +66,24 @@ def _measure(file: str, seconds: float) -> dict[str, Any]:
     draw = np.random.default_rng(1)
     rates: dict[int, float] = {}
     alone: list[float] = []
+    alone_cpu_s = 0.0
     for batch in BATCHES:
         feed = {given.name: draw.standard_normal((batch, *row), dtype=np.float32)}
         session.run(made, feed)
         best = 0.0
         for _ in range(ROUNDS):
+            cpu_s = time.process_time()
             times = _timed(session, made, feed, seconds / len(BATCHES) / ROUNDS)
             best = max(best, batch * len(times) / sum(times))
-            alone += times if batch == 1 else []
+            if batch == 1:
+                alone += times
+                alone_cpu_s += time.process_time() - cpu_s
         rates[batch] = best
     return {
         "rows_per_s": rates,
         "alone_s": statistics.median(alone),
         "alone_p95_s": float(np.quantile(alone, 0.95)),
+        "alone_cpu_s": alone_cpu_s / len(alone),
     }
 
 

@@ -1,44 +1,171 @@
-"""INFaaS as it is shipped: `infaas up` on one core, with one model that serves."""
+"""INFaaS as it is shipped: `infaas up` on the servers' core, with models of others beside the ones that are measured.
+
+An edition is that system with some settings, the way its users set them; the plain one has none. Before anything is
+measured a query is looked at: it must carry what every answer carries, and leave its decision and its count behind.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import httpx
+import numpy as np
 from own_system import BUILT_WITHIN_S, own_state, register
 
-from dataplane.graphs import Prepared
-from dataplane.servers import INFAAS, Pins, Server
+from dataplane.graphs import INPUT, SMALL_MLP, Model, Prepared
+from dataplane.servers import INFAAS, LeftOut, Pins, Server
+from infaas.bench.rest import query_bytes
 from infaas.cli.target import endpoints_of
 from infaas.client import Client
 from infaas.demo import family
+from infaas.errors import SettingsError
+from infaas.settings import ENV_PREFIX, load_settings
 from infaas.up.record import read_up
 
+LEAST_VARIANTS = 20
+ANSWER_HEADERS = (
+    "x-request-id", "x-infaas-decision-id", "x-infaas-variant", "x-infaas-worker", "x-infaas-slo-met",
+    "x-infaas-attempts", "x-infaas-queue-ms", "server-timing",
+)  # fmt: skip
+"""What docs/surface.md promises of every answer."""
+_COUNTED = "infaas_requests_total"
 _LOOK_EVERY_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Edition:
+    name: str
+    settings: Mapping[str, str]
+    """As the configuration names them: `worker.inline` for one."""
+
+    def environ(self) -> dict[str, str]:
+        return {ENV_PREFIX + key.upper().replace(".", "__"): value for key, value in self.settings.items()}
+
+    def with_settings(self, more: Mapping[str, str]) -> Edition:
+        return Edition(self.name, {**more, **self.settings})
+
+
+PLAIN = Edition(INFAAS, {})
+INLINE = Edition(f"{INFAAS}, inline worker", {"worker.inline": "true"})
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """What one query of a system that is measured was seen to have; part of a run's data."""
+
+    system: str
+    settings: Mapping[str, str]
+    variants: int
+    """Registered, of all tasks."""
+    headers: tuple[str, ...]
+    decision: str
+    counted: float
+
+
+class System:
+    """One edition that is up. It serves any number of models, one after the other or together."""
+
+    def __init__(self, edition: Edition, client: Client, state_dir: Path) -> None:
+        self._edition = edition
+        self._client = client
+        self._state_dir = state_dir
+        self._served: dict[str, Server] = {}
+        self.shipped: list[Shipped] = []
+
+    @property
+    def name(self) -> str:
+        return self._edition.name
+
+    def serve(self, prepared: Prepared) -> Server:
+        """A task named like the model, served by its fp32 variant of one thread: what the peers run. The others are
+        disabled, so that ratios compare systems and not precisions. Raises SystemExit when that cannot be had."""
+        name = prepared.model.name
+        if name not in self._served:
+            _registered(self._client, prepared)
+            endpoints, record = endpoints_of(self._state_dir), read_up(self._state_dir)
+            if endpoints is None or record is None:
+                raise SystemExit("the private system is gone")
+            roots = {"supervisor": record.pid, **{one.name: one.pid for one in record.programs if one.pid is not None}}
+            rest, grpc = (endpoints.host, endpoints.http_port), (endpoints.host, endpoints.grpc_port)
+            self._served[name] = Server(self.name, rest, roots, grpc=grpc, is_own=True)
+            self.shipped.append(self._look(prepared))
+        return self._served[name]
+
+    def crowd(self, least: int) -> None:
+        """The demo's family, as often as it takes for so many variants."""
+        times = 0
+        while len(self._client.variants()) < least:
+            register(self._client, [model.name for model in family.FAMILY], suffix=f"-{times}" if times else "")
+            times += 1
+
+    def _look(self, prepared: Prepared) -> Shipped:
+        """Raises SystemExit when something that is shipped is missing."""
+        query = query_bytes(prepared.model.name, {INPUT: prepared.questions[0][np.newaxis]}, {})
+        head, _, body = query.partition(b"\r\n\r\n")
+        lines = (line.partition(": ") for line in head.decode().split("\r\n")[1:])
+        url = f"{self._client.url}/v2/models/{prepared.model.name}/infer"
+        answer = httpx.post(url, content=body, headers={name: value for name, _, value in lines}, timeout=30.0)
+        if missing := [name for name in ANSWER_HEADERS if name not in answer.headers]:
+            absent = ", ".join(missing)
+            raise SystemExit(f"{self.name} answers {answer.status_code} without {absent}: {answer.text[:200]}")
+        decision = self._client.decision(answer.headers["x-infaas-decision-id"])
+        endpoints = endpoints_of(self._state_dir)
+        metrics = "" if endpoints is None else httpx.get(endpoints.metrics_url, timeout=30.0).text
+        counted = sum(float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith(_COUNTED))
+        if not counted:
+            raise SystemExit(f"{self.name} does not count its queries ({_COUNTED})")
+        return Shipped(
+            self.name, self._edition.settings, len(self._client.variants()), ANSWER_HEADERS, decision.id, counted
+        )
+
+
 @contextmanager
-def own(prepared: Prepared, pins: Pins, *, budget_s: float, has_crowd: bool) -> Iterator[Server]:
-    """A task named like the model, served by its fp32 variant of one thread: what the peers run. The others are
-    disabled, so that ratios compare systems and not precisions. `has_crowd`: the demo's family is registered too."""
+def systems(
+    wanted: Sequence[Edition], pins: Pins, *, budget_s: float, variants: int
+) -> Iterator[tuple[list[System], list[LeftOut]]]:
+    """Those editions, all up on the servers' core; those whose settings this version does not have are said."""
+    up: list[System] = []
+    missing: list[LeftOut] = []
     with ExitStack() as stack:
-        with pins.for_server():  # only what is started: the load comes from this very process
-            client, state_dir = stack.enter_context(own_state(budget_s=budget_s))
-        if has_crowd:
-            register(client, [model.name for model in family.FAMILY])
-        variant = _registered(client, prepared)
-        endpoints, record = endpoints_of(state_dir), read_up(state_dir)
-        if endpoints is None or record is None:
-            raise SystemExit("the private system is gone")
-        address = (endpoints.host, endpoints.http_port)
-        grpc = (endpoints.host, endpoints.grpc_port)
-        roots = {"supervisor": record.pid, **{one.name: one.pid for one in record.programs if one.pid is not None}}
-        yield Server(INFAAS, address, roots, grpc=grpc, serves=variant)
+        for edition in wanted:
+            environ = edition.environ()
+            try:
+                load_settings(environ=environ)
+            except SettingsError as error:
+                if edition.name == PLAIN.name:
+                    raise SystemExit(str(error)) from error
+                missing.append(LeftOut(edition.name, str(error)))
+                continue
+            with pins.for_server():
+                client, state_dir = stack.enter_context(own_state(budget_s=budget_s, settings=environ))
+                system = System(edition, client, state_dir)
+                system.crowd(variants)
+            up.append(system)
+        yield up, missing
 
 
-def _registered(client: Client, prepared: Prepared) -> str:
-    """The one variant that stays. Raises SystemExit when the model cannot be built."""
+def editions(models: Sequence[Model], settings: Mapping[str, str]) -> list[Edition]:
+    """Those that suit any of these models, with these settings besides their own."""
+    wanted = [PLAIN, INLINE] if SMALL_MLP in models else [PLAIN]
+    return [edition.with_settings(settings) for edition in wanted]
+
+
+def fitting(up: Sequence[System], model: Model) -> list[System]:
+    """A worker inside the controller is for tiny models."""
+    return [system for system in up if system.name != INLINE.name or model is SMALL_MLP]
+
+
+def seen(up: Sequence[System]) -> list[dict[str, object]]:
+    """What was found of the systems, as data."""
+    return [asdict(one) for system in up for one in system.shipped]
+
+
+def _registered(client: Client, prepared: Prepared) -> None:
+    """Raises SystemExit when the model cannot be built."""
     name = prepared.model.name
     made = client.register(prepared.file, task=name, name=f"{name}-net", evaluation=prepared.evaluation)
     deadline = time.monotonic() + BUILT_WITHIN_S
@@ -57,4 +184,3 @@ def _registered(client: Client, prepared: Prepared) -> str:
         if time.monotonic() > deadline:
             raise SystemExit(f"{kept[0]} is not loaded: {client.variant(kept[0])}")
         time.sleep(_LOOK_EVERY_S)
-    return kept[0]

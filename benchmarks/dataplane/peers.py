@@ -1,7 +1,7 @@
 """The peers of a run: other servers of the same graph on the same core, asked the same by the same generator.
 
-Those from Python packages run from a virtual environment that is made for them and kept; Triton is found as the tests
-find it. What cannot be had is left out, and the table says why.
+Those from Python packages run from environments of their own; Triton is found as the tests find it. What cannot be
+had is left out, and the table says why.
 """
 
 from __future__ import annotations
@@ -12,21 +12,28 @@ import secrets
 import signal
 import subprocess
 import sys
-import venv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataplane.graphs import Prepared
-from dataplane.servers import FASTAPI, LeftOut, Pins, Server, wait_listening
+import psutil
+
+from dataplane.environments import CannotMakeError, python_of
+from dataplane.graphs import OUTPUT, Prepared
+from dataplane.native_load import NULL as NULL_PROGRAM
+from dataplane.native_load import CannotBuildError, built
+from dataplane.servers import FASTAPI, JSON, LeftOut, Pins, Server, wait_listening
 from infaas.testing.triton import add_model, find_tritonserver, free_port, why_no_triton
 
 APPS = Path(__file__).parent / "apps"
-PACKAGES = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "numpy", "onnxruntime", "mosec")
-MOSEC, TRITON, GRPC_AIO, NULL = "mosec", "Triton python backend", "bare grpc.aio", "null server"
-NAMES = {"fastapi": FASTAPI, "mosec": MOSEC, "triton": TRITON, "grpc": GRPC_AIO, "null": NULL}
-_START_S = 60.0
+MOSEC, MLSERVER, RAY, TRITON = "mosec", "MLServer", "Ray Serve", "Triton python backend"
+GRPC_AIO, NULL = "bare grpc.aio", "null server"
+NAMES = {
+    "fastapi": FASTAPI, "mosec": MOSEC, "mlserver": MLSERVER, "ray": RAY, "triton": TRITON, "grpc": GRPC_AIO,
+    "null": NULL,
+}  # fmt: skip
+_START_S = 120.0
 _STOP_S = 10.0
 _HOST = "127.0.0.1"
 _TRITON_MODEL = """
@@ -63,33 +70,8 @@ class Kit:
     pins: Pins
     folder: Path
     """For logs and repositories of this run."""
-    environment: Path
-    """The virtual environment of peers; made when it is not there."""
-
-
-def environment(path: Path) -> None:
-    """Raises CannotStartError when it cannot be made, with what the installer said."""
-    done = path / ".installed"
-    wanted = "\n".join(PACKAGES)
-    if done.is_file() and done.read_text() == wanted:
-        return
-    print(f"making {path} for the peers: {', '.join(PACKAGES)}", file=sys.stderr, flush=True)
-    venv.create(path, with_pip=True)
-    words = [str(path / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
-    made = subprocess.run(words, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        raise CannotStartError(f"its environment cannot be made: {made.stderr.strip()[-300:]}")
-    done.write_text(wanted)
-
-
-def versions(path: Path) -> dict[str, str]:
-    """Of what the peers' environment holds; empty where there is none."""
-    python = path / "bin" / "python"
-    if not python.is_file():
-        return {}
-    words = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
-    listed = subprocess.run(words, capture_output=True, text=True, check=True)
-    return {one["name"]: one["version"] for one in json.loads(listed.stdout) if one["name"] in PACKAGES}
+    cache: Path
+    """For what takes long to make: environments, programs."""
 
 
 @contextmanager
@@ -99,30 +81,80 @@ def peer(name: str, kit: Kit, prepared: Prepared) -> Iterator[Server]:
         yield server
 
 
+def _python(name: str, kit: Kit) -> Path:
+    try:
+        return python_of(name, kit.cache)
+    except CannotMakeError as error:
+        raise CannotStartError(str(error)) from error
+
+
 @contextmanager
 def _fastapi(kit: Kit, prepared: Prepared) -> Iterator[Server]:
-    environment(kit.environment)
-    with _app("fastapi_app", kit.environment / "bin" / "python", kit, prepared) as (address, pid):
+    with _app("fastapi_app", _python("fastapi", kit), kit, prepared) as (address, pid):
         yield Server(FASTAPI, address, {FASTAPI: pid})
 
 
 @contextmanager
 def _mosec(kit: Kit, prepared: Prepared) -> Iterator[Server]:
-    environment(kit.environment)
-    with _app("mosec_app", kit.environment / "bin" / "python", kit, prepared) as (address, pid):
+    with _app("mosec_app", _python("mosec", kit), kit, prepared) as (address, pid):
         yield Server(MOSEC, address, {MOSEC: pid}, path="/inference")
+
+
+@contextmanager
+def _ray(kit: Kit, prepared: Prepared) -> Iterator[Server]:
+    with _app("ray_app", _python("ray", kit), kit, prepared) as (address, pid):
+        yield Server(RAY, address, {RAY: pid}, path="/infer")
+
+
+@contextmanager
+def _mlserver(kit: Kit, prepared: Prepared) -> Iterator[Server]:
+    """Its REST protocol has no binary tensors."""
+    python = _python("mlserver", kit)
+    rest, grpc, metrics = free_port(), free_port(), free_port()
+    folder = kit.folder / "mlserver"
+    folder.mkdir(exist_ok=True)
+    settings = {
+        "host": _HOST, "http_port": rest, "grpc_port": grpc, "metrics_port": metrics, "parallel_workers": 0,
+        "debug": False, "use_structured_logging": False,
+    }  # fmt: skip
+    model = {
+        "name": prepared.model.name, "implementation": "mlserver_app.OnnxModel", "max_batch_size": 32,
+        "max_batch_time": 0.001, "parameters": {"uri": str(prepared.file)},
+    }  # fmt: skip
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "model-settings.json").write_text(json.dumps(model))
+    words = [str(python.with_name("mlserver")), "start", str(folder)]
+    with _program(MLSERVER, words, (_HOST, rest), kit, {"PYTHONPATH": str(APPS)}) as pid:
+        yield Server(MLSERVER, (_HOST, rest), {MLSERVER: pid}, rest=(JSON,))
 
 
 @contextmanager
 def _grpc(kit: Kit, prepared: Prepared) -> Iterator[Server]:
     with _app("grpc_app", Path(sys.executable), kit, prepared) as (address, pid):
-        yield Server(GRPC_AIO, address, {GRPC_AIO: pid}, grpc=address, has_rest=False)
+        yield Server(GRPC_AIO, address, {GRPC_AIO: pid}, grpc=address, rest=())
 
 
 @contextmanager
 def _null(kit: Kit, prepared: Prepared) -> Iterator[Server]:
-    with _app("null_app", Path(sys.executable), kit, prepared) as (address, pid):
+    try:
+        program = built(NULL_PROGRAM, kit.cache)
+    except CannotBuildError as error:
+        raise CannotStartError(str(error)) from error
+    answer = kit.folder / "null-answer"
+    answer.write_bytes(_an_answer(prepared))
+    address = (_HOST, free_port())
+    words = [str(program), str(address[1]), str(answer)]
+    with _program(NULL, words, address, kit) as pid:
         yield Server(NULL, address, {NULL: pid})
+
+
+def _an_answer(prepared: Prepared) -> bytes:
+    """Of the form and about the size of a real one."""
+    values = prepared.answers[:1].astype("<f4").tobytes()
+    output = {"name": OUTPUT, "datatype": "FP32", "shape": [1, 10], "parameters": {"binary_data_size": len(values)}}
+    head = json.dumps({"model_name": prepared.model.name, "model_version": "1", "outputs": [output]}).encode()
+    fields = f"inference-header-content-length: {len(head)}\r\ncontent-length: {len(head) + len(values)}\r\n\r\n"
+    return b"HTTP/1.1 200 OK\r\n" + fields.encode() + head + values
 
 
 @contextmanager
@@ -149,6 +181,8 @@ def _triton(kit: Kit, prepared: Prepared) -> Iterator[Server]:
 _STARTERS: dict[str, Callable[[Kit, Prepared], AbstractContextManager[Server]]] = {
     "fastapi": _fastapi,
     "mosec": _mosec,
+    "mlserver": _mlserver,
+    "ray": _ray,
     "triton": _triton,
     "grpc": _grpc,
     "null": _null,
@@ -164,12 +198,14 @@ def _app(name: str, python: Path, kit: Kit, prepared: Prepared) -> Iterator[tupl
 
 
 @contextmanager
-def _program(name: str, words: Sequence[str], address: tuple[str, int], kit: Kit) -> Iterator[int]:
-    """It leads a process group of its own, so that nothing of it stays."""
+def _program(
+    name: str, words: Sequence[str], address: tuple[str, int], kit: Kit, more: Mapping[str, str] | None = None
+) -> Iterator[int]:
+    """It leads a process group of its own, and what it starts in others ends with it too, so that nothing stays."""
     log = kit.folder / f"{name.replace(' ', '-')}.log"
     # What follows the interpreter's own path of the benchmark must not reach a peer of another environment.
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or words[0] == sys.executable}
-    environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **(more or {})}
     with log.open("ab") as out, kit.pins.for_server():
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ, start_new_session=True
@@ -181,12 +217,22 @@ def _program(name: str, words: Sequence[str], address: tuple[str, int], kit: Kit
             raise CannotStartError(f"{error}: {log.read_text(errors='replace').strip()[-300:]}") from error
         yield process.pid
     finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_S)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    below: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for one in below:  # psutil knows a number that another process has by now
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 def left_out(name: str, error: CannotStartError) -> LeftOut:

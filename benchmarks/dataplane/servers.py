@@ -14,6 +14,7 @@ import psutil
 
 from dataplane.generator import Address
 
+JSON, BINARY, GRPC = "JSON", "binary", "gRPC"
 INFAAS = "infaas"
 FASTAPI = "FastAPI + orjson"
 REST_PATH = ""
@@ -62,9 +63,13 @@ class Server:
     """The programs that were started, by name; their children are theirs."""
     path: str = REST_PATH
     grpc: Address | None = None
-    has_rest: bool = True
-    serves: str = ""
-    """The variant, where there is a choice."""
+    rest: tuple[str, ...] = (BINARY, JSON)
+    """How tensors may travel over REST."""
+    is_own: bool = False
+    """INFaaS, in one edition or other."""
+
+    def understands(self, kind: str) -> bool:
+        return self.grpc is not None if kind == GRPC else kind in self.rest
 
     def programs(self) -> dict[str, list[psutil.Process]]:
         """Each root with its children, but for those that are roots themselves."""
@@ -101,7 +106,7 @@ def quiet(servers: Sequence[Server], but: Server) -> Iterator[None]:
     """The other peers stand still meanwhile. INFaaS runs on: its programs watch each other."""
     with ExitStack() as stack:
         for server in servers:
-            if server is not but and server.name != INFAAS:
+            if server is not but and not server.is_own:
                 for process in itertools.chain(*server.programs().values()):
                     process.suspend()
                     stack.callback(_resume, process)

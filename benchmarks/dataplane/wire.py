@@ -7,6 +7,7 @@ are compared afterwards: the first output's values, however they travelled.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ TOLERANCE = 1e-3
 """Relative and absolute: rounding differs between batch sizes."""
 _DECODER = json.JSONDecoder()
 _END = b"\r\n\r\n"
+_TOTAL = re.compile(r"total;dur=([0-9.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,15 @@ def answer_length(data: bytes) -> int | None:
     at += 18
     stop = data.find(b"\r", at)
     return end + 4 + int(data[at:stop])
+
+
+def refusal_of(answer: bytes) -> tuple[str, float]:
+    """Why a query was refused, in the server's word, and how long that took by its own account, from when it had read
+    the header; empty and negative where it does not say."""
+    lines = answer.partition(_END)[0].decode("latin-1").split("\r\n")
+    fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    total = _TOTAL.search(fields.get("server-timing", ""))
+    return fields.get("x-infaas-dropped-reason", ""), float(total[1]) / 1e3 if total else -1.0
 
 
 def rest_output(answer: bytes) -> Array:

@@ -360,6 +360,7 @@ def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch
     store = system.store()
     return Live(
         in_flight=dispatcher.in_flight(),
+        tasks=len(asyncio.all_tasks()),
         queue_size=dispatcher.queue_sizes(),
         replicas={state.value: states.get(state.value, 0) for state in InstanceState if state != InstanceState.GONE},
         workers={

@@ -115,7 +115,7 @@ def short_name(variant: str) -> str:
 
 
 def _chart(points: Sequence[Dot], title: str) -> Any:
-    pygal = _pygal()
+    pygal = charting()
     style = pygal.style.Style(
         background="white",
         plot_background="#fbfbfa",
@@ -167,7 +167,7 @@ def _chart(points: Sequence[Dot], title: str) -> Any:
     )
 
 
-def _pygal() -> Any:
+def charting() -> Any:
     """The library without its import hook: it finds map plug-ins only, and Python warns about its old form at every
     import that follows, in the whole process."""
     import pygal

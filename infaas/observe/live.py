@@ -30,6 +30,8 @@ class Live:
     """The sets that gauges are counted from, read at the moment of a scrape."""
 
     in_flight: int = 0
+    tasks: int | None = None
+    """Of the event loop."""
     queue_size: Mapping[str, int] = field(default_factory=dict)
     """Items waiting, by task."""
     replicas: Mapping[str, int] = field(default_factory=dict)
@@ -57,6 +59,7 @@ def together(lives: Sequence[Live]) -> Live:
     return replace(
         first,
         in_flight=sum(live.in_flight for live in lives),
+        tasks=sum(live.tasks or 0 for live in lives),
         queue_size=queue_size,
         workers={
             name: _worker_together([live.workers[name] for live in lives if name in live.workers])
@@ -105,6 +108,7 @@ class LiveCollector(Collector):
 
 def _families(live: Live) -> Iterator[Metric]:
     yield _family("infaas_in_flight", "Queries accepted and not yet answered", [], {(): live.in_flight})
+    yield _family("infaas_tasks", "Tasks of the event loop, unfinished", [], {(): live.tasks})
     yield _family(
         "infaas_queue_size", "Items that wait for a slot", ["task"], {(k,): v for k, v in live.queue_size.items()}
     )

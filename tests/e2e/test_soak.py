@@ -30,6 +30,6 @@ def test_nothing_is_left_of_many_queries_cancelled_and_malformed_ones_among_them
     assert report["held"] == {}
     assert report["left"] == []
     assert report["queries"] == sum(report["outcomes"].values()) == ROUNDS * QUERIES
-    for kind in ("cancelled", "malformed"):
-        assert 0.04 < report["outcomes"][kind] / report["queries"] < 0.06
+    for kind, share in (("cancelled", 0.10), ("malformed", 0.01)):
+        assert share * 0.8 < report["outcomes"][kind] / report["queries"] < share * 1.2
     assert done.returncode == 0

@@ -71,6 +71,7 @@ async def test_gauges_are_counted_from_what_lives_at_the_scrape() -> None:
     assert key("infaas_store_up") not in before  # unknown is no sample, and not zero
     live = Live(
         in_flight=2,
+        tasks=40,
         queue_size={"digits": 7},
         replicas={"READY": 3, "LOADING": 1},
         workers={"w1": WorkerLive(True, 0.5, 0.9, 0.4, 0.01), "w2": WorkerLive(False)},
@@ -79,7 +80,7 @@ async def test_gauges_are_counted_from_what_lives_at_the_scrape() -> None:
         is_leader=True,
     )
     found = samples((await scrape(metrics)).text)
-    assert found[key("infaas_in_flight")] == 2
+    assert (found[key("infaas_in_flight")], found[key("infaas_tasks")]) == (2, 40)
     assert found[key("infaas_queue_size", task="digits")] == 7
     assert found[key("infaas_replicas", state="READY")] == 3
     assert (found[key("infaas_worker_up", worker="w1")], found[key("infaas_worker_up", worker="w2")]) == (1, 0)

@@ -58,10 +58,11 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios(parts: Any) -> None:
     [
         (10.0, 0.5, 100.0, ""),
         (10.0, 0.95, 100.0, "generator-bound (95% of its core)"),
-        (60.0, 0.6, 100.0, "generator-bound? (60% of its core, null server 100/s)"),
-        (60.0, 0.4, 100.0, ""),
+        (60.0, 0.4, 100.0, "generator-bound (null server 100/s)"),
+        (50.0, 0.6, 100.0, ""),
         (60.0, 0.6, 200.0, ""),
         (60.0, 0.6, None, "generator-bound? (60% of its core)"),
+        (60.0, 0.5, None, ""),
     ],
 )
 def test_a_generator_that_may_have_been_the_bound_is_said(
@@ -75,7 +76,9 @@ def test_what_became_of_an_overload_counts_by_when_queries_were_due(parts: Any) 
     sent = np.array([0.5, 1.0, 1.1, 1.25, 0.0, 1.4, 2.5])
     ended = np.array([0.55, 1.05, 1.4, 1.26, 0.0, 0.0, 2.55])
     statuses = np.array([200, 200, 200, 429, 0, -1, 200], dtype=np.int16)
-    found = parts.figures.overload(due, sent, ended, statuses, parts.figures.Phase(1.0, 2.0), 0.1)
+    reasons, stated = np.array([0, 0, 0, 1, 0, 0, 0], dtype=np.int16), np.array([0, 0, 0, 0.004, 0, 0, 0.0])
+    refusals = parts.figures.Refusals(reasons, ["", "deadline-unreachable"], stated)
+    found = parts.figures.overload(due, sent, ended, statuses, refusals, parts.figures.Phase(1.0, 2.0), 0.1)
     assert (found.offered, found.on_time, found.late, found.refused, found.unsent, found.unanswered) == (
         5,
         1,
@@ -86,6 +89,8 @@ def test_what_became_of_an_overload_counts_by_when_queries_were_due(parts: Any) 
     )
     assert found.on_time_per_s == pytest.approx(1.0)
     assert found.refused_p95_s == pytest.approx(0.01)
+    assert found.stated_p95_s == pytest.approx(0.004)
+    assert found.refused_by == {"deadline-unreachable": 1}
     assert found.admitted_p99_s == pytest.approx(0.3, abs=0.01)
     assert found.statuses == {200: 2, 429: 1, 0: 1, -1: 1}
     assert found.normal_after_s == 0.0
@@ -133,6 +138,19 @@ def an_answer(values: np.ndarray[Any, Any], *, is_binary: bool) -> bytes:
     output |= {"parameters": {"binary_data_size": len(raw)}} if is_binary else {"data": values.ravel().tolist()}
     body = json.dumps({"outputs": [output]}).encode() + raw
     return f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_a_refusal_is_told_by_the_server_s_word_or_its_status(parts: Any) -> None:
+    refused = (
+        b"HTTP/1.1 429 No\r\nX-Infaas-Dropped-Reason: saturated\r\nServer-Timing: queue;dur=1, total;dur=2.5\r\n\r\n"
+    )
+    assert parts.wire.refusal_of(refused) == ("saturated", 0.0025)
+    assert parts.wire.refusal_of(b"HTTP/1.1 503 No\r\n\r\n") == ("", -1.0)
+    words, stated = ["", "saturated"], np.array([-1.0, -1.0, 0.0025])
+    refusals = parts.figures.Refusals(np.array([0, 0, 1], dtype=np.int16), words, stated)
+    at, statuses = np.zeros(3), np.array([503, 503, 429], dtype=np.int16)
+    found = parts.figures.overload(at, at, at, statuses, refusals, parts.figures.Phase(0.0, 1.0), 0.1)
+    assert (found.refused_by, found.stated_p95_s) == ({"status 503": 2, "saturated": 1}, pytest.approx(0.0025))
 
 
 @pytest.mark.parametrize("is_binary", [True, False])
