@@ -29,6 +29,9 @@ PRIOR_WEIGHT = 12
 """The profile counts like so many observations until the window is full of real ones."""
 USUAL_WEIGHT = 0.05
 PACE_WEIGHT = 0.1
+PACE_MARGIN = 0.1
+"""A pace is a mean, and whoever admits by a mean admits as many who will be late as who will not. Where more comes than
+can be served the queue is full anyway: a margin costs no answer, and spares those at its end from hearing so late."""
 FRESH_S = 2.0
 HALF_LIFE_S = 5.0
 """After `FRESH_S` without an observation, what was learnt loses half of its weight in each such time."""
@@ -124,7 +127,7 @@ class Pace:
         when there was no queue lately."""
         if now - self._seen_at > FRESH_S:
             return now
-        return max(now, self.ended_at + items * self._item_s)
+        return max(now, self.ended_at + (1 + PACE_MARGIN) * items * self._item_s)
 
 
 class _Runs:

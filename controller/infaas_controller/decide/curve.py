@@ -15,8 +15,9 @@ PAYS = 0.9
 curves waver by some per cent; what a batch gains within that is not worth making its first query wait for its last."""
 SMALL_BESIDE = 4
 """What is left behind is small beside a batch of so many times its items."""
-BATCH_COST_S = 0.0003
-"""What a batch costs the controller and the worker besides its run."""
+BATCH_COST_S = 0.0008
+"""What a batch costs the controller and the worker besides its run: of a model that runs in a millisecond, batches of
+one left half of a core to it."""
 
 
 class Curve:

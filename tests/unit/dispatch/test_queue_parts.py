@@ -12,7 +12,7 @@ from infaas_controller.decide.form import AGEING_S, MAX_BATCH_BYTES, Limits, age
 from infaas_controller.lanes import urgency_of
 from infaas_controller.ledger import Ledger
 from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
-from infaas_controller.observed import FRESH_S, PRIOR_WEIGHT, WINDOW, Pace, Recent
+from infaas_controller.observed import FRESH_S, PACE_MARGIN, PRIOR_WEIGHT, WINDOW, Pace, Recent
 from infaas_controller.quarantine import DIGESTED_AT_ONCE_BYTES, Quarantine, RetryBudget, digest
 from infaas_controller.queues import Ticket
 
@@ -395,18 +395,18 @@ def test_redialling_backs_off_within_bounds_and_with_jitter() -> None:
 
 
 def test_a_pace_is_learnt_from_full_batches_that_only_waited_for_the_one_before() -> None:
-    pace = Pace()
+    pace, margin = Pace(), 1 + PACE_MARGIN
     assert pace.end_of(100, NOW) == NOW, "nothing is known"
     pace.add(20, NOW, is_full=True)
     assert pace.end_of(100, NOW) == NOW, "one end is no time between two"
     pace.add(20, NOW + 0.1, is_full=True)
-    assert pace.end_of(100, NOW + 0.1) == pytest.approx(NOW + 0.1 + 100 * 0.005)
+    assert pace.end_of(100, NOW + 0.1) == pytest.approx(NOW + 0.1 + 100 * 0.005 * margin)
     pace.add(1, NOW + 1.1, is_full=False)
-    assert pace.end_of(100, NOW + 1.1) == pytest.approx(NOW + 1.1 + 100 * 0.005), "an idle second is no pace"
+    assert pace.end_of(100, NOW + 1.1) == pytest.approx(NOW + 1.1 + 100 * 0.005 * margin), "an idle second is no pace"
     for n in range(100):
         pace.add(20, NOW + 1.1 + 0.2 * (n + 1), is_full=True)
     end = NOW + 1.1 + 20.0
-    assert pace.end_of(100, end) == pytest.approx(end + 100 * 0.01, rel=0.01), "it follows what is seen"
+    assert pace.end_of(100, end) == pytest.approx(end + 100 * 0.01 * margin, rel=0.01), "it follows what is seen"
     assert pace.end_of(0, end + 1.0) == end + 1.0
     assert pace.end_of(100, end + FRESH_S + 0.1) == end + FRESH_S + 0.1, "and forgets it when there is no queue"
 
@@ -423,6 +423,6 @@ def test_nobody_is_promised_to_get_through_a_queue_faster_than_those_before() ->
         ledger.observed_batch(lane, flight, 1, 0.0, 0.010, now)
     idle = ledger.predict(lane, urgency(1), 1, now)
     ledger.reserve(lane, urgency(1), 10)
-    assert ledger.predict(lane, urgency(1), 1, now) - idle == pytest.approx(10 * 0.05, rel=0.1)
+    assert ledger.predict(lane, urgency(1), 1, now) - idle == pytest.approx(10 * 0.05 * (1 + PACE_MARGIN), rel=0.1)
     ledger.release(lane, urgency(1), 10)
     assert ledger.predict(lane, urgency(1), 1, now) == idle, "without a queue, the pace of one says nothing"
