@@ -104,6 +104,8 @@ class Dispatcher:
         """What came in this turn of the loop and is decided on at its end."""
         self._looked = 0
         """How many of them were here when the turn might have ended."""
+        self._answered = 0
+        """Items of the last batch that ran."""
         self._performer = Performer(
             self.engine, links, clock, self.decisions, self._tally, self._orders, self._digesting, self._note_ended
         )
@@ -308,6 +310,7 @@ class Dispatcher:
         try:
             if not result.error and (ran := self.engine.ran(batch, result)) is not None:
                 lane, items = ran
+                self._answered = items
                 self._tally.batch_ran(lane.variant, items, result.run_s)
                 if self._observer is not None:
                     self._observer.observe_batch(lane.variant, items)
@@ -344,19 +347,22 @@ class Dispatcher:
         self._arm()
 
     def _flush(self) -> None:
-        """As long as each look at the sockets brings more queries, they are read first: callers that are answered
-        together come again one after the other, and a batch for each would cost nearly as much as one for all."""
-        if (here := len(self._arrived)) > self._looked:
+        """As long as each look at the sockets brings more queries, they are read first, up to as many as may come again
+        after the last answers and once more as many: callers that are answered together come again one after the other,
+        and a batch for each would cost nearly as much as one for all."""
+        if self._looked < (here := len(self._arrived)) < 2 * self._answered - 1:
             self._looked = here
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
             return
         self._looked = 0
         self._flush_handle = None
+        self._links.hold()
         try:
             self._take_arrived()
             self.engine.flush(self._clock.now())
         finally:
             self._after()
+            self._links.settle()
 
     def _arm(self) -> None:
         due = self.engine.next_due(before=self._timer_due)

@@ -187,7 +187,7 @@ class Engine(Arrivals):
     @property
     def has_work(self) -> bool:
         """Whether `flush` has something to do."""
-        return bool(self._dirty)
+        return bool(self._dirty) and bool(self._open)
 
     @property
     def live(self) -> int:

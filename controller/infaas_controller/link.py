@@ -24,7 +24,7 @@ from infaas.rpc.codec import decode
 from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.endpoint import Connection, Endpoint, refused_version
 from infaas.rpc.hop.frames import VERSION, FrameError
-from infaas.rpc.hop.inner import Meet
+from infaas.rpc.hop.inner import InnerEnd, Meet
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import batch_result
 from infaas_controller.commands import BatchResult
@@ -111,6 +111,14 @@ class Link:
         else:
             endpoint.send(message.SerializeToString())
         return self.is_connected
+
+    def hold(self) -> None:
+        if isinstance(self._endpoint, InnerEnd):
+            self._endpoint.hold()
+
+    def settle(self) -> None:
+        if isinstance(self._endpoint, InnerEnd):
+            self._endpoint.settle()
 
     async def close(self) -> None:
         """Nothing that still comes up the connection is told to anyone."""

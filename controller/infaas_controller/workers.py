@@ -85,6 +85,18 @@ class WorkerLinks:
         link = self._links.get(worker)
         return link is not None and link.send(message)
 
+    def hold(self) -> None:
+        """What is sent to workers of this process from here on is told by `settle`, which must follow in this turn."""
+        if self._inner:
+            for link in self._links.values():
+                link.hold()
+
+    def settle(self) -> None:
+        """They are told, and what they say to that is heard. Not to be called from what they tell."""
+        if self._inner:
+            for link in list(self._links.values()):
+                link.settle()
+
     def documents(self) -> tuple[WorkerDocument, ...]:
         now, wall = self.clock.now(), self.clock.wall()
         return tuple(

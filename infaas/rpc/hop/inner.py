@@ -1,9 +1,9 @@
 """A connection of the hop between two ends in one process, on one event loop: nothing is framed and no system is asked.
 
 Heads and tensors are handed over as they are; only tensors that a reader must have in one piece are joined. To handlers
-and owners it behaves as `endpoint` does: what is sent arrives in order, in a later turn of the loop and together with
-all that the same turn sent; a peer that does not read is seen, and has a bound; the end is told once to each side.
-Silence is no sign of anything here: both ends stand and fall with their one loop.
+and owners it behaves as `endpoint` does: what is sent arrives in order, in a later turn of the loop (or when an owner
+says so: `hold`) and together with all that the same turn sent; a peer that does not read is seen, and has a bound; the
+end is told once to each side. Silence is no sign of anything here: both ends stand and fall with their one loop.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from infaas.rpc.hop.frames import LIMIT_BYTES, VERSION, Buffer, FrameError, chec
 
 _NOTHING = memoryview(b"")
 _LEFT = "the peer ended the connection"
+_SETTLED_AT_ONCE = 8
+"""There and back; what goes on longer waits for the loop."""
 
 
 class Meet(Protocol):
@@ -58,6 +60,7 @@ class InnerEnd:
         self._is_paused = False
         self._is_over = False
         self._has_peer_left = False
+        self._is_held = False
         self._room = asyncio.Event()
         self._room.set()
         self._taken = asyncio.Event()
@@ -99,6 +102,26 @@ class InnerEnd:
         if not is_paused:
             self._look_soon()
 
+    def hold(self) -> None:
+        """What is sent from here on is told by `settle`, which must follow in the same turn."""
+        self._is_held = self._peer._is_held = True
+
+    def settle(self) -> None:
+        """Tell the peer what it was sent and hear what it says to that, as far as that goes without anybody waiting.
+        Not to be called by a handler of either end."""
+        peer = self._peer
+        try:
+            for _ in range(_SETTLED_AT_ONCE):
+                if peer._inbox and not peer._is_paused:
+                    peer._look()
+                if not self._inbox or self._is_paused:
+                    return
+                self._look()
+        finally:
+            self._is_held = peer._is_held = False
+            self._look_soon()
+            peer._look_soon()
+
     async def flushed(self) -> None:
         """Until the peer has everything that was sent, or the connection is over."""
         while self.unsent_bytes:
@@ -129,7 +152,9 @@ class InnerEnd:
         peer._look_soon()
 
     def _look_soon(self) -> None:
-        if not self._is_due and not self._is_over and (self._inbox or self._has_peer_left):
+        if self._is_held or self._is_due or self._is_over:
+            return
+        if self._inbox or self._has_peer_left:
             self._is_due = True
             self._loop.call_soon(self._look)
 

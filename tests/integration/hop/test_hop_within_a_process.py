@@ -55,6 +55,89 @@ async def test_nothing_is_told_within_the_call_that_sends_it_and_a_turns_message
     end.cut("done")
 
 
+async def test_what_is_sent_while_an_end_is_held_is_told_when_it_is_settled_and_so_is_what_that_brings() -> None:
+    one, two = Heard(), Heard()
+    end, other = await connected_inside(one, two)
+    await two.until(lambda: two.version is not None)
+    hear = two.received
+
+    def answering(head: bytes, payload: memoryview) -> None:
+        hear(head, payload)
+        if head != b"c":
+            other.send(head.upper())
+
+    two.received = answering  # type: ignore[method-assign]
+    end.hold()
+    for head in (b"a", b"b", b"c"):
+        end.send(head)
+    await asyncio.sleep(0)
+    assert two.frames == [], "a turn of the loop tells nothing of it"
+    end.settle()
+    assert [head for head, _ in two.frames] == [b"a", b"b", b"c"]
+    assert [head for head, _ in one.frames] == [b"A", b"B"]
+    await asyncio.sleep(0)
+    assert (len(two.frames), len(one.frames)) == (3, 2), "once"
+    end.send(b"d")
+    await asyncio.sleep(0)
+    assert two.frames[-1] == (b"d", b""), "and then it is as before"
+    end.cut("done")
+
+
+async def test_settling_ends_where_somebody_must_wait_and_the_loop_goes_on_from_there() -> None:
+    one, two = Heard(), Heard()
+    end, other = await connected_inside(one, two)
+    await two.until(lambda: two.version is not None)
+    endless = two.received
+
+    def echoing(head: bytes, payload: memoryview) -> None:
+        endless(head, payload)
+        if len(two.frames) < 1_000:
+            other.send(head)
+
+    two.received = echoing  # type: ignore[method-assign]
+    hear = one.received
+
+    def back(head: bytes, payload: memoryview) -> None:
+        hear(head, payload)
+        end.send(head)
+
+    one.received = back  # type: ignore[method-assign]
+    end.hold()
+    end.send(b"ping")
+    end.settle()
+    assert 1 < len(two.frames) < 100, "it is bounded"
+    async with asyncio.timeout(WAIT_S):
+        await two.until(lambda: len(two.frames) == 1_000)
+
+    other.pause(True)
+    end.hold()
+    end.send(b"later")
+    end.settle()
+    assert two.frames[-1][0] == b"ping", "who does not read is not told"
+    other.pause(False)
+    await two.until(lambda: two.frames[-1][0] == b"later")
+    end.cut("done")
+
+
+async def test_an_end_that_is_cut_while_it_is_held_is_over_once_for_both() -> None:
+    one, two = Heard(), Heard()
+    end, _ = await connected_inside(one, two)
+    await two.until(lambda: two.version is not None)
+
+    def breaking(head: bytes, payload: memoryview) -> None:
+        raise FrameError("no such message")
+
+    two.received = breaking  # type: ignore[method-assign]
+    end.hold()
+    end.send(b"what")
+    end.settle()
+    assert await one.over() == "the peer ended the connection"
+    assert "no such message" in await two.over()
+    assert (one.ends, two.ends) == (1, 1)
+    end.hold()
+    end.settle()
+
+
 async def test_a_cut_drops_what_the_peer_was_not_told_and_both_sides_hear_of_it_once() -> None:
     one, two = Heard(), Heard()
     end, other = await connected_inside(one, two)
