@@ -44,6 +44,7 @@ The data plane, measured against peers and limits of the same run.
   overload  answers on time at 0.5 to 5 times capacity with a 100 ms deadline; refusals; return to normal
   peers     answers/s and processor time per query, small MLP, 32 connections; ratios to bare FastAPI
   soak      ten minutes with cancelled and malformed queries: memory, descriptors, tasks, gauges
+  flame     what the programs were doing whenever somebody looked, small MLP, 32 connections
   all       these, one after the other
 
 Each prints a table and leaves QUESTION.json, QUESTION.md and QUESTION-*.svg in a folder. The servers run on the first

@@ -16,6 +16,7 @@ PACKAGES: Mapping[str, Sequence[str]] = {
     # Its event loop policy is one that newer uvloops do not have.
     "mlserver": (*_COMMON, "mlserver", "uvloop<0.22"),
     "ray": (*_COMMON, "ray[serve]"),
+    "py-spy": ("py-spy",),
 }
 
 

@@ -122,3 +122,11 @@ def test_soak_says_what_stayed_and_whether_it_passed(tmp_path: Path) -> None:
     assert figures["rounds"][-1]["samples"]["controller"]["tasks"] > 0
     assert set(figures["memory_slope_bytes_per_s"]) == set(figures["rounds"][0]["samples"])
     assert "passed" in said
+
+
+def test_flame_says_what_each_program_did(tmp_path: Path) -> None:
+    said, found = run(tmp_path, "flame", "--variants", "0")
+    rows = found["figures"]["rows"]
+    assert {program for _, program, *_ in rows} >= {"controller", "worker-local-1"}
+    assert any("http_protocol" in function for _, program, function, *_ in rows if program == "controller")
+    assert "by itself" in said

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataplane.questions.answer import Answer
 from dataplane.questions.batching import of_batching
 from dataplane.questions.decision import of_decision
+from dataplane.questions.flame import of_flame
 from dataplane.questions.gateway import of_gateway
 from dataplane.questions.overload import of_overload
 from dataplane.questions.peers import of_peers
@@ -19,4 +20,5 @@ QUESTIONS: dict[str, Callable[..., Answer]] = {
     "overload": of_overload,
     "peers": of_peers,
     "soak": of_soak,
+    "flame": of_flame,
 }
