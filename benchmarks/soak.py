@@ -212,10 +212,15 @@ def _said(samples: dict[str, Sample]) -> str:
 
 
 def soaked(
-    length: Length, seed: int, *, is_quiet: bool, place: Callable[[], AbstractContextManager[None]] = nullcontext
+    length: Length,
+    seed: int,
+    *,
+    is_quiet: bool,
+    place: Callable[[], AbstractContextManager[None]] = nullcontext,
+    environ: Mapping[str, str] | None = None,
 ) -> Report:
-    """A system of its own, soaked. `place` holds while its programs are started."""
-    settings = {"INFAAS_CONTROLLER__DECISION_MEMORY": str(DECISION_MEMORY)}
+    """A system of its own, soaked. `place` holds while its programs are started, with `environ` as their settings."""
+    settings = {"INFAAS_CONTROLLER__DECISION_MEMORY": str(DECISION_MEMORY), **(environ or {})}
     with ExitStack() as stack:
         with place():
             client, state_dir = stack.enter_context(own_state(budget_s=0.3, settings=settings))

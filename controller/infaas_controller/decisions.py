@@ -128,6 +128,12 @@ class Decisions:
                 ticket.queue_s,
             )  # fmt: skip
         kept = KeptTogether(self._prefix, numbers, ids, times, kinds, ran, tickets[0].batch_items, now, wall)
+        try:
+            self._tell_of(kept, tickets, now)
+        finally:
+            self._answered.append(kept)
+
+    def _tell_of(self, kept: KeptTogether, tickets: Sequence[Ticket], now: float) -> None:
         chosen = [ticket for ticket in tickets if ticket.choice is not None]
         for told in self._prediction_hooks:
             told(
@@ -135,10 +141,9 @@ class Decisions:
                 [(now - t.query.arrived_at) * 1e3 for t in chosen],
             )
         for hook in self._hooks:
-            for place in hook.of_usual(kept):
-                one = kept.at(place)
-                hook.tell(self._decision(one), one)
-        self._answered.append(kept)
+            if places := hook.of_usual(kept):
+                for one in kept.each(places):
+                    hook.tell(self._decision(one), one)
 
     def get(self, key: str) -> Decision | None:
         """By decision id or request id (the latest of that request). The second is for people: looking costs some

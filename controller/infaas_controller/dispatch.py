@@ -39,8 +39,10 @@ _log = get_logger(__name__)
 
 
 DECIDED_AT_ONCE = 32
-"""When one turn of the loop brings in more, the first are decided on before the rest is read: what they are told may
-spare reading it."""
+"""When one turn of the loop brings in more, the first are decided on and sent before the rest is read: what they are
+told may spare reading it."""
+LOOKS_ON_S = 0.0002
+"""How long a turn goes on at most because it brings queries: less than what a batch costs by itself."""
 
 
 class Observer(Protocol):
@@ -103,7 +105,8 @@ class Dispatcher:
         self._arrived: list[Ticket] = []
         """What came in this turn of the loop and is decided on at its end."""
         self._looked = 0
-        """How many of them were here when the turn might have ended."""
+        """How many of them were here when the turn might have ended; 0: it has not come to that."""
+        self._looks_until = 0.0
         self._answered = 0
         """Items of the last batch that ran."""
         self._performer = Performer(
@@ -183,10 +186,7 @@ class Dispatcher:
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
         if len(self._arrived) >= DECIDED_AT_ONCE:
-            try:
-                self._take_arrived()
-            finally:
-                self._after()
+            self._work_off()
         return ticket
 
     def _take_arrived(self) -> None:
@@ -347,22 +347,32 @@ class Dispatcher:
         self._arm()
 
     def _flush(self) -> None:
-        """As long as each look at the sockets brings more queries, they are read first, up to as many as may come again
-        after the last answers and once more as many: callers that are answered together come again one after the other,
-        and a batch for each would cost nearly as much as one for all."""
+        """For a moment, as long as each look at the sockets brings more queries, they are read first, up to as many as
+        may come again after the last answers and once more as many: callers that are answered together come again one
+        after the other, and a batch for each would cost nearly as much as one for all."""
         if self._looked < (here := len(self._arrived)) < 2 * self._answered - 1:
-            self._looked = here
-            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
-            return
-        self._looked = 0
+            now = self._clock.now()
+            if not self._looked:
+                self._looks_until = now + LOOKS_ON_S
+            if now < self._looks_until:
+                self._looked = here
+                self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+                return
         self._flush_handle = None
         self._links.hold()
+        try:
+            self._work_off()
+        finally:
+            self._links.settle()
+
+    def _work_off(self) -> None:
+        """Decide on what came, and send what can be."""
+        self._looked = 0
         try:
             self._take_arrived()
             self.engine.flush(self._clock.now())
         finally:
             self._after()
-            self._links.settle()
 
     def _arm(self) -> None:
         due = self.engine.next_due(before=self._timer_due)

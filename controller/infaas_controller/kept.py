@@ -146,7 +146,7 @@ class KeptTogether:
         return self.at(place) if place < len(self._numbers) and self._numbers[place] == number else None
 
     def newest(self) -> Iterator[Kept]:
-        return (self.at(place) for place in range(len(self._numbers) - 1, self._begin - 1, -1))
+        return self.each(range(len(self._numbers) - 1, self._begin - 1, -1))
 
     def requested(self, request_id: str) -> Kept | None:
         """The newest of a request."""
@@ -162,6 +162,14 @@ class KeptTogether:
 
     def at(self, place: int) -> Kept:
         """By the place among all that were given."""
+        return next(self.each((place,)))
+
+    def each(self, places: Iterable[int]) -> Iterator[Kept]:
+        """As `at`."""
+        ids = self._ids.split(" ")
+        return (self._at(place, ids[place]) for place in places)
+
+    def _at(self, place: int, request_id: str) -> Kept:
         kind, ran = self._kinds[bisect_right(self._starts, place) - 1], self._ran
         arrived_at, deadline, selected_at, decided_at, decide_s, queue_s = self._times[
             place * TIMES : (place + 1) * TIMES
@@ -172,7 +180,7 @@ class KeptTogether:
             decided_at, decide_s, queue_s, ran.run_s, self._ended_at - arrived_at, slo_met=True,
         )  # fmt: skip
         return Kept(
-            number, outcome, self._ids.split(" ")[place], self._wall, kind.handle, kind.admission, kind.policy,
+            number, outcome, request_id, self._wall, kind.handle, kind.admission, kind.policy,
             kind.requirements, ANSWERED, "" if choice is None else choice.reason,
             predicted(choice, selected_at - arrived_at), was_sent=True, batch_items=self._batch_items,
             trace=kind.trace, selected=kind.selected, deadline=deadline, selected_at=selected_at,
@@ -212,7 +220,7 @@ class Ring:
         return (kept for entry in reversed(self._entries) for kept in entry.newest())
 
     def requested(self, request_id: str) -> Kept | None:
-        """The newest of a request. It looks at all of them, which takes up to a millisecond."""
+        """The newest of a request. It looks at all of them, which takes some milliseconds."""
         found = (entry.requested(request_id) for entry in reversed(self._entries))
         return next((kept for kept in found if kept is not None), None)
 

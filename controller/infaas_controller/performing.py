@@ -187,9 +187,12 @@ class Performer:
             chosen = sorted(set(range(len(usual))).difference(skipped))
             usual, numbers = [usual[place] for place in chosen], [numbers[place] for place in chosen]
         if usual:
-            self._decisions.record_together(usual, numbers, ran, now, wall)
             if counts is not None:
                 counts.answered_together(usual, ran.run_s, now, wall)
+            try:
+                self._decisions.record_together(usual, numbers, ran, now, wall)
+            except Exception as error:  # they have their answers
+                _log.error("who follows decisions was not told of a batch's", exc_info=error)
         return left
 
     def _answer_one(self, ticket: Ticket, result: BatchResult, ran: Ran, counts: Counts | None, wall: float) -> None:

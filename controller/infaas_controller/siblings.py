@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NoReturn
 
@@ -147,8 +147,11 @@ class Siblings:
         return any(told.state is ProcessState.SERVING for told in self.others())
 
     def live(self) -> Live:
-        """What the controller's gauges are counted from."""
-        return together([told.own.live for told in self.all()])
+        """What the controller's gauges are counted from. What all see of the same cluster, those say who serve, if any
+        do: one that is starting sees nothing yet, and one that ends has let go of it."""
+        everybody = self.all()
+        does_one_serve = any(told.state is ProcessState.SERVING for told in everybody)
+        return together([_live(told, does_one_serve) for told in everybody])
 
     def all(self) -> list[Told]:
         """This one first."""
@@ -176,6 +179,15 @@ class Siblings:
 
     def _told(self, own: Own) -> Told:
         return Told(self._seat.number, self._controller, os.getpid(), self._state, self._url, own)
+
+
+def _live(told: Told, does_one_serve: bool) -> Live:
+    if told.state is ProcessState.SERVING:
+        return told.own.live
+    own = replace(told.own.live, processes=0)
+    if not does_one_serve:
+        return own
+    return replace(own, workers={}, is_store_up=None, view_age_s=None, is_catalog_up=None)
 
 
 def _number(told: Told) -> int:

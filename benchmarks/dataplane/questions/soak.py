@@ -8,7 +8,9 @@ from soak import Length, soaked, summary
 
 from dataplane import charts, tables
 from dataplane.cells import Run
+from dataplane.own import Edition
 from dataplane.questions.answer import Answer
+from dataplane.servers import INFAAS
 
 HEADINGS = ("process", "memory MiB", "at the end", "MiB an hour", "descriptors", "at the end", "threads", "at the end",
             "tasks", "at the end")  # fmt: skip
@@ -16,7 +18,8 @@ HEADINGS = ("process", "memory MiB", "at the end", "MiB an hour", "descriptors",
 
 def of_soak(run: Run) -> Answer:
     length = Length(run.effort.soak_s, None, run.effort.soak_queries)
-    report = soaked(length, seed=1, is_quiet=False, place=run.kit.pins.for_server)
+    environ = Edition(INFAAS, run.settings).environ()
+    report = soaked(length, seed=1, is_quiet=False, place=run.kit.pins.for_server, environ=environ)
     first, last = report.rounds[0].samples, report.rounds[-1].samples
     rows = [
         [

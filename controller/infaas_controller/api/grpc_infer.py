@@ -186,7 +186,7 @@ class GrpcInfer:
 
     def count_turned(self, ticket: Ticket, turned: TurnedCall) -> None:
         """The end of one that was turned away."""
-        self.inference.count_turned(ticket.handle, ticket.priority, turned.code)
+        self.inference.count_turned(ticket.handle, ticket.priority, turned.code, slo_met=turned.slo_met)
 
     # Who is turned away
 

@@ -47,6 +47,9 @@ class Connection(Protocol):
         """As `answer`, of a usual request in one piece, at that time on the loop's clock. False: it is not usual, and
         nothing was done."""
 
+    def abort(self) -> None:
+        """End it at once."""
+
     @property
     def standing_fields(self) -> list[tuple[bytes, bytes]]:
         """What goes with every answer; another list when it is anything else."""
@@ -175,7 +178,7 @@ class Exchange(Waiter):
             head.remember(task.defaults, query.requirements)
         if head.lessons < LESSONS:
             head.lessons += 1
-            head.known = known(task, body, length, request, query)
+            fast.teach(head, known(task, body, length, request, query))
         self._task, self._request, self._query = task, request, query
         return True
 
@@ -272,6 +275,9 @@ class Exchange(Waiter):
         self._task = self._request = self._query = self._drop = None
         self._body = b""
         return True
+
+    def abort(self) -> None:
+        self._connection.abort()
 
     def _fail(self, exception: Exception) -> None:
         self._drop = self._failure = None

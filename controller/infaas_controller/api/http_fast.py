@@ -17,6 +17,7 @@ from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.weigh import is_large_body
 from infaas_controller.api.headers import fresh_request_id
 from infaas_controller.api.http_exchange import Connection, Exchange
+from infaas_controller.api.http_known import KnownBody
 from infaas_controller.api.http_together import FastTogether
 from infaas_controller.api.http_turned import TurnedAway
 from infaas_controller.api.http_way import Head, Heads, RawFields
@@ -69,8 +70,17 @@ class FastInfer:
             return None
         answer = turned.answer(fresh_request_id())
         if answer is not None:
-            self.inference.count_turned(head.handle, head.known.requirements.priority, turned.code)
+            priority = head.known.requirements.priority
+            self.inference.count_turned(head.handle, priority, turned.code, slo_met=turned.slo_met)
         return answer
+
+    def teach(self, head: Head, known: KnownBody | None) -> None:
+        """What queries under this head are compared with from now on. What those like the last one were told is nothing
+        to these."""
+        if (turned := head.turned) is not None:
+            head.turned = None
+            self.inference.service.note_alike(turned.decision_id, turned.count)
+        head.known = known
 
     def turn_away(self, head: Head, query: Query, error: QueryFailedError, answer: bytes, request_id: str) -> None:
         """What a query was told goes for those like it, for a moment."""

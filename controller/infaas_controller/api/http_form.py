@@ -19,8 +19,11 @@ from infaas_controller.api.headers import Caller
 from infaas_controller.ports import Answer, Outcome, Ran
 
 Buffer = bytes | memoryview
-FORMED_BYTES = 16 * 1024
-"""Of an answer's tensors. What is larger is worth its own steps, and may be worth another way."""
+FORMED_BYTES = 4 * 1024
+"""Of an answer, numbers in JSON reckoned with as many as they may be. All answers of a batch are written before the
+first is sent: what is larger is worth its own steps, and may be worth another way."""
+_NUMBER_BYTES = 25
+"""Of a number in JSON, with what stands between it and the next."""
 
 _REQUEST_ID, _DECISION_ID, _DATA = "r-form-7f3a9c", "d-form-7f3a9c", '"data-form-7f3a9c"'
 _QUEUE_S, _RUN_S, _TOTAL_S = 111_111.111111, 222_222.222222, 333_333.333333
@@ -142,7 +145,12 @@ def form_of(writer: Writer, ran: Ran, columns: Sequence[Column], place: int) -> 
     places = {id(tensor): at for at, tensor in enumerate(tensors)}
     binary = sum(len(tensor.data) for tensor, is_binary in wanted if is_binary)
     text = whole[: len(whole) - binary]
-    if len(whole) > FORMED_BYTES or not text.isascii() or any(id(tensor) not in places for tensor, _ in wanted):
+    numbers = sum(len(tensor.data) // tensor.datatype.itemsize for tensor, is_binary in wanted if not is_binary)
+    if (
+        len(whole) + _NUMBER_BYTES * numbers > FORMED_BYTES
+        or not text.isascii()
+        or any(id(tensor) not in places for tensor, _ in wanted)
+    ):
         return None
     literals, holes = _cut(text.decode("ascii"))
     if holes != [*_IN_HEAD, *[_DATA] * len(data), _DECISION_ID] or _SIZES.search(literals[6]) is None:

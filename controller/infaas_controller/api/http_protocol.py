@@ -366,6 +366,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._end_usual(at)
         return True
 
+    def abort(self) -> None:
+        self.transport.abort()
+
     def _end_usual(self, at: float) -> None:
         """Of the only request that was here, whose caller stays."""
         self._unanswered.clear()

@@ -21,7 +21,7 @@ _log = get_logger(__name__)
 
 
 class Alike(Writer, Protocol):
-    """A request that may be answered along with others (`http_fast.Exchange`)."""
+    """A request that may be answered along with others (`http_exchange.Exchange`)."""
 
     @property
     def known(self) -> KnownBody | None:
@@ -38,6 +38,9 @@ class Alike(Writer, Protocol):
 
     def send_whole(self, answer: bytes, at: float) -> bool:
         """On the loop's clock. False: it cannot be sent so, and nothing was."""
+
+    def abort(self) -> None:
+        """End the connection: nobody knows what of an answer was sent."""
 
 
 class FastTogether(Together):
@@ -57,6 +60,7 @@ class FastTogether(Together):
                 is_sent = exchange.send_whole(answer, now)
             except Exception as error:  # it costs this caller his answer, and the others nothing
                 _log.error("an answer was not sent", exc_info=error)
+                exchange.abort()
                 is_sent = True
             if is_sent:
                 groups.setdefault(known, []).append(at)
@@ -80,21 +84,25 @@ class FastTogether(Together):
             if exchange.done() or not exchange.keep_alive:
                 left.append(at)
                 continue
-            if exchange.known is not known:
-                known = exchange.known
-                form = None if known is None else _form(known, exchange, batch.ran, outputs, place)
-            if known is None or form is None or not isinstance(place, int) or items[place] != known.outline.items:
+            here = exchange.known
+            if here is None or not isinstance(place, int) or not items or items[place] != here.outline.items:
                 left.append(at)
                 continue
             query = ended.query
             try:
+                if here is not known:
+                    known, form = here, _form(here, exchange, batch.ran, outputs, place)
+                if form is None:
+                    left.append(at)
+                    continue
                 answer = form.write(
                     query.id, f"{prefix}{first + at}", ended.queue_s, now - query.arrived_at, columns, place
                 )
             except Exception:  # the ordinary steps meet it again, and tell of it
+                known = None
                 left.append(at)
                 continue
-            written.append((at, known, exchange, answer))
+            written.append((at, here, exchange, answer))
         return written, left
 
     def _count(self, known: KnownBody, places: Sequence[int], batch: Batch) -> None:
@@ -109,9 +117,10 @@ class FastTogether(Together):
         )
 
 
-def _form(known: KnownBody, exchange: Alike, ran: Ran, outputs: Outputs, place: object) -> Form | None:
-    """The one that its last answers had, while it holds."""
-    if not isinstance(place, int) or not outputs.columns or known.requirements.explain:
+def _form(known: KnownBody, exchange: Alike, ran: Ran, outputs: Outputs, place: int) -> Form | None:
+    """The one that its last answers had, while it holds. `place`: of a query with as many items as all that are known
+    so."""
+    if known.requirements.explain:
         return None
     standing, shapes = exchange.standing_fields, [(c.name, c.datatype, c.tail) for c in outputs.columns]
     key = ran.variant, ran.version, ran.worker, shapes

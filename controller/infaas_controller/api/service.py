@@ -303,10 +303,10 @@ class Inference:
             self._accounts[key] = account
         return account
 
-    def count_turned(self, handle: str, priority: Priority, code: Code) -> None:
+    def count_turned(self, handle: str, priority: Priority, code: Code, *, slo_met: bool | None) -> None:
         """As `count`, of a query that was turned away unread."""
         if self._metrics is not None:
-            self._metrics.observe_request(model=handle, code=code, priority=priority, total_s=0.0)
+            self._metrics.observe_request(model=handle, code=code, priority=priority, total_s=0.0, slo_met=slo_met)
 
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""

@@ -23,12 +23,13 @@ CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED})
 class Turned:
     """Made of one refusal."""
 
-    __slots__ = ("code", "count", "decision_id", "until", "within_s")
+    __slots__ = ("code", "count", "decision_id", "slo_met", "until", "within_s")
 
     def __init__(self, query: Query, code: Code, decision_id: DecisionId, now: float) -> None:
         self.code = code
         self.decision_id = decision_id
         """Which all of them share."""
+        self.slo_met = None if query.requirements.latency_s is None else False
         self.count = 0
         """How many were told so since."""
         self.within_s = time_s(query.requirements)

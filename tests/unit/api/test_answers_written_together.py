@@ -76,6 +76,10 @@ class Line:
     heard: list[bytes] = field(default_factory=list)
     wholes: int = 0
     fault: Exception | None = None
+    is_aborted: bool = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
 
     def answer(self, exchange: Exchange, pieces: Sequence[bytes | memoryview]) -> None:
         exchange.response_started = exchange.response_complete = True
@@ -325,6 +329,15 @@ def test_what_is_larger_than_a_form_is_worth_is_left() -> None:
     assert edge.answer(a_batch(tickets, specs)) == [0]
 
 
+def test_numbers_in_text_are_reckoned_with_as_many_letters_as_they_may_have() -> None:
+    """All answers of a batch are written before the first is sent: a short first one says nothing of the next."""
+    specs = [TensorSpec("y", Datatype.FP32, (-1, FORMED_BYTES // 25))]
+    edge = Edge(specs)
+    ticket = edge.taught()
+    assert edge.answer(a_batch([ticket], specs)) == [0]
+    assert heard(ticket) == []
+
+
 def test_answers_of_another_shape_than_the_last_ones_say_their_own() -> None:
     edge = Edge([TensorSpec("y", Datatype.FP32, (-1, -1))])
     wish = {"parameters": {"binary_data_output": True}}
@@ -412,14 +425,16 @@ def test_a_connection_that_fails_costs_nobody_else_an_answer_and_all_are_counted
     expected = [ordinarily(batch, at) for at in range(3)]
     assert edge.answer(batch) == []
     assert [heard(ticket) for ticket in tickets] == [[expected[0]], [], [expected[2]]]
+    assert [line_of(exchange_of(ticket)).is_aborted for ticket in tickets] == [False, True, False]
     assert edge.counted("infaas_requests_total") == 3
 
 
-def test_a_worker_that_answers_with_other_numbers_of_items_breaks_no_connection() -> None:
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_worker_that_answers_with_other_numbers_of_items_breaks_no_connection(place: int) -> None:
     """Whatever it says, what is said of an answer's length is right: the next answer begins after it."""
     edge = Edge()
     tickets = [edge.taught(parameters={"binary_data_output": True}) for _ in range(2)]
-    tickets[1].items = 3
+    tickets[place].items = 3
     batch = a_batch(tickets)
     left = edge.answer(batch)
     for at, ticket in enumerate(tickets):
