@@ -107,7 +107,8 @@ class Filling:
         there = ticket.lane
         if there is None:
             return False
-        here_at = self._ledger.predict(lane, ticket.urgency, ticket.items, now)
+        part = self._ledger.lines.part(ticket.task, ticket.urgency, ticket.query.requirements.tenant, 0)
+        here_at = self._ledger.predict(lane, ticket.urgency, ticket.items, now, part)
         there_at = self.at_head_of(there, ticket, now)
         if there.variant == lane.variant:
             return here_at < there_at

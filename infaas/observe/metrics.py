@@ -59,6 +59,10 @@ class Live:
     in_flight: int = 0
     queue_size: Mapping[str, int] = field(default_factory=dict)
     """Items waiting, by task."""
+    queue_bytes: int = 0
+    """Memory of their inputs."""
+    queue_tenants: Mapping[str, int] = field(default_factory=dict)
+    """Tenants with something waiting, by task."""
     replicas: Mapping[str, int] = field(default_factory=dict)
     """Instances, by state."""
     workers: Mapping[str, WorkerLive] = field(default_factory=dict)
@@ -88,6 +92,9 @@ def _families(live: Live) -> Iterator[Metric]:
     yield _family(
         "infaas_queue_size", "Items that wait for a slot", ["task"], {(k,): v for k, v in live.queue_size.items()}
     )
+    yield _family("infaas_queue_bytes", "Memory that the inputs of waiting queries take", [], {(): live.queue_bytes})
+    tenants: dict[tuple[str, ...], float | None] = {(k,): v for k, v in live.queue_tenants.items()}
+    yield _family("infaas_queue_tenants", "Tenants that share a queue, at its busiest priority", ["task"], tenants)
     yield _family("infaas_replicas", "Instances", ["state"], {(k,): v for k, v in live.replicas.items()})
     workers = live.workers.items()
     for name, text, values in (

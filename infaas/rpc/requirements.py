@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from infaas.domain.ids import TenantName, name_problem
 from infaas.domain.query import AccuracyConfidence, Objective, Priority, Requirements
 from infaas.domain.task import TaskDefaults
 from infaas.errors import InvalidError, UnsupportedError
@@ -25,8 +26,9 @@ COST = "x-infaas-max-cost"
 OBJECTIVE = "x-infaas-objective"
 PRIORITY = "x-infaas-priority"
 FALLBACK = "x-infaas-fallback"
+TENANT = "x-infaas-tenant"
 EXPLAIN = "x-infaas-explain"
-REQUEST_HEADERS = (LATENCY, ACCURACY, COST, OBJECTIVE, PRIORITY, FALLBACK, EXPLAIN)
+REQUEST_HEADERS = (LATENCY, ACCURACY, COST, OBJECTIVE, PRIORITY, FALLBACK, TENANT, EXPLAIN)
 
 TIMEOUT = "timeout"
 """Triton's parameter: microseconds; 0 is none."""
@@ -98,6 +100,7 @@ def read_requirements(
     objective = reader.read(OBJECTIVE, _objective)
     priority = reader.read(PRIORITY, _priority)
     fallback = reader.read(FALLBACK, _fallback)
+    tenant = reader.read(TENANT, _tenant)
     explain = reader.read(EXPLAIN, _explain)
     if reader.problems:
         raise InvalidError("; ".join(reader.problems), problems=reader.problems)
@@ -111,6 +114,7 @@ def read_requirements(
         explain=bool(explain),
         accuracy_confidence=accuracy_confidence,
         policy=defaults.policy,
+        tenant=tenant,
     )
 
 
@@ -241,6 +245,14 @@ def _fallback(value: Scalar, is_header: bool) -> bool:
     if found is None:
         raise ValueError("'allow' or 'deny'")
     return found
+
+
+def _tenant(value: Scalar, is_header: bool) -> TenantName:
+    """Case matters, as it does in every name."""
+    text = value.strip() if isinstance(value, str) else ""
+    if name_problem(text) is not None:
+        raise ValueError("a letter or digit, then up to 127 letters, digits, '.', '_' or '-'")
+    return TenantName(text)
 
 
 def _explain(value: Scalar, is_header: bool) -> bool:

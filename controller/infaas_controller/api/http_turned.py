@@ -14,7 +14,7 @@ from infaas.domain.query import Code, Query
 HOLDS_S = 0.01
 HOLDS_SHARE = 0.1
 """Of the time that such a query has in all, at most."""
-CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED})
+CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 """What more time or less load would have mended."""
 
 

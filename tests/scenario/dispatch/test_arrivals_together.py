@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from infaas_controller.decide.options import Situation
 from infaas_controller.decide.policies.base import Policy, Verdict
 from infaas_controller.policies import installed_policies
+from infaas_controller.room import Bounds
 
 from infaas.domain.query import Code, Objective, Requirements
 from infaas.testing.builders import a_query, a_variant
@@ -55,11 +56,13 @@ def a_cluster(
     decides_together: bool = True,
     loaded: tuple[str, ...] = ("v",),
     elsewhere: dict[str, list[str]] | None = None,
+    bounds: Bounds | None = None,
     **curve: Any,
 ) -> tuple[Any, Counting]:
     policy = Counting(installed_policies()("slo"), decides_together=decides_together)
     variants = [a_variant("v", **curve), a_variant("w", cost=1.0, p95_ms=20)]
-    return SimulatedCluster(variants, loaded, policies=lambda name: policy, elsewhere=elsewhere), policy
+    given = {} if bounds is None else {"bounds": bounds}
+    return SimulatedCluster(variants, loaded, policies=lambda name: policy, elsewhere=elsewhere, **given), policy
 
 
 def test_a_batchs_worth_of_queries_is_decided_on_once() -> None:
@@ -162,8 +165,7 @@ def test_where_the_least_latency_is_wanted_each_is_chosen_for() -> None:
 
 
 def test_where_not_all_find_room_who_came_first_does() -> None:
-    cluster, _ = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
-    cluster.engine._settings = replace(cluster.engine._settings, max_queue_items=2)
+    cluster, _ = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64, bounds=Bounds(2))
     first = a_query(at=cluster.now, latency_ms=1000)
     other = first._replace(requirements=replace(first.requirements, accuracy_min=0.5))
     cluster.submit_these([each._replace(id=f"m{n}") for n, each in enumerate([first, other, first])])
