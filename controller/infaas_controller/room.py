@@ -75,9 +75,13 @@ class Room:
             need = bound.held + bound.wanted - bound.limit - gone
             if need <= 0:
                 continue
-            found = _lower(bound, ticket, need, leaving) or _of_another(bound, ticket, need, leaving)
-            if found is None:
-                return [(ticket, _refused(bound, ticket))]
+            found = _lower(bound, ticket, need, leaving)
+            need -= sum(bound.of_one(each) for each, _ in found)
+            if need > 0:
+                more = _of_another(bound, ticket, need, leaving)
+                if more is None:
+                    return [(ticket, _refused(bound, ticket))]
+                found += more
             leaving.update((each.number, (each, error)) for each, error in found)
         return list(leaving.values())
 
@@ -101,8 +105,9 @@ class Room:
             )  # fmt: skip
 
 
-def _lower(bound: _Bound, ticket: Ticket, need: int, leaving: Mapping[int, Leaving]) -> list[Leaving] | None:
-    """Queries of lower priority: of the lowest first, and there of who holds most. None when there are not enough."""
+def _lower(bound: _Bound, ticket: Ticket, need: int, leaving: Mapping[int, Leaving]) -> list[Leaving]:
+    """Queries of lower priority, as many as make the room or as there are: of the lowest first, and there of who holds
+    most."""
     text = f"pushed out by a {ticket.query.requirements.priority.value} query; the queue is full"
     found: list[Leaving] = []
     for rank in range(RANKS - 1, ticket.rank, -1):
@@ -117,7 +122,7 @@ def _lower(bound: _Bound, ticket: Ticket, need: int, leaving: Mapping[int, Leavi
             found.append((victim, _error(Code.EVICTED, text)))
             held[most] -= bound.of_one(victim)
             need -= bound.of_one(victim)
-    return found if need <= 0 else None
+    return found
 
 
 def _of_another(bound: _Bound, ticket: Ticket, need: int, leaving: Mapping[int, Leaving]) -> list[Leaving] | None:

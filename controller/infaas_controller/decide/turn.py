@@ -48,9 +48,14 @@ def turn(heads: Sequence[H], now: float, passed: int) -> tuple[H, int]:
     """
     if len(heads) == 1:
         return heads[0], passed
-    rank, is_owed = _rank_of_turn(heads, now, passed)
+    ranks = {head.rank for head in heads}
+    if len(ranks) == 1:
+        return min(heads, key=_order), passed
+    highest = min(ranks)
+    owed = _owed(heads, highest, now) if passed >= OWED_EVERY - 1 else None
+    rank = highest if owed is None else owed
     found = min((head for head in heads if head.rank == rank), key=_order)
-    return found, 0 if is_owed else min(passed + 1, OWED_EVERY)
+    return found, min(passed + 1, OWED_EVERY) if owed is None else 0
 
 
 def aged_rank(head: Head, now: float) -> int:
@@ -62,15 +67,10 @@ def aged_rank(head: Head, now: float) -> int:
     return max(0, head.rank - int(waited_s / each_s)) if each_s > 0 else 0
 
 
-def _rank_of_turn(heads: Sequence[H], now: float, passed: int) -> tuple[int, bool]:
-    """And whether the turn was owed to it."""
-    highest = min([head.rank for head in heads])
-    if passed < OWED_EVERY - 1:
-        return highest, False
-    owed = [head for head in heads if head.rank > highest and aged_rank(head, now) <= highest]
-    if not owed:
-        return highest, False
-    return min(owed, key=lambda head: (aged_rank(head, now), head.head_deadline)).rank, True
+def _owed(heads: Sequence[Head], highest: int, now: float) -> int | None:
+    """The lower rank that a turn is owed to: that of the class which has aged most, beyond the others or as far."""
+    aged = [head for head in heads if head.rank > highest and aged_rank(head, now) <= highest]
+    return min(aged, key=lambda head: (aged_rank(head, now), head.head_deadline)).rank if aged else None
 
 
 def _order(head: Head) -> tuple[float, float]:

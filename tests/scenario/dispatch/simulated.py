@@ -75,8 +75,8 @@ class SimulatedCluster:
     def now(self) -> float:
         return self.clock.now()
 
-    def submit(self, **given: object) -> Ticket:
-        query: Query = a_query(at=self.now, **given)  # type: ignore[arg-type]
+    def submit(self, handle: str = "digits", **given: object) -> Ticket:
+        query: Query = a_query(handle, at=self.now, **given)  # type: ignore[arg-type]
         ticket = self.engine.arrive(query, None, self.now)
         self._perform()
         return ticket
