@@ -94,10 +94,7 @@ class Line(Held):
         return self.waiting if len(self.flows) > 1 else int(self.items > 0)
 
     def flow_of(self, tenant: TenantName | None) -> Flow:
-        found = self.flows.get(tenant)
-        if found is None:
-            found = self._join(tenant if len(self.flows) < FLOWS_KEPT else OTHERS)
-        return found
+        return self._known(tenant) or self._join(tenant if len(self.flows) < FLOWS_KEPT else OTHERS)
 
     def came(self, flow: Flow, loose: int, items: int, bytes_: int, queries: int) -> None:
         """`loose` are those of the items that have no latency objective."""
@@ -151,9 +148,8 @@ class Line(Held):
     def part(self, tenant: TenantName | None, is_loose: bool, items: int) -> float | None:
         """Of what waits here, how much is served before `items` more of a tenant; above 1 when what will come overtakes
         it. None: all of it that is as urgent, by deadline, because there is nobody to share with."""
-        flows = self.flows
-        flow = flows.get(tenant)
-        if not self.items or (flow is not None and len(flows) == 1):
+        flow = self._known(tenant)
+        if not self.items or (flow is not None and len(self.flows) == 1):
             return None
         if flow is None:
             own = own_all = 0
@@ -163,7 +159,7 @@ class Line(Held):
             own = own_all if is_loose else own_all - flow.loose
             pace = self.pace_of(flow)
         others = self.tenants - int(own_all > 0)
-        before = items_before(own, items, self.items - own_all, others, pace, len(flows))
+        before = items_before(own, items, self.items - own_all, others, pace, len(self.flows))
         return before / self.items
 
     def pace_of(self, flow: Flow) -> float:
@@ -174,15 +170,18 @@ class Line(Held):
 
     # -- below: who is here ------------------------------------------------------------------------------------------
 
+    def _known(self, tenant: TenantName | None) -> Flow | None:
+        """Its flow; that of all others when it came too late for one of its own."""
+        flow = self.flows.get(tenant)
+        return self.flows.get(OTHERS) if flow is None and len(self.flows) >= FLOWS_KEPT else flow
+
     def _join(self, tenant: TenantName | None) -> Flow:
         flows = self.flows
         if len(flows) == 1:
             self._begin_to_share(next(iter(flows.values())))
-        found = flows.get(tenant)
-        if found is None:
-            found = flows[tenant] = Flow(tenant, self.virtual, self._served)
-            if len(flows) > 1:
-                self._note_idle(found)
+        found = flows[tenant] = Flow(tenant, self.virtual, self._served)
+        if len(flows) > 1:
+            self._note_idle(found)
         return found
 
     def _begin_to_share(self, sole: Flow) -> None:

@@ -71,7 +71,7 @@ class Room:
         """Who leaves for it: itself alone, if it is to be refused."""
         leaving: dict[int, Leaving] = {}
         for bound in self._bounds_of(ticket):
-            gone = sum(bound.of_one(each) for each, _ in leaving.values() if each.eligibility is not None)
+            gone = sum([bound.of_one(each) for each, _ in leaving.values()])
             need = bound.held + bound.wanted - bound.limit - gone
             if need <= 0:
                 continue

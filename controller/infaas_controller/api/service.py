@@ -9,6 +9,7 @@ import msgspec
 
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView
+from infaas.domain.ids import TenantName
 from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Code, Decision, Priority, Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
@@ -88,8 +89,8 @@ class Inference:
         self._metrics = metrics
         self._explain = explain_lookup or service.decision
         self._spans = spans
-        self._last_wanted: dict[str, Requirements] = {}
-        """By handle. What is equal is made one object: queries are decided on together by that."""
+        self._last_wanted: dict[tuple[str, TenantName | None], Requirements] = {}
+        """By handle and tenant. What is equal is made one object: queries are decided on together by that."""
         self._accounts: dict[tuple[str, str | None, Priority], Account] = {}
         """Where answers are counted, for one view of the cluster."""
         self._accounts_of: ClusterView | None = None
@@ -148,12 +149,13 @@ class Inference:
         return query
 
     def _one_object(self, handle: str, wanted: Requirements) -> Requirements:
-        last = self._last_wanted.get(handle)
+        key = handle, wanted.tenant
+        last = self._last_wanted.get(key)
         if last == wanted:
             return last
         if len(self._last_wanted) >= HANDLES_KEPT:
             self._last_wanted.clear()
-        self._last_wanted[handle] = wanted
+        self._last_wanted[key] = wanted
         return wanted
 
     def query_like(
