@@ -13,9 +13,10 @@ from functools import partial
 
 from infaas_controller.decide.curve import Curve
 from infaas_controller.decide.form import Formed, Limits, form, until
+from infaas_controller.eligibility import EligibilityClass
 from infaas_controller.lanes import Lane
 from infaas_controller.ledger import Ledger
-from infaas_controller.queues import EligibilityClass, Queues, Ticket
+from infaas_controller.queues import Queues, Ticket
 
 SPILLED_AT_ONCE = 32
 PASSED_OVER_AT_ONCE = 32

@@ -153,13 +153,14 @@ class Line(Held):
             return None
         if flow is None:
             own = own_all = 0
-            pace = 0.0
+            pace = behind = 0.0
         else:
             own_all = flow.items
             own = own_all if is_loose else own_all - flow.loose
             pace = self.pace_of(flow)
+            behind = self.virtual - joined(flow.tag, self.virtual)
         others = self.tenants - int(own_all > 0)
-        before = items_before(own, items, self.items - own_all, others, pace, len(self.flows))
+        before = items_before(own, items, self.items - own_all, others, pace, len(self.flows), max(0.0, behind))
         return before / self.items
 
     def pace_of(self, flow: Flow) -> float:

@@ -118,17 +118,17 @@ class Queues:
         this lane."""
         line, promised, urgency = eligibility.line, eligibility.promised[lane.id], tickets[0].urgency
         flow, arrivals = line.flow_of(tickets[0].query.requirements.tenant), line.tickets
-        items = sum([ticket.items for ticket in tickets])
-        line.came(
-            flow, items if urgency & 1 else 0, items, sum([ticket.input_bytes for ticket in tickets]), len(tickets)
-        )
+        items = bytes_ = 0
         for ticket in tickets:
+            items += ticket.items
+            bytes_ += ticket.input_bytes
             ticket.eligibility = eligibility
             ticket.flow = flow
             ticket.state = TicketState.WAITING
             ticket.lane = lane
             eligibility.push(ticket)
             arrivals[ticket.number] = promised[ticket.number] = ticket
+        line.came(flow, items if urgency & 1 else 0, items, bytes_, len(tickets))
         eligibility.count += len(tickets)
         self._ledger.reserve(lane, urgency, items)
 
@@ -165,15 +165,17 @@ class Queues:
         """As `take` of each, for tickets of one class."""
         eligibility = _class(tickets[0])
         flow = _flow(tickets[0])
-        if any(ticket.lane is not lane or ticket.flow is not flow for ticket in tickets):
-            for ticket in tickets:
-                self.take(ticket, lane)
-            return
+        for ticket in tickets:
+            if ticket.lane is not lane or ticket.flow is not flow:
+                for each in tickets:
+                    self.take(each, lane)
+                return
         promised, line = eligibility.promised[lane.id], eligibility.line
         arrivals = line.tickets
         by_urgency: dict[int, int] = {}
-        items = 0
+        items = bytes_ = 0
         for ticket in tickets:
+            bytes_ += ticket.input_bytes
             number = ticket.number
             del promised[number]
             del arrivals[number]
@@ -183,9 +185,7 @@ class Queues:
             by_urgency[ticket.urgency] = by_urgency.get(ticket.urgency, 0) + ticket.items
         eligibility.count -= len(tickets)
         line.serve(flow, items)
-        line.left(
-            flow, by_urgency.get(2 * line.rank + 1, 0), items, sum([t.input_bytes for t in tickets]), len(tickets)
-        )
+        line.left(flow, by_urgency.get(2 * line.rank + 1, 0), items, bytes_, len(tickets))
         if not promised:
             self._break_promise(eligibility, lane)
         for urgency, released in by_urgency.items():

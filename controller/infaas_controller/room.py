@@ -61,11 +61,11 @@ class Room:
     def is_wide_for(self, tickets: Sequence[Ticket]) -> bool:
         """Whether all of them find room, whatever their task."""
         held, bounds = self._lines.all, self._bounds
-        return (
-            held.items + sum([ticket.items for ticket in tickets]) <= bounds.task_items
-            and held.queries + len(tickets) <= bounds.queries
-            and held.bytes + sum([ticket.input_bytes for ticket in tickets]) <= bounds.bytes
-        )
+        items, bytes_ = held.items, held.bytes
+        for ticket in tickets:
+            items += ticket.items
+            bytes_ += ticket.input_bytes
+        return items <= bounds.task_items and held.queries + len(tickets) <= bounds.queries and bytes_ <= bounds.bytes
 
     def make(self, ticket: Ticket) -> list[Leaving]:
         """Who leaves for it: itself alone, if it is to be refused."""

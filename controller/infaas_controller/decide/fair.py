@@ -1,10 +1,10 @@
 """How tenants share what there is too little of: whose query is next, how long one waits, who leaves a full queue.
 
 Whose turn it is follows start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996). Every tenant has a tag that
-grows by the items it is served, the least tag goes next, and who was idle joins at the tag that is being served: idle
-time saves up nothing. For queries of one item that is round robin. In general what two tenants are served while both
-wait differs by no more than the largest query of each, as with deficit round robin (Shreedhar and Varghese, SIGCOMM
-1995), and nobody is skipped until his deficit covers a large query.
+grows by the items it is served, the least tag goes next, and who was idle joins a little behind the tag that is being
+served: what he left to others comes back to him in a burst, up to a bound. For queries of one item that is round
+robin. In general what two tenants are served while both wait differs by no more than the largest query of each, as with
+deficit round robin (Shreedhar and Varghese, SIGCOMM 1995), and nobody is skipped until his deficit covers a large one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
+CREDIT_ITEMS = 8
+"""What a tenant that takes less than his part may be behind when he comes: arrivals that are not even come in bursts,
+and are none the less within his part."""
 HALF_LIFE_ITEMS = 128
 """What was served this many items ago counts half in who was served how much lately."""
 FORGOTTEN_AFTER_ITEMS = 8 * HALF_LIFE_ITEMS
@@ -23,24 +26,27 @@ T = TypeVar("T", bound=Hashable)
 
 def joined(tag: float, virtual: float) -> float:
     """The tag of a tenant that begins to wait; `virtual` is the highest that was served. One that was served ahead of
-    the others keeps what it is ahead."""
-    return max(tag, virtual)
+    the others keeps what it is ahead, one that was served less is owed a little of it."""
+    return max(tag, virtual - CREDIT_ITEMS)
 
 
 def faded(recent: float, served: float) -> float:
     """What is left of a count of items, `served` items later."""
-    return recent * 0.5 ** (served / HALF_LIFE_ITEMS)
+    return recent * math.exp2(-served / HALF_LIFE_ITEMS)
 
 
-def items_before(own: int, items: int, others: int, tenants: int, pace: float, known: int) -> float:
+def items_before(
+    own: int, items: int, others: int, tenants: int, pace: float, known: int, behind: float = 0.0
+) -> float:
     """How many items are served before `items` more of a tenant that has `own` waiting.
 
-    Its own, and of each of the other `tenants` that wait at most as many as it gets itself; they have `others` in all.
+    Its own, and of each of the other `tenants` that wait at most as many as it gets itself, without those that it is
+    `behind`; they have `others` in all.
     `pace` is its part of what was served lately, to `known` tenants. Who gets more than an equal part is overtaken by
     what the others will still send, so that it is not promised to get on faster than it did.
     """
-    fair = own + min(others, tenants * (own + items))
-    return max(fair, own / pace) if pace * known > 1.0 else float(fair)
+    fair = own + min(float(others), tenants * max(0.0, own + items - behind))
+    return max(fair, own / pace) if pace * known > 1.0 else fair
 
 
 def ahead_of(ahead: Sequence[int], urgency: int, part: float) -> int:

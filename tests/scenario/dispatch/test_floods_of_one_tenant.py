@@ -53,7 +53,9 @@ def play(cluster: Any, streams: list[Stream], seconds: float, seed: int = 1) -> 
     rng = random.Random(seed)
     agenda = [(cluster.now + rng.expovariate(stream.rate), n) for n, stream in enumerate(streams)]
     heapq.heapify(agenda)
-    end, counts, owners = cluster.now + seconds, Counter[int](), {}
+    end = cluster.now + seconds
+    counts: Counter[int] = Counter()
+    owners: dict[str, str | None] = {}
     while agenda[0][0] < end:
         at, n = heapq.heappop(agenda)
         cluster.run_for(max(0.0, at - cluster.now))

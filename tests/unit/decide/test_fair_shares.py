@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.decide.fair import HALF_LIFE_ITEMS, ahead_of, faded, items_before, joined, who_yields
+from infaas_controller.decide.fair import (
+    CREDIT_ITEMS,
+    HALF_LIFE_ITEMS,
+    ahead_of,
+    faded,
+    items_before,
+    joined,
+    who_yields,
+)
 
 
-def test_idle_time_saves_up_nothing_and_what_one_is_ahead_is_kept() -> None:
-    assert joined(3.0, 100.0) == 100.0
+def test_idle_time_saves_up_little_and_what_one_is_ahead_is_kept() -> None:
+    assert joined(3.0, 100.0) == 100.0 - CREDIT_ITEMS
+    assert joined(97.0, 100.0) == 97.0
     assert joined(130.0, 100.0) == 130.0
 
 
@@ -17,6 +26,8 @@ def test_a_tenant_waits_for_its_own_and_for_as_much_of_each_other_as_it_gets() -
     assert items_before(own=0, items=1, others=500, tenants=1, pace=0.0, known=2) == 1
     assert items_before(own=4, items=2, others=500, tenants=3, pace=0.0, known=4) == 4 + 3 * 6
     assert items_before(own=400, items=1, others=5, tenants=1, pace=0.0, known=2) == 405, "no more than there is"
+    assert items_before(own=4, items=2, others=500, tenants=3, pace=0.0, known=4, behind=5.0) == 4 + 3 * 1
+    assert items_before(own=4, items=2, others=500, tenants=3, pace=0.0, known=4, behind=8.0) == 4
 
 
 def test_who_gets_more_than_an_equal_part_gets_on_as_fast_as_lately_and_not_faster() -> None:

@@ -8,7 +8,7 @@ from itertools import count, islice
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.decide.fair import FORGOTTEN_AFTER_ITEMS
+from infaas_controller.decide.fair import CREDIT_ITEMS, FORGOTTEN_AFTER_ITEMS
 from infaas_controller.eligibility import EligibilityClass
 from infaas_controller.lines import FLOWS_KEPT, OTHERS, Held, Line
 from infaas_controller.queues import Ticket
@@ -104,7 +104,7 @@ def test_who_took_much_at_once_waits_for_it_also_when_he_has_left_meanwhile() ->
     assert set(tenants(there.batch(10))) == {"steady"}
 
 
-def test_who_comes_back_from_idleness_gets_his_part_and_nothing_for_the_time_before() -> None:
+def test_who_comes_back_from_idleness_gets_his_part_and_a_little_for_the_time_before() -> None:
     there = Class()
     for _ in range(200):
         there.come("steady")
@@ -112,7 +112,8 @@ def test_who_comes_back_from_idleness_gets_his_part_and_nothing_for_the_time_bef
     there.batch(60)
     for _ in range(50):
         there.come("b")
-    assert Counter(tenants(there.batch(20)))["b"] in (10, 11)
+    assert Counter(tenants(there.batch(20)))["b"] in (13, 14, 15), "what is his in 12, and 8 before that"
+    assert Counter(tenants(there.batch(20)))["b"] in (9, 10, 11)
 
 
 def test_what_is_put_back_goes_on_waiting_in_its_place() -> None:
@@ -189,7 +190,7 @@ def test_a_tenant_waits_in_his_own_share_only() -> None:
 def test_while_two_tenants_wait_neither_gets_more_than_the_other_but_for_one_query_of_each(
     lives: list[tuple[str | None, int, int]],
 ) -> None:
-    """Service to two tenants over any time in which both always wait differs by their largest queries at most."""
+    """And for what one of them was behind when he came."""
     there = Class()
     served: Counter[str | None] = Counter()
     since: dict[frozenset[str | None], dict[str | None, int]] = {}
@@ -203,7 +204,7 @@ def test_while_two_tenants_wait_neither_gets_more_than_the_other_but_for_one_que
                 served[ticket.query.requirements.tenant] += ticket.items
             for before in since.values():
                 one, other = ((served[each] - before[each]) for each in before)
-                assert abs(one - other) <= 12, (before, served)
+                assert abs(one - other) <= 12 + CREDIT_ITEMS, (before, served)
     rest = there.batch(1_000)
     assert there.all.items == there.all.queries == there.all.bytes == 0
     assert len(rest) == len({ticket.number for ticket in rest})

@@ -66,9 +66,10 @@ def test_every_twin_is_read() -> None:
 
 @pytest.mark.parametrize("tenant", ["", " ", "-a", "a b", "a/b", "a, b", "ä", "(others)", "x" * 129])
 def test_a_tenant_has_a_name_like_all_names(tenant: str) -> None:
-    for headers, parameters in (({"x-infaas-tenant": tenant}, {}), ({}, {"tenant": tenant})):
-        with pytest.raises(InvalidError, match="tenant' must be a letter or digit"):
-            read_requirements(headers, parameters, NONE)
+    with pytest.raises(InvalidError, match="header 'x-infaas-tenant' must be a letter or digit"):
+        read_requirements({"x-infaas-tenant": tenant}, {}, NONE)
+    with pytest.raises(InvalidError, match="parameter 'tenant' must be a letter or digit"):
+        read_requirements({}, {"tenant": tenant}, NONE)
     with pytest.raises(InvalidError, match="'tenant' must be"):
         read_requirements({}, {"tenant": 7}, NONE)
 
