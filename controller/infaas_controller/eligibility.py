@@ -71,13 +71,15 @@ class EligibilityClass:
         return heap[0][3] if heap else None
 
     def pops(self) -> Iterator[Ticket]:
-        """Takes the waiting tickets off in their order, as far as the iteration goes."""
-        while (ticket := self.peek()) is not None:
-            if self._turns is not None:
-                self._turns.pop()
-            else:
-                heapq.heappop(self._heap)
-            yield ticket
+        """Takes the waiting tickets off in their order, as far as the iteration goes. Nothing is pushed meanwhile."""
+        heap, turns = self._heap, self._turns
+        while heap:
+            _, _, entry, ticket = heapq.heappop(heap)
+            if entry == ticket.entry:
+                yield ticket
+        while turns is not None and (found := turns.peek()) is not None:
+            turns.pop()
+            yield found
 
     def restore(self) -> None:
         """Put exactly what waits into the heap."""
