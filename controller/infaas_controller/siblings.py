@@ -28,7 +28,7 @@ from infaas.settings import Settings
 WRITE_EVERY_S = 0.5
 UNREADY_AFTER_S = 2.0
 """A process that is not ready listens after this long if no other one does: somebody has to say why."""
-SHARED_OUT = ("max_connections", "max_queue_size", "decision_memory")
+SHARED_OUT = ("max_connections", "max_queue_size", "max_queue_queries", "max_queue_bytes", "decision_memory")
 _log = get_logger(__name__)
 
 
