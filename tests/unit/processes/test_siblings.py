@@ -60,6 +60,17 @@ def test_what_is_limited_per_controller_is_shared_out() -> None:
     assert share.max_body_bytes == settings.controller.max_body_bytes
 
 
+@pytest.mark.parametrize(
+    ("most", "count", "share"), [(64 * 2**20, 4, 16 * 2**20), (64 * 2**20, 16, 8 * 2**20), (2**20, 4, 2**20)]
+)
+def test_the_largest_query_finds_room_in_each_of_many_processes_if_it_does_in_one(
+    most: int, count: int, share: int
+) -> None:
+    given = {"max_queue_bytes": most, "max_body_bytes": 8 * 2**20}
+    settings = Settings.model_validate({"controller": given})
+    assert shared_out(settings, count).controller.max_queue_bytes == share
+
+
 def test_every_process_reads_of_all_that_have_said_something(seats: list[Seat]) -> None:
     first, second, third = (speaking(seat, own(number)) for number, seat in enumerate(seats, 1))
     assert [told.number for told in first.all()] == [1]
