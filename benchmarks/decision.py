@@ -24,6 +24,7 @@ from infaas_controller.engine import Engine
 from infaas_controller.ledger import Ledger
 from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import installed_policies
+from infaas_controller.room import Bounds
 
 from infaas.domain.cluster import ClusterView, InstanceRecord
 from infaas.domain.ids import InstanceId, VariantName, WorkerId
@@ -108,7 +109,7 @@ def measure(instances: int, rounds: int) -> Row:
 def an_engine(view: ClusterView) -> Engine:
     numbers = itertools.count()
     engine = Engine(EngineSettings(
-        installed_policies(), "slo", max_queue_items=10**9, draw=random.Random(1).random,
+        installed_policies(), "slo", bounds=Bounds(10**9, 10**9, 10**12), draw=random.Random(1).random,
         fresh_instance=lambda: InstanceId(f"made-{next(numbers)}"),
     ))  # fmt: skip
     engine.view_changed(view, NOW)

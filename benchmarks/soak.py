@@ -43,6 +43,7 @@ full collection."""
 SLACK = {"descriptors": 3, "threads": 3, "tasks": 3}
 """Reconnections, and pools of threads and tasks of loops that come and go by themselves."""
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
+OF_WORK = ("infaas_in_flight", "infaas_queue_size", "infaas_queue_bytes", "infaas_queue_tenants")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def gauges(endpoints: Endpoints, *names: str) -> Iterator[tuple[str, float]]:
 
 def held(endpoints: Endpoints) -> dict[str, float]:
     """Gauges of work in the system that are not 0."""
-    return {name: value for name, value in gauges(endpoints, "infaas_in_flight", "infaas_queue_size") if value}
+    return {name: value for name, value in gauges(endpoints, *OF_WORK) if value}
 
 
 def connections(endpoints: Endpoints, controller: psutil.Process) -> int:

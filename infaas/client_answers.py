@@ -25,6 +25,8 @@ class Requirements:
     priority: str | None = None
     fallback: bool | None = None
     explain: bool = False
+    tenant: str | None = None
+    """On whose behalf."""
 
     def headers(self) -> dict[str, str]:
         """As REST headers, which are also the gRPC metadata keys."""
@@ -36,6 +38,7 @@ class Requirements:
             "x-infaas-priority": self.priority,
             "x-infaas-fallback": None if self.fallback is None else ("allow" if self.fallback else "deny"),
             "x-infaas-explain": "true" if self.explain else None,
+            "x-infaas-tenant": self.tenant,
         }
         return {name: value for name, value in stated.items() if value is not None}
 

@@ -73,6 +73,8 @@ class ControllerSettings(_Section):
         "point", description="What an accuracy floor is held against"
     )
     max_queue_size: int = Field(10_000, ge=1, description="Items that may wait per task before queries are refused")
+    max_queue_queries: int = Field(100_000, ge=1, description="Queries that may wait in all")
+    max_queue_bytes: int = Field(2**30, ge=1024, description="Inputs of waiting queries, in all")
     min_replicas: int = Field(
         1,
         ge=1,

@@ -52,7 +52,7 @@ class Arrivals(Placing):
         """As `arrive`, for what came in one turn of the loop, in that order. A fault of ours ends the query that it
         met, and no other."""
         entered = self._all_enter(tickets, now)
-        if self.queues.all_items + sum([ticket.items for ticket in entered]) > self._settings.max_queue_items:
+        if not self.room.is_wide_for(entered):
             for ticket in entered:  # where not all may find room, who came first does
                 self._place_or_fault(ticket, now)
             return
@@ -152,18 +152,20 @@ class Arrivals(Placing):
         if count == 0:
             return 0
         predict = self.ledger.predict
-        at = predict(lane, urgency, count * items, now)
+        tenant = first.query.requirements.tenant
+        part = self.ledger.lines.part(first.task, urgency, tenant, count * items)
+        at = predict(lane, urgency, count * items, now, part)
         sooner = [
             other
             for other in self.ledger.lanes_of(lane.variant)
-            if other is not lane and other.is_usable and predict(other, urgency, items, now) < at
+            if other is not lane and other.is_usable and predict(other, urgency, items, now, part) < at
         ]
         if sooner:
             count = (count + 1) // (len(sooner) + 1) - 1
-            at = predict(lane, urgency, max(1, count) * items, now)
+            at = predict(lane, urgency, max(1, count) * items, now, part)
         while count > 0 and at > first.deadline:
             count //= 2
-            at = predict(lane, urgency, max(1, count) * items, now)
+            at = predict(lane, urgency, max(1, count) * items, now, part)
         if count <= 0:
             return 0
         together = [others[place] for place in range(count)]

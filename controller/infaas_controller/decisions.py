@@ -226,6 +226,7 @@ def plain_requirements(wanted: Requirements) -> dict[str, object]:
         "fallback": "allow" if wanted.fallback else "deny",
         "accuracy_confidence": wanted.accuracy_confidence.value,
         "policy": wanted.policy,
+        "tenant": wanted.tenant,
     }
     return {name: value for name, value in shown.items() if value is not None}
 

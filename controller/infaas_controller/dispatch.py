@@ -32,6 +32,7 @@ from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import PolicyBook
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantStats, Waiter
 from infaas_controller.queues import Ticket
+from infaas_controller.room import Bounds
 from infaas_controller.tally import Tally
 from infaas_controller.workers import ViewSource, WorkerLinks
 
@@ -83,7 +84,11 @@ class Dispatcher:
             EngineSettings(
                 policies,
                 settings.controller.policy,
-                max_queue_items=settings.controller.max_queue_size,
+                bounds=Bounds(
+                    settings.controller.max_queue_size,
+                    settings.controller.max_queue_queries,
+                    settings.controller.max_queue_bytes,
+                ),
                 draw=random_source.random,
                 fresh_instance=lambda: InstanceId(fresh_id("i")),
                 confidence=AccuracyConfidence(settings.controller.accuracy_confidence),
@@ -258,6 +263,18 @@ class Dispatcher:
     def queue_sizes(self) -> Mapping[str, int]:
         """Items that wait, by task."""
         return {task: self.engine.queues.items(task) for task in self.engine.queues.tasks()}
+
+    def queue_tenants(self) -> Mapping[str, int]:
+        """Tenants that have queries waiting, by task; those of one task's busiest priority."""
+        found: dict[str, int] = {}
+        for line in self.engine.ledger.lines:
+            found[line.task] = max(found.get(line.task, 0), line.tenants)
+        return found
+
+    @property
+    def queue_bytes(self) -> int:
+        """Memory that the inputs of waiting queries take."""
+        return self.engine.ledger.lines.all.bytes
 
     # -- loading -----------------------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from infaas.domain.query import Code
 from infaas.errors import InfaasError
 from infaas_controller.arrivals import Arrivals
 from infaas_controller.commands import Answered, BatchResult, SendBatch
-from infaas_controller.decide.form import turn
 from infaas_controller.decide.retry import How, Verdict, how_batch_ended, retry
+from infaas_controller.decide.turn import turn
 from infaas_controller.filling import Filling
 from infaas_controller.lanes import Lane
 from infaas_controller.placing import EngineSettings, Sent, internal
@@ -208,7 +208,8 @@ class Engine(Arrivals):
                 if lane.flights or not self._filling.spill(lane, now):
                     return
                 continue
-            drawn = self._filling.draw(turn(heads, now), lane, curve, now)
+            head, lane.passed = turn(heads, now, lane.passed)
+            drawn = self._filling.draw(head, lane, curve, now)
             for ticket in drawn.expired:
                 self._pass_deadline(ticket)
             if drawn.batch:

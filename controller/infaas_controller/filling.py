@@ -13,9 +13,10 @@ from functools import partial
 
 from infaas_controller.decide.curve import Curve
 from infaas_controller.decide.form import Formed, Limits, form, until
+from infaas_controller.eligibility import EligibilityClass
 from infaas_controller.lanes import Lane
 from infaas_controller.ledger import Ledger
-from infaas_controller.queues import EligibilityClass, Queues, Ticket
+from infaas_controller.queues import Queues, Ticket
 
 SPILLED_AT_ONCE = 32
 PASSED_OVER_AT_ONCE = 32
@@ -112,7 +113,8 @@ class Filling:
         there = ticket.lane
         if there is None:
             return False
-        here_at = self._ledger.predict(lane, ticket.urgency, ticket.items, now)
+        part = self._ledger.lines.part(ticket.task, ticket.urgency, ticket.query.requirements.tenant, 0)
+        here_at = self._ledger.predict(lane, ticket.urgency, ticket.items, now, part)
         there_at = self.at_head_of(there, ticket, now)
         if there.variant == lane.variant:
             return here_at < there_at

@@ -48,7 +48,7 @@ class Lane:
 
     __slots__ = (
         "ahead", "classes", "curve", "flights", "foreign", "foreign_until", "id", "instance_state", "is_leaving",
-        "is_watched", "isolation", "pace", "ready_at", "slots", "variant", "worker",
+        "is_watched", "isolation", "pace", "passed", "ready_at", "slots", "variant", "worker",
     )  # fmt: skip
 
     def __init__(self, id: InstanceId, variant: VariantName, worker: Deck, curve: Curve | None) -> None:
@@ -76,6 +76,8 @@ class Lane:
         """Items of other controllers that it holds, by the worker's last word."""
         self.foreign_until = 0.0
         self.pace = Pace()
+        self.passed = 0
+        """Turns since one that was owed to a lower priority."""
 
     @property
     def is_usable(self) -> bool:

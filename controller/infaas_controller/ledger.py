@@ -11,8 +11,10 @@ from infaas.domain.ids import VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
 from infaas_controller.decide.curve import Curve
+from infaas_controller.decide.fair import ahead_of
 from infaas_controller.lanes import RANKS, URGENCIES, Deck, Flight, Lane
-from infaas_controller.observed import HOP_BOUNDS_S, VariantLoad
+from infaas_controller.lines import Lines
+from infaas_controller.observed import DEFAULT_HOP_S, HOP_BOUNDS_S, VariantLoad
 from infaas_controller.roster import Roster
 
 FOREIGN_FOR_S = 1.5
@@ -21,6 +23,10 @@ FOREIGN_FOR_S = 1.5
 
 class Ledger(Roster):
     """Takes reservations and dispatches, predicts completions."""
+
+    def __init__(self, hop_s: float = DEFAULT_HOP_S, *, needs_streams: bool = False) -> None:
+        super().__init__(hop_s, needs_streams=needs_streams)
+        self.lines = Lines()
 
     # -- promises ----------------------------------------------------------------------------------------------------
 
@@ -104,13 +110,14 @@ class Ledger(Roster):
 
     # -- prediction --------------------------------------------------------------------------------------------------
 
-    def predict(self, lane: Lane, urgency: int, items: int, now: float) -> float:
+    def predict(self, lane: Lane, urgency: int, items: int, now: float, part: float | None = None) -> float:
         """When the answer to `items` more of this urgency would be back, on the controller's clock.
 
         The start is the later of "the instance is free" and "enough cores are". Work reserved ahead of it (as urgent or
         more) runs in batches of the preferred size at the mean latency, at least one for each class of queries; the
         batch that it would join counts with its p95. Everything is corrected by what is being observed, and nobody is
-        promised to get through a queue faster than those before it did.
+        promised to get through a queue faster than those before it did. `part` is how much of what waits at its
+        priority goes ahead of it where tenants share that (`Line.part`).
         """
         curve = lane.curve
         if curve is None:
@@ -121,7 +128,7 @@ class Ledger(Roster):
             start = max(start, lane.free_at(now))
         if deck.busy:
             start = max(start, deck.cores_free_at(lane, curve.variant.threads, now))
-        ahead = lane.ahead[urgency]
+        ahead = lane.ahead[urgency] if part is None else ahead_of(lane.ahead, urgency, part)
         at = start + self._work_s(curve, ahead, items, lane.classes[urgency >> 1], now)
         if ahead:
             flying = sum([flight.items for flight in lane.flights.values()])

@@ -362,6 +362,8 @@ def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch
         in_flight=dispatcher.in_flight(),
         tasks=len(asyncio.all_tasks()),
         queue_size=dispatcher.queue_sizes(),
+        queue_bytes=dispatcher.queue_bytes,
+        queue_tenants=dispatcher.queue_tenants(),
         replicas={state.value: states.get(state.value, 0) for state in InstanceState if state != InstanceState.GONE},
         workers={
             worker.id: WorkerLive(

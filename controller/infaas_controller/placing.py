@@ -24,6 +24,7 @@ from infaas_controller.decide.select import select_traced
 from infaas_controller.lanes import Lane
 from infaas_controller.ledger import Ledger
 from infaas_controller.queues import Queues, Ticket, TicketState
+from infaas_controller.room import Bounds, Room
 from infaas_controller.timers import Due, Timers
 
 PARKED_S = 5.0
@@ -69,8 +70,8 @@ class EngineSettings:
     policies: Callable[[str], Policy]
     """Gives a policy by name, raising InfaasError for an unknown one."""
     default_policy: str
-    max_queue_items: int
-    """Of one task."""
+    bounds: Bounds
+    """Of what may wait."""
     draw: Callable[[], float]
     """Uniform over [0, 1)."""
     fresh_instance: Callable[[], InstanceId]
@@ -86,6 +87,7 @@ class Placing:
         self._settings = settings
         self.ledger = Ledger(needs_streams=settings.needs_streams)
         self.queues = Queues(self.ledger)
+        self.room = Room(self.ledger.lines, settings.bounds)
         self.view = ClusterView()
         self.commands: deque[Command] = deque()
         self._admissions = Admissions(settings.confidence)
@@ -138,7 +140,7 @@ class Placing:
             else:
                 self._refuse(ticket, selected.outcome, now)
             return False
-        if is_arrival and not self._has_room(ticket, now):
+        if is_arrival and not self._has_room(ticket):
             return False
         if ticket.eligibility is not None:
             self.queues.remove(ticket)
@@ -169,21 +171,14 @@ class Placing:
         )
         self._dirty[lane.id] = lane
 
-    def _has_room(self, ticket: Ticket, now: float) -> bool:
-        """Keep the task's queue within its bound; a higher priority pushes out lower ones."""
-        limit = self._settings.max_queue_items
-        over = self.queues.items(ticket.task) + ticket.items - limit
-        if over <= 0:
+    def _has_room(self, ticket: Ticket) -> bool:
+        """Keep what waits within its bounds; others may have to leave for it."""
+        if self.room.is_wide_for((ticket,)):
             return True
-        victims = self.queues.victims(ticket.task, ticket.rank, over)
-        if not victims:
-            text = f"{self.queues.items(ticket.task)} items wait for {ticket.task!r}, the limit is {limit}"
-            self._end(ticket, InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=1.0))
-            return False
-        for victim in victims:
-            text = f"pushed out by a {ticket.query.requirements.priority.value} query; the queue is full"
-            self._end(victim, InfaasError(text, code=Code.EVICTED, is_retryable=True, retry_after_s=1.0))
-        return True
+        leaving = self.room.make(ticket)
+        for victim, error in leaving:
+            self._end(victim, error)
+        return not any(victim is ticket for victim, _ in leaving)
 
     def _park(self, ticket: Ticket, now: float) -> None:
         """A query that was let in and lost its place to the end of the last worker waits a little for one to come

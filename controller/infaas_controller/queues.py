@@ -6,9 +6,7 @@ query: when an instance has room it takes the class's earliest deadlines, and th
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
@@ -17,8 +15,10 @@ from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.query import Choice, Query
 from infaas_controller.decide.candidates import Admission
 from infaas_controller.decide.select import Selected
-from infaas_controller.lanes import RANKS, Lane, urgency_of
+from infaas_controller.eligibility import ClassKey, EligibilityClass
+from infaas_controller.lanes import Lane, urgency_of
 from infaas_controller.ledger import Ledger
+from infaas_controller.lines import Flow
 
 CLASSES_KEPT = 512
 """Empty classes are kept for the next query like them, up to this many."""
@@ -53,6 +53,8 @@ class Ticket(msgspec.Struct, eq=False):
     lane: Lane | None = None
     """The instance it is promised to, or runs on."""
     eligibility: EligibilityClass | None = None
+    flow: Flow | None = None
+    """Its tenant's part of the line that it waits in, or waited in last."""
     entry: int = 0
     """Its valid place in a heap; 0: in none."""
     batch: int = 0
@@ -89,76 +91,6 @@ class Ticket(msgspec.Struct, eq=False):
         self.input_bytes = total
 
 
-ClassKey = tuple[object, ...]
-_entries = itertools.count(1)
-
-
-class EligibilityClass:
-    """Queries with the same signature, outputs, admitted variants, objective, policy and priority."""
-
-    __slots__ = ("_heap", "allowed", "count", "is_alone", "is_bound", "key", "promised", "rank", "task")
-
-    def __init__(
-        self, key: ClassKey, task: str, rank: int, allowed: frozenset[VariantName], is_bound: bool, is_alone: bool
-    ) -> None:
-        self.key = key
-        self.task = task
-        self.rank = rank
-        self.allowed = allowed
-        self.is_bound = is_bound
-        """Its queries stay with one instance."""
-        self.is_alone = is_alone
-        """Each of its batches holds one query."""
-        self.count = 0
-        self.promised: dict[InstanceId, dict[int, Ticket]] = {}
-        """Its waiting tickets by the instance they are promised to."""
-        self._heap: list[tuple[float, int, int, Ticket]] = []
-
-    def push(self, ticket: Ticket) -> None:
-        """An earlier entry of the same ticket, here or in another class, counts no more."""
-        ticket.entry = next(_entries)
-        heapq.heappush(self._heap, (ticket.deadline, ticket.number, ticket.entry, ticket))
-
-    def peek(self) -> Ticket | None:
-        heap = self._heap
-        while heap and heap[0][2] != heap[0][3].entry:
-            heapq.heappop(heap)
-        return heap[0][3] if heap else None
-
-    def pops(self) -> Iterator[Ticket]:
-        """Takes the waiting tickets off, earliest deadline first, as far as the iteration goes."""
-        heap, pop = self._heap, heapq.heappop
-        while heap:
-            _, _, entry, ticket = pop(heap)
-            if entry == ticket.entry:
-                yield ticket
-
-    def restore(self) -> None:
-        """Put exactly what waits into the heap."""
-        self._heap.clear()
-        for tickets in self.promised.values():
-            for ticket in tickets.values():
-                self.push(ticket)
-
-    def tidy(self) -> None:
-        """Drop what has left from the heap when it is more than what waits: tickets hold their inputs."""
-        if not self.count:
-            self._heap.clear()
-        elif len(self._heap) > 2 * self.count + 64:
-            self._heap[:] = [entry for entry in self._heap if entry[2] == entry[3].entry]
-            heapq.heapify(self._heap)
-
-    @property
-    def head_deadline(self) -> float:
-        head = self.peek()
-        return head.deadline if head is not None else float("inf")
-
-    @property
-    def waiting_since(self) -> float:
-        head = self.peek()
-        return head.query.arrived_at if head is not None else float("inf")
-
-
 class Queues:
     """All waiting queries. Keeps the ledger's reservations equal to what waits: every way in reserves, every way out
     releases."""
@@ -168,51 +100,51 @@ class Queues:
         self._classes: dict[ClassKey, EligibilityClass] = {}
         self._by_lane: dict[InstanceId, dict[ClassKey, EligibilityClass]] = {}
         self._by_variant: dict[VariantName, dict[ClassKey, EligibilityClass]] = {}
-        self._items: dict[str, list[int]] = {}
-        self._arrivals: dict[tuple[str, int], dict[int, Ticket]] = {}
-        """What waits, by ticket number in the order it came, per task and rank: for eviction."""
+        self.lines = ledger.lines
 
     def add(self, ticket: Ticket, lane: Lane, *, is_bound: bool, is_fallback: bool, is_alone: bool) -> None:
         """Let a ticket wait for `lane`, which must have been chosen for it."""
         eligibility = self._class_of(ticket, lane, is_bound, is_fallback, is_alone)
+        line = eligibility.line
         ticket.eligibility = eligibility
+        ticket.flow = flow = line.flow_of(ticket.query.requirements.tenant)
         ticket.state = TicketState.WAITING
+        line.came(flow, ticket.items if ticket.urgency & 1 else 0, ticket.items, ticket.input_bytes, 1)
+        line.tickets[ticket.number] = ticket
         eligibility.push(ticket)
         eligibility.count += 1
-        self._count(eligibility, ticket.items)
-        self._arrivals.setdefault((eligibility.task, eligibility.rank), {})[ticket.number] = ticket
         self._promise(ticket, eligibility, lane)
 
     def add_like(self, tickets: Sequence[Ticket], eligibility: EligibilityClass, lane: Lane) -> None:
-        """Let tickets wait with others of their class, of whom one at least is promised to this lane."""
-        arrivals = self._arrivals[eligibility.task, eligibility.rank]
-        promised = eligibility.promised[lane.id]
-        items = 0
+        """Let tickets with the same requirements wait with others of their class, of whom one at least is promised to
+        this lane."""
+        line, promised, urgency = eligibility.line, eligibility.promised[lane.id], tickets[0].urgency
+        flow, arrivals = line.flow_of(tickets[0].query.requirements.tenant), line.tickets
+        items = bytes_ = 0
         for ticket in tickets:
+            items += ticket.items
+            bytes_ += ticket.input_bytes
             ticket.eligibility = eligibility
+            ticket.flow = flow
             ticket.state = TicketState.WAITING
             ticket.lane = lane
             eligibility.push(ticket)
             arrivals[ticket.number] = promised[ticket.number] = ticket
-            items += ticket.items
+        line.came(flow, items if urgency & 1 else 0, items, bytes_, len(tickets))
         eligibility.count += len(tickets)
-        self._count(eligibility, items)
-        self._ledger.reserve(lane, tickets[0].urgency, items)
+        self._ledger.reserve(lane, urgency, items)
 
     def remove(self, ticket: Ticket) -> None:
         """Take a waiting ticket out, wherever it stands; it keeps no promise. The class says under which task it was
         counted: what its handle names may have changed since."""
         eligibility = _class(ticket)
+        line = eligibility.line
         self._withdraw(ticket, eligibility)
         eligibility.count -= 1
-        self._count(eligibility, -ticket.items)
+        line.left(_flow(ticket), ticket.items if ticket.urgency & 1 else 0, ticket.items, ticket.input_bytes, 1)
+        del line.tickets[ticket.number]
         ticket.eligibility = None
         ticket.entry = 0
-        key = eligibility.task, eligibility.rank
-        arrivals = self._arrivals[key]
-        del arrivals[ticket.number]
-        if not arrivals:
-            del self._arrivals[key]
         eligibility.tidy()
 
     def take(self, ticket: Ticket, lane: Lane) -> None:
@@ -228,21 +160,24 @@ class Queues:
                 self._promise(other, eligibility, elsewhere)
             self._withdraw(ticket, eligibility)
             self._promise(ticket, eligibility, lane)
+        eligibility.line.serve(_flow(ticket), ticket.items)
         self.remove(ticket)
 
     def take_all(self, tickets: Sequence[Ticket], lane: Lane) -> None:
         """As `take` of each, for tickets of one class."""
         eligibility = _class(tickets[0])
-        if any(ticket.lane is not lane for ticket in tickets):
-            for ticket in tickets:
-                self.take(ticket, lane)
-            return
-        promised = eligibility.promised[lane.id]
-        key = eligibility.task, eligibility.rank
-        arrivals = self._arrivals[key]
-        by_urgency: dict[int, int] = {}
-        items = 0
+        flow = _flow(tickets[0])
         for ticket in tickets:
+            if ticket.lane is not lane or ticket.flow is not flow:
+                for each in tickets:
+                    self.take(each, lane)
+                return
+        promised, line = eligibility.promised[lane.id], eligibility.line
+        arrivals = line.tickets
+        by_urgency: dict[int, int] = {}
+        items = bytes_ = 0
+        for ticket in tickets:
+            bytes_ += ticket.input_bytes
             number = ticket.number
             del promised[number]
             del arrivals[number]
@@ -251,13 +186,12 @@ class Queues:
             items += ticket.items
             by_urgency[ticket.urgency] = by_urgency.get(ticket.urgency, 0) + ticket.items
         eligibility.count -= len(tickets)
-        self._count(eligibility, -items)
+        line.serve(flow, items)
+        line.left(flow, by_urgency.get(2 * line.rank + 1, 0), items, bytes_, len(tickets))
         if not promised:
             self._break_promise(eligibility, lane)
         for urgency, released in by_urgency.items():
             self._ledger.release(lane, urgency, released)
-        if not arrivals:
-            del self._arrivals[key]
         eligibility.tidy()
 
     def move(self, ticket: Ticket, lane: Lane) -> None:
@@ -299,28 +233,11 @@ class Queues:
 
     def tasks(self) -> tuple[str, ...]:
         """Those that have had queries."""
-        return tuple(self._items)
+        return tuple(dict.fromkeys(line.task for line in self.lines))
 
     def items(self, task: str) -> int:
         """Items that wait, of one task."""
-        return sum(self._items.get(task, ()))
-
-    @property
-    def all_items(self) -> int:
-        """Items that wait, of all tasks."""
-        return sum([sum(ranks) for ranks in self._items.values()])
-
-    def victims(self, task: str, rank: int, items: int) -> list[Ticket]:
-        """Waiting tickets of lower priority whose leaving makes room for `items`: lowest first, newest first. Empty
-        when there is not enough of them."""
-        chosen: list[Ticket] = []
-        for lower in range(RANKS - 1, rank, -1):
-            for ticket in reversed(self._arrivals.get((task, lower), {}).values()):
-                chosen.append(ticket)
-                items -= ticket.items
-                if items <= 0:
-                    return chosen
-        return []
+        return sum([line.items for line in self.lines.of_task(task)])
 
     @property
     def waiting(self) -> int:
@@ -344,7 +261,8 @@ class Queues:
                 self._forget_empty()
             only_here = is_bound or is_fallback
             allowed = frozenset([lane.variant] if only_here else [v.name for v in admission.variants])
-            found = EligibilityClass(key, ticket.task, ticket.rank, allowed, is_bound, is_alone)
+            line = self.lines.of(ticket.task, ticket.rank)
+            found = EligibilityClass(key, line, allowed, is_bound, is_alone)
             self._classes[key] = found
             for variant in allowed:
                 self._by_variant.setdefault(variant, {})[key] = found
@@ -384,14 +302,17 @@ class Queues:
         if not peers:
             del self._by_lane[lane.id]
 
-    def _count(self, eligibility: EligibilityClass, items: int) -> None:
-        self._items.setdefault(eligibility.task, [0] * RANKS)[eligibility.rank] += items
-
 
 def _class(ticket: Ticket) -> EligibilityClass:
     if ticket.eligibility is None:
         raise AssertionError(f"ticket {ticket.number} does not wait")
     return ticket.eligibility
+
+
+def _flow(ticket: Ticket) -> Flow:
+    if ticket.flow is None:
+        raise AssertionError(f"ticket {ticket.number} waits in no line")
+    return ticket.flow
 
 
 def _lane(ticket: Ticket) -> Lane:

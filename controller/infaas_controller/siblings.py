@@ -28,7 +28,7 @@ from infaas.settings import Settings
 WRITE_EVERY_S = 0.5
 UNREADY_AFTER_S = 2.0
 """A process that is not ready listens after this long if no other one does: somebody has to say why."""
-SHARED_OUT = ("max_connections", "max_queue_size", "decision_memory")
+SHARED_OUT = ("max_connections", "max_queue_size", "max_queue_queries", "max_queue_bytes", "decision_memory")
 _log = get_logger(__name__)
 
 
@@ -70,9 +70,11 @@ def may_listen(*, is_ready: bool, waited_s: float, does_another_serve: bool) -> 
 
 
 def shared_out(settings: Settings, count: int) -> Settings:
-    """For one of so many processes: what is limited per controller is shared out evenly, rounded up."""
+    """For one of so many processes: what is limited per controller is shared out evenly, rounded up. What may wait is
+    no less than the largest query, which else would find room in none of them."""
     own = settings.controller
     shares = {name: -(-int(getattr(own, name)) // count) for name in SHARED_OUT}
+    shares["max_queue_bytes"] = min(own.max_queue_bytes, max(shares["max_queue_bytes"], own.max_body_bytes))
     return settings.model_copy(update={"controller": own.model_copy(update=shares)})
 
 

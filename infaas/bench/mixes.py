@@ -12,7 +12,7 @@ from infaas.domain.query import Objective, Priority
 from infaas.errors import InvalidError
 
 NO_SET = "as the task's defaults say"
-_KEYS = ("latency", "accuracy", "max-cost", "objective", "priority", "fallback", "name")
+_KEYS = ("latency", "accuracy", "max-cost", "objective", "priority", "tenant", "fallback", "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def _requirements(text: str, stated: dict[str, str]) -> Requirements:
         objective=word("objective", [one.value for one in Objective]),
         priority=word("priority", [one.value for one in Priority]),
         fallback=None if fallback is None else fallback == "allow",
+        tenant=stated.get("tenant"),
     )
 
 

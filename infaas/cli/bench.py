@@ -46,7 +46,9 @@ def bench(
     count: Annotated[int | None, typer.Option("-n", min=1, help="How many queries, at most.")] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="latency=MS,accuracy=A,max-cost=C,objective=O,priority=P,name=N:weight=W; repeat."),
+        typer.Option(
+            "--set", help="latency=MS,accuracy=A,max-cost=C,objective=O,priority=P,tenant=T,name=N:weight=W; repeat."
+        ),
     ] = None,
     protocol: Annotated[Protocol, typer.Option(help="How to ask.")] = Protocol.REST_BINARY,
     batch: Annotated[int, typer.Option(min=1, help="Rows per query.")] = 1,

@@ -41,6 +41,7 @@ def infer(
     objective: Annotated[str | None, typer.Option(help="cost, accuracy or latency.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="USD per 1,000 queries.")] = None,
     priority: Annotated[str | None, typer.Option(help="critical, standard or sheddable.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="On whose behalf: tenants share what there is fairly.")] = None,
     fallback: Annotated[bool, typer.Option("--fallback", help="Rather a less accurate answer than none.")] = False,
     version: Annotated[str | None, typer.Option(help="Of the model; default: the one that serves.")] = None,
     count: Annotated[int, typer.Option("-n", min=1, help="How many queries, one after another.")] = 1,
@@ -58,7 +59,7 @@ def infer(
     from infaas.client import QueryError, Requirements
 
     requirements = Requirements(
-        slo_latency, slo_accuracy, max_cost, objective, priority, True if fallback else None, explain
+        slo_latency, slo_accuracy, max_cost, objective, priority, True if fallback else None, explain, tenant
     )
     with connect(url, token_file) as client:
         data = read(file, input or (), client.metadata(handle)["inputs"])

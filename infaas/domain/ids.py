@@ -20,6 +20,8 @@ InstanceId = NewType("InstanceId", str)
 WorkerId = NewType("WorkerId", str)
 ControllerId = NewType("ControllerId", str)
 DecisionId = NewType("DecisionId", str)
+TenantName = NewType("TenantName", str)
+"""On whose behalf queries come; formed like a name, but in a namespace of its own."""
 BuildId = NewType("BuildId", str)
 Digest = NewType("Digest", str)
 """Lower-case hexadecimal SHA-256 of an artifact's bytes."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from infaas.domain.ids import DecisionId, InstanceId, TaskName, VariantName, WorkerId
+from infaas.domain.ids import DecisionId, InstanceId, TaskName, TenantName, VariantName, WorkerId
 from infaas.domain.tensor import Signature, Tensor
 
 HARD_LIMIT_S = 30.0
@@ -60,6 +60,8 @@ class Requirements:
     explain: bool = False
     accuracy_confidence: AccuracyConfidence = AccuracyConfidence.POINT
     policy: str | None = None
+    tenant: TenantName | None = None
+    """Among whom instances are shared fairly when there is too much to do; None: callers who do not say, as one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,11 @@ class Live:
     """Of the event loop."""
     queue_size: Mapping[str, int] = field(default_factory=dict)
     """Items waiting, by task."""
+    queue_bytes: int = 0
+    """Memory of their inputs."""
+    queue_tenants: Mapping[str, int] = field(default_factory=dict)
+    """Tenants with something waiting, by task. Each process has queues of its own: who waits in several of these counts
+    in each."""
     replicas: Mapping[str, int] = field(default_factory=dict)
     """Instances, by state."""
     workers: Mapping[str, WorkerLive] = field(default_factory=dict)
@@ -54,13 +59,17 @@ def together(lives: Sequence[Live]) -> Live:
     """
     first = lives[0]
     queue_size: Counter[str] = Counter()
+    queue_tenants: Counter[str] = Counter()
     for live in lives:
         queue_size.update(live.queue_size)
+        queue_tenants.update(live.queue_tenants)
     return replace(
         first,
         in_flight=sum(live.in_flight for live in lives),
         tasks=sum(live.tasks or 0 for live in lives),
         queue_size=queue_size,
+        queue_bytes=sum(live.queue_bytes for live in lives),
+        queue_tenants=queue_tenants,
         workers={
             name: _worker_together([live.workers[name] for live in lives if name in live.workers])
             for name in dict.fromkeys(name for live in lives for name in live.workers)
@@ -112,6 +121,9 @@ def _families(live: Live) -> Iterator[Metric]:
     yield _family(
         "infaas_queue_size", "Items that wait for a slot", ["task"], {(k,): v for k, v in live.queue_size.items()}
     )
+    yield _family("infaas_queue_bytes", "Memory that the inputs of waiting queries take", [], {(): live.queue_bytes})
+    tenants: dict[tuple[str, ...], float | None] = {(k,): v for k, v in live.queue_tenants.items()}
+    yield _family("infaas_queue_tenants", "Tenants that share a queue, at its busiest priority", ["task"], tenants)
     yield _family("infaas_replicas", "Instances", ["state"], {(k,): v for k, v in live.replicas.items()})
     workers = live.workers.items()
     for name, text, values in (

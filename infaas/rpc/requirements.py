@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from infaas.domain.ids import TenantName, name_problem
 from infaas.domain.query import AccuracyConfidence, Objective, Priority, Requirements
 from infaas.domain.task import TaskDefaults
 from infaas.errors import InvalidError, UnsupportedError
@@ -26,8 +27,9 @@ COST = "x-infaas-max-cost"
 OBJECTIVE = "x-infaas-objective"
 PRIORITY = "x-infaas-priority"
 FALLBACK = "x-infaas-fallback"
+TENANT = "x-infaas-tenant"
 EXPLAIN = "x-infaas-explain"
-REQUEST_HEADERS = (LATENCY, ACCURACY, COST, OBJECTIVE, PRIORITY, FALLBACK, EXPLAIN)
+REQUEST_HEADERS = (LATENCY, ACCURACY, COST, OBJECTIVE, PRIORITY, FALLBACK, TENANT, EXPLAIN)
 
 TIMEOUT = "timeout"
 """Triton's parameter: microseconds; 0 is none."""
@@ -102,6 +104,7 @@ def read_requirements(
     objective = reader.read(OBJECTIVE, _objective)
     priority = reader.read(PRIORITY, _priority)
     fallback = reader.read(FALLBACK, _fallback)
+    tenant = reader.read(TENANT, _tenant)
     explain = reader.read(EXPLAIN, _explain)
     if reader.problems:
         raise InvalidError("; ".join(reader.problems), problems=reader.problems)
@@ -115,6 +118,7 @@ def read_requirements(
         explain=bool(explain),
         accuracy_confidence=accuracy_confidence,
         policy=defaults.policy,
+        tenant=tenant,
     )
 
 
@@ -253,6 +257,14 @@ def _fallback(value: Scalar, is_header: bool) -> bool:
     if found is None:
         raise ValueError("'allow' or 'deny'")
     return found
+
+
+def _tenant(value: Scalar, is_header: bool) -> TenantName:
+    """Case matters, as it does in every name."""
+    text = value.strip() if isinstance(value, str) else ""
+    if name_problem(text) is not None:
+        raise ValueError("a letter or digit, then up to 127 letters, digits, '.', '_' or '-'")
+    return TenantName(text)
 
 
 def _explain(value: Scalar, is_header: bool) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from infaas.domain.cluster import ClusterView, InstanceRecord, WorkerRecord
-from infaas.domain.ids import Digest, InstanceId, ModelName, TaskName, VariantName, WorkerId
+from infaas.domain.ids import Digest, InstanceId, ModelName, TaskName, TenantName, VariantName, WorkerId
 from infaas.domain.lifecycle import Death, InstanceState, WorkerState
 from infaas.domain.query import (
     HARD_LIMIT_S,
@@ -243,11 +243,13 @@ def requirements(
     explain: bool = False,
     accuracy_confidence: AccuracyConfidence = AccuracyConfidence.POINT,
     policy: str | None = None,
+    tenant: str | None = None,
 ) -> Requirements:
     latency_s = None if latency_ms is None else latency_ms / 1e3
     return Requirements(
-        latency_s, accuracy_min, max_cost, objective, priority, fallback, explain, accuracy_confidence, policy
-    )
+        latency_s, accuracy_min, max_cost, objective, priority, fallback, explain, accuracy_confidence, policy,
+        None if tenant is None else TenantName(tenant),
+    )  # fmt: skip
 
 
 def a_tensor(spec: TensorSpec = DIGITS_INPUTS[0], *, items: int = 1) -> Tensor:
@@ -274,6 +276,7 @@ def a_query(
     fallback: bool = False,
     explain: bool = False,
     policy: str | None = None,
+    tenant: str | None = None,
     inputs: tuple[Tensor, ...] | None = None,
     outputs: tuple[str, ...] = (),
     deadline: float | None = None,
@@ -283,7 +286,7 @@ def a_query(
     tensors = (a_tensor(items=items),) if inputs is None else inputs
     wanted = requirements(
         latency_ms=latency_ms, accuracy_min=accuracy_min, max_cost=max_cost, objective=objective, priority=priority,
-        fallback=fallback, explain=explain, policy=policy,
+        fallback=fallback, explain=explain, policy=policy, tenant=tenant,
     )  # fmt: skip
     limit_s = HARD_LIMIT_S if wanted.latency_s is None else wanted.latency_s
     return Query(

@@ -430,7 +430,7 @@ def test_a_scrape_counts_every_query_once_and_its_gauges_go_back_to_nothing(
     refusals = (*asked, "code=slo-unsatisfiable")
     assert total(after, *refusals) - total(before, *refusals) == 3
     assert total(after, "infaas_cost_usd_total") > total(before, "infaas_cost_usd_total")
-    for gauge in ("infaas_in_flight", "infaas_queue_size"):
+    for gauge in ("infaas_in_flight", "infaas_queue_size", "infaas_queue_bytes", "infaas_queue_tenants"):
         assert any(key[0] == gauge for key in after)
         wait_for(lambda gauge=gauge: total(scrape(), gauge) == 0, f"{gauge} to be 0")
     up = {"infaas_worker_up": 1, "infaas_store_up": 1, "infaas_leader": 1}

@@ -9,10 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from infaas.domain.ids import MAX_NAME_LENGTH
+from infaas.domain.ids import MAX_NAME_LENGTH, NAME_PATTERN
 from infaas.domain.query import Code, Objective, Priority
 from infaas.domain.tensor import Datatype
-from infaas.rpc.requirements import ACCURACY, COST, EXPLAIN, FALLBACK, LATENCY, MAX_LATENCY_MS, OBJECTIVE, PRIORITY
+from infaas.rpc.requirements import (
+    ACCURACY,
+    COST,
+    EXPLAIN,
+    FALLBACK,
+    LATENCY,
+    MAX_LATENCY_MS,
+    OBJECTIVE,
+    PRIORITY,
+    TENANT,
+)
 from infaas_controller.api.headers import DECISION_ID, MAX_REQUEST_ID, REQUEST_ID, TRACEPARENT, TRACESTATE
 
 Document = dict[str, Any]
@@ -190,6 +200,7 @@ def _requirement_headers() -> list[Document]:
         _parameter(COST, "Most USD per 1,000 queries", {"type": "number", "minimum": 0}),
         _parameter(OBJECTIVE, "Among those that meet the rest", _enum(Objective)),
         _parameter(PRIORITY, "What is shed last or first", _enum(Priority)),
+        _parameter(TENANT, "On whose behalf", {"type": "string", "pattern": rf"^{NAME_PATTERN}$"}),
         _parameter(FALLBACK, "Whether a labelled worse answer will do", {"type": "string", "enum": ["allow", "deny"]}),
         _parameter(EXPLAIN, "Put the decision into the answer", {"type": "string", "enum": _BOOLS}),
         _parameter(HEADER_LENGTH, "Bytes of JSON before the tensors' bytes", {"type": "integer", "minimum": 0}),

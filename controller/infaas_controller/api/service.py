@@ -9,7 +9,7 @@ import msgspec
 
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView
-from infaas.domain.ids import VariantName
+from infaas.domain.ids import TenantName, VariantName
 from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Code, Decision, Priority, Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
@@ -89,8 +89,8 @@ class Inference:
         self._metrics = metrics
         self._explain = explain_lookup or service.decision
         self._spans = spans
-        self._last_wanted: dict[str, Requirements] = {}
-        """By handle."""
+        self._last_wanted: dict[tuple[str, TenantName | None], Requirements] = {}
+        """By handle and tenant."""
         self._accounts: dict[tuple[str, str | None, Priority], Account] = {}
         """Where answers are counted, for one view of the cluster."""
         self._accounts_of: ClusterView | None = None
@@ -185,7 +185,7 @@ class Inference:
         self, handle: str, task: Task, request: InferRequest, headers: Mapping[str, str], *, has_deadline: bool
     ) -> Requirements:
         """The requirements of a request, but for the deadline that its call may have. What is equal to the last of its
-        handle is the same object: queries are decided on together by that. Raises as `read_requirements`."""
+        handle and tenant is the same object: queries are decided on together by that. Raises as `read_requirements`."""
         wanted = read_requirements(
             headers,
             request.parameters,
@@ -193,12 +193,13 @@ class Inference:
             time_remaining_s=FAR_S if has_deadline else None,
             accuracy_confidence=self._confidence,
         )
-        last = self._last_wanted.get(handle)
+        key = handle, wanted.tenant
+        last = self._last_wanted.get(key)
         if last == wanted:
             return last
         if len(self._last_wanted) >= HANDLES_KEPT:
             self._last_wanted.clear()
-        self._last_wanted[handle] = wanted
+        self._last_wanted[key] = wanted
         return wanted
 
     def served(

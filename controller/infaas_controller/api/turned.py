@@ -1,5 +1,5 @@
-"""Refusals that hold for a moment: queries like one that has just been refused for want of time are told the same,
-without being read.
+"""Refusals that hold for a moment: queries like one that has just been refused for want of time or of room are told
+the same, without being read.
 
 When there is too much to do, refusing must cost next to nothing, or refusals take what answers need. Nothing that
 selection looks at changes for the better within so short a time but by work that is done, and of that a queue that
@@ -16,7 +16,7 @@ from infaas_controller.api.intake import time_s
 HOLDS_S = 0.01
 HOLDS_SHARE = 0.1
 """Of the time that such a query has in all, at most."""
-CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED})
+CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 """What more time or less load would have mended."""
 
 

@@ -1,4 +1,4 @@
-"""Which waiting queries run together when a slot frees, and whose turn it is.
+"""Which waiting queries run together when a slot frees.
 
 There is no timer: an idle executor never waits, a busy one lets queries gather, and the batch that leaves is bounded by
 what pays (the profile's curve) and by the tightest deadline in it. Sizes count items, not requests.
@@ -6,15 +6,12 @@ what pays (the profile's curve) and by the tightest deadline in it. Sizes count 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from infaas_controller.decide.curve import Curve
-
-AGEING_S = 2.0
-"""After each such time in the queue a class counts as one priority higher, so that nothing starves."""
 
 MAX_BATCH_BYTES = 64 * 2**20
 """What is staged at workers lies in their memory, and a message must stay below what a stream takes."""
@@ -33,21 +30,7 @@ class Waiting(Protocol):
     def input_bytes(self) -> int: ...
 
 
-class Head(Protocol):
-    """What decides whose turn it is: a class, as its first query shows it."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def head_deadline(self) -> float: ...
-
-    @property
-    def waiting_since(self) -> float: ...
-
-
 E = TypeVar("E", bound=Waiting)
-H = TypeVar("H", bound=Head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +111,6 @@ def form(queue: Iterable[E], curve: Curve, limits: Limits, now: float) -> Formed
         if items >= most or len(batch) == limits.max_queries:
             break
     return Formed(batch, items, expired, late, left)
-
-
-def turn(heads: Sequence[H], now: float) -> H:
-    """Whose turn it is: the highest priority, each ageing upwards by its longest wait; among equals the earliest
-    deadline. A priority ages as a whole, so that within one a later deadline never goes first for having waited."""
-    if len(heads) == 1:
-        return heads[0]
-    since: dict[int, float] = {}
-    for head in heads:
-        since[head.rank] = min(since.get(head.rank, now), head.waiting_since)
-    return min(heads, key=lambda head: (aged_rank(head.rank, now - since[head.rank]), head.head_deadline))
-
-
-def aged_rank(rank: int, waited_s: float) -> int:
-    return max(0, rank - int(max(0.0, waited_s) / AGEING_S))
 
 
 def until(queue: Iterator[E], count: int) -> Iterator[E]:

@@ -46,7 +46,8 @@ class Situation:
     """One query at one moment. `looked` grows with what policies compare."""
 
     __slots__ = (
-        "admission", "draw", "excluded", "late_at", "ledger", "looked", "needs_process", "now", "query", "urgency",
+        "admission", "draw", "excluded", "late_at", "ledger", "looked", "needs_process", "now", "part", "query",
+        "urgency",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +75,8 @@ class Situation:
         self.needs_process = needs_process
         """Whether only an instance with a process of its own may run it (SURFACE rule 15)."""
         self.urgency = urgency_of(query.requirements)
+        self.part = ledger.lines.part(admission.task, self.urgency, query.requirements.tenant, query.items)
+        """Of what waits at its priority, how much goes ahead of it; None: all of it that is as urgent."""
         self.looked: list[Looked] = []
 
     def best(self, variant: Variant) -> Option | None:
@@ -111,11 +114,12 @@ class Situation:
         found: Lane | None = None
         at = float("inf")
         predict, urgency, items, now = self.ledger.predict, self.urgency, self.query.items, self.now
+        part = self.part
         is_choosy = self.needs_process or bool(self.excluded)
         for lane in lanes:
             if not lane.is_usable or (is_choosy and not self.can_use(lane)):
                 continue
-            this = predict(lane, urgency, items, now)
+            this = predict(lane, urgency, items, now, part)
             if this < at or (this == at and found is not None and lane.id < found.id):
                 found, at = lane, this
         return found, at

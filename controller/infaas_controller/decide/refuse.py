@@ -13,6 +13,7 @@ from infaas.domain.variant import Variant
 from infaas_controller.decide.candidates import best_latency_s
 from infaas_controller.decide.options import Situation
 from infaas_controller.lanes import Lane
+from infaas_controller.lines import named
 
 RETRY_BOUNDS_S = (0.05, 30.0)
 NO_WORKER_RETRY_S = 1.0
@@ -47,14 +48,24 @@ def refuse(situation: Situation, variants: Sequence[Variant] | None = None) -> R
 
 def _overloaded(situation: Situation, ready: list[Lane]) -> Refusal:
     ledger, query, now = situation.ledger, situation.query, situation.now
-    at, name = min((ledger.predict(lane, situation.urgency, query.items, now), lane.variant) for lane in ready)
+    part = situation.part
+    at, name = min(
+        (ledger.predict(lane, situation.urgency, query.items, now, part), lane.variant) for lane in ready
+    )  # fmt: skip
     late_s = at - query.deadline
     return Refusal(
         Code.DEADLINE_UNREACHABLE,
-        f"at the present load the earliest answer ({name}) is predicted in {(at - now) * 1e3:.4g} ms; "
+        f"at the present load{_in_share(situation)} the earliest answer ({name}) is predicted in "
+        f"{(at - now) * 1e3:.4g} ms; "
         f"{(query.deadline - now) * 1e3:.4g} ms are left",
         _bounded(late_s),
     )
+
+
+def _in_share(situation: Situation) -> str:
+    if situation.part is None:
+        return ""
+    return f", within the share of tenant {named(situation.query.requirements.tenant)!r},"
 
 
 def _outrun(situation: Situation, lane: Lane) -> Refusal:

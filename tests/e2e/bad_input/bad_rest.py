@@ -157,6 +157,8 @@ REQUIREMENTS = (
     slo("a negative cost", COST, "-1", "a number of USD per 1,000 queries, 0 or more"),
     slo("an unknown objective", "x-infaas-objective", "speed", "'cost', 'accuracy' or 'latency'"),
     slo("an unknown priority", "x-infaas-priority", "urgent", "'critical', 'standard' or 'sheddable'"),
+    slo("a tenant that is no name", "x-infaas-tenant", "two words", "a letter or digit, then up to 127 letters"),
+    slo("a tenant without a name", "x-infaas-tenant", "", "a letter or digit, then up to 127 letters"),
     slo("a fallback that is neither", "x-infaas-fallback", "maybe", "'allow' or 'deny'"),
     invalid("two SLOs", "must be a number of milliseconds", "not '5, 10'", headers=[(LATENCY, "5"), (LATENCY, "10")]),
     invalid("an unknown header", f"unknown header 'x-infaas-latency'; the nearest known one is '{LATENCY}'",

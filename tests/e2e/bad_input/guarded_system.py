@@ -18,6 +18,7 @@ from infaas.client import Client
 MAX_BODY_BYTES = 4 * 2**20
 MAX_UPLOAD_BYTES = 64 * 2**20
 READ_TIMEOUT_S = 3.0
+OF_WORK = ("infaas_in_flight", "infaas_queue_size", "infaas_queue_bytes", "infaas_queue_tenants")
 SETTINGS = {
     "INFAAS_AUTH__TOKEN": TOKEN,
     "INFAAS_TOKEN": TOKEN,
@@ -50,7 +51,7 @@ class Guarded:
         text = httpx.get(self.system.endpoints.metrics_url, headers=CREDENTIAL).text
         found = {}
         for family in text_string_to_metric_families(text):
-            if family.name in ("infaas_in_flight", "infaas_queue_size"):
+            if family.name in OF_WORK:
                 found |= {f"{s.name}{sorted(s.labels.values())}": s.value for s in family.samples if s.value}
         return found
 

@@ -161,6 +161,8 @@ GOOD: Mapping[str, Sequence[bytes]] = {
     "a variant": [a_query(path="/v2/models/simple.v1.ort-fp32-t1/infer")],
     "requirements": [
         a_query(None, {"x-infaas-slo-latency-ms": "500", "x-infaas-priority": "critical"}),
+        a_query(None, {"x-infaas-slo-latency-ms": "500", "x-infaas-tenant": "team-7"}),
+        a_query(None, {"x-infaas-tenant": "team 7"}),
         a_query(None, {"x-infaas-fallback": "allow"}),
         a_query(a_body(parameters={"slo_latency_ms": 70, "priority": 1})),
         a_query(a_body(parameters={"timeout": 5_000_000})),

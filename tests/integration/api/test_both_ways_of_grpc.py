@@ -167,6 +167,9 @@ GOOD: Mapping[str, Sequence[Sent]] = {
     "more items": [Sent(a_message(n, items)) for n, items in enumerate([4, 4, 2, 2])],
     "a version": [Sent(a_message(n, model_version="1")) for n in range(2)],
     "requirements": [Sent(a_message(n), [LATENCY, ("x-infaas-priority", "critical")]) for n in range(2)],
+    "tenants": [Sent(a_message(n), [("x-infaas-tenant", name)]) for n, name in enumerate(["a", "b", "a", "team 7"])],
+    "tenants as parameters": [Sent(a_message(n, **parameter("tenant", string_param=name)))
+                              for n, name in enumerate(["a", "b", "a", "team 7"])],
     "a fallback": [Sent(a_message(n), [("x-infaas-fallback", "allow")]) for n in range(2)],
     "twins": [Sent(a_message(n, **parameter("slo_latency_ms", int64_param=70))) for n in range(2)],
     "a timeout": [Sent(a_message(n, **parameter("timeout", int64_param=5_000_000))) for n in range(2)],
@@ -259,6 +262,18 @@ async def test_queries_that_want_the_same_share_one_object(both: Both) -> None:
         await said(running, [Sent(a_message(n), [LATENCY], s) for n, s in enumerate((60.0, 50.0, 60.0))])
         assert len({id(query.requirements) for query in running.service.seen}) == 1
         assert len({id(query.signature) for query in running.service.seen}) == 1
+
+
+async def test_queries_of_several_tenants_share_one_object_each(both: Both) -> None:
+    for running in (both.fast, both.ordinary):
+        tenants = [("x-infaas-tenant", name) for name in ("a", "b", "a", "b")]
+        for timeout_s in (None, 60.0):  # who has no deadline waits for what he stated; others until theirs
+            running.service.seen.clear()
+            await said(running, [Sent(a_message(n), [own], timeout_s) for n, own in enumerate(tenants)])
+            wanted = [query.basis or query.requirements for query in running.service.seen]
+            assert [each.tenant for each in wanted] == ["a", "b", "a", "b"]
+            assert wanted[0] is wanted[2]
+            assert wanted[1] is wanted[3]
 
 
 async def test_queries_that_want_the_same_until_deadlines_of_their_own_share_what_they_want(both: Both) -> None:

@@ -73,6 +73,8 @@ async def test_gauges_are_counted_from_what_lives_at_the_scrape() -> None:
         in_flight=2,
         tasks=40,
         queue_size={"digits": 7},
+        queue_bytes=4_096,
+        queue_tenants={"digits": 3},
         replicas={"READY": 3, "LOADING": 1},
         workers={"w1": WorkerLive(True, 0.5, 0.9, 0.4, 0.01), "w2": WorkerLive(False)},
         is_store_up=False,
@@ -82,6 +84,8 @@ async def test_gauges_are_counted_from_what_lives_at_the_scrape() -> None:
     found = samples((await scrape(metrics)).text)
     assert (found[key("infaas_in_flight")], found[key("infaas_tasks")]) == (2, 40)
     assert found[key("infaas_queue_size", task="digits")] == 7
+    assert found[key("infaas_queue_bytes")] == 4_096
+    assert found[key("infaas_queue_tenants", task="digits")] == 3
     assert found[key("infaas_replicas", state="READY")] == 3
     assert (found[key("infaas_worker_up", worker="w1")], found[key("infaas_worker_up", worker="w2")]) == (1, 0)
     assert found[key("infaas_worker_report_age_seconds", worker="w1")] == 0.5

@@ -17,16 +17,17 @@ from infaas.errors import RefusedError
 LATENCY_MS = 60_000
 
 
-def request(value: int, priority: str = "standard") -> bytes:
+def request(value: int, priority: str = "standard", tenant: str = "") -> bytes:
     inputs = [
         {"name": f"INPUT{n}", "shape": [1, 16], "datatype": "INT32", "parameters": {"binary_data_size": 64}}
         for n in (0, 1)
     ]
     head = json.dumps({"inputs": inputs}).encode()
     body = head + np.full(32, value, np.int32).tobytes()
+    of_tenant = f"x-infaas-tenant: {tenant}\r\n" if tenant else ""
     fields = (
         f"POST /v2/models/simple/infer HTTP/1.1\r\nhost: t\r\nx-infaas-slo-latency-ms: {LATENCY_MS}\r\n"
-        f"x-infaas-priority: {priority}\r\ninference-header-content-length: {len(head)}\r\n"
+        f"x-infaas-priority: {priority}\r\n{of_tenant}inference-header-content-length: {len(head)}\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
     return fields.encode() + body
@@ -83,6 +84,23 @@ async def test_who_comes_right_after_a_refusal_is_told_the_same_unread_and_count
             and (sample.labels["code"], sample.labels["priority"]) == ("deadline-unreachable", "standard")
         )
         assert counted == 6
+        writer.close()
+
+
+async def test_what_a_tenant_has_no_room_for_is_told_to_none_but_him(holds: None) -> None:
+    service = ComputingService()
+    service.refusal = RefusedError("most is team-a's", code=Code.QUOTA, retry_after_s=1.0)
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        for tenant in ("team-a", "team-b", ""):
+            before = len(service.seen)
+            told = [await caller.ask(request(n, tenant=tenant)) for n in range(6)]
+            assert {(status, fields["x-infaas-dropped-reason"]) for status, fields, _ in told} == {(429, "quota")}
+            asked = service.seen[before:]
+            assert 0 < len(asked) < 6
+            assert {query.requirements.tenant for query in asked} == {tenant or None}
         writer.close()
 
 

@@ -41,8 +41,10 @@ async def running() -> AsyncIterator[Serving]:
         yield edges
 
 
-def a_message(value: int, id_: str = "") -> bytes:
+def a_message(value: int, id_: str = "", tenant: str = "") -> bytes:
     message = pb.ModelInferRequest(model_name="simple", id=id_)
+    if tenant:
+        message.parameters["tenant"].string_param = tenant
     for name in ("INPUT0", "INPUT1"):
         message.inputs.add(name=name, datatype="INT32", shape=[1, 16])
         message.raw_input_contents.append(np.full(16, value, np.int32).tobytes())
@@ -113,6 +115,20 @@ async def test_whoever_wants_something_else_is_read(running: Serving, caller: Ca
     assert (fields["x-request-id"], len(service.seen)) == ("mine", 5)
     code, _, _ = await caller.ask(a_message(1), [LATENCY, ("x-request-id", "not good")])
     assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_a_tenant_has_no_room_for_is_told_to_none_but_him(running: Serving, caller: Caller) -> None:
+    seen = running.service.seen
+    running.service.refusal = RefusedError("most is team-a's", code=Code.QUOTA, retry_after_s=1.0)
+    for expected, tenant in ((1, "team-a"), (2, "team-b"), (2, "team-a"), (2, "team-b")):
+        code, _, fields = await caller.ask(a_message(expected), [LATENCY, ("x-infaas-tenant", tenant)])
+        assert (code, fields["x-infaas-code"]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")
+        assert len(seen) == expected
+    for expected, tenant in ((3, ""), (4, "team-a"), (5, "team-b"), (5, "team-b")):
+        await caller.ask(a_message(expected, tenant=tenant))
+        assert len(seen) == expected, "the same by parameter"
+    assert [query.requirements.tenant for query in seen] == ["team-a", "team-b", None, "team-a", "team-b"]
+    assert counted(running, "quota") == 8
 
 
 async def test_of_calls_with_deadlines_those_with_more_time_are_asked_for(running: Serving, caller: Caller) -> None:

@@ -13,6 +13,7 @@ from infaas_controller.engine import Engine
 from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import installed_policies
 from infaas_controller.queues import Ticket
+from infaas_controller.room import Bounds
 
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import InstanceState
@@ -20,6 +21,8 @@ from infaas.domain.query import Code, Query
 from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
 from infaas.testing.builders import a_query, a_view, a_worker, an_instance
 from infaas.testing.clock import ManualClock
+
+WIDE = Bounds(10_000)
 
 
 class SimulatedCluster:
@@ -34,6 +37,7 @@ class SimulatedCluster:
         cores: int = 8,
         policies: Callable[[str], Policy] | None = None,
         elsewhere: Mapping[str, Sequence[str]] | None = None,
+        bounds: Bounds = WIDE,
     ) -> None:
         """`loaded` is on the worker `w1`; `elsewhere` are other workers, each with what is loaded there."""
         self.clock = ManualClock()
@@ -44,7 +48,7 @@ class SimulatedCluster:
         self.variants = {variant.name: variant for variant in variants}
         names = count()
         self.engine = Engine(EngineSettings(
-            policies or installed_policies(), policy, max_queue_items=10_000, draw=random.Random(5).random,
+            policies or installed_policies(), policy, bounds=bounds, draw=random.Random(5).random,
             fresh_instance=lambda: InstanceId(f"made-{next(names)}"),
         ))  # fmt: skip
         instances = [an_instance(f"i{n}-{name}", variant=name) for n, name in enumerate(loaded)]
@@ -71,8 +75,8 @@ class SimulatedCluster:
     def now(self) -> float:
         return self.clock.now()
 
-    def submit(self, **given: object) -> Ticket:
-        query: Query = a_query(at=self.now, **given)  # type: ignore[arg-type]
+    def submit(self, handle: str = "digits", **given: object) -> Ticket:
+        query: Query = a_query(handle, at=self.now, **given)  # type: ignore[arg-type]
         ticket = self.engine.arrive(query, None, self.now)
         self._perform()
         return ticket

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from infaas_controller.decide.options import Situation
 from infaas_controller.decide.policies.base import Policy, Verdict
 from infaas_controller.policies import installed_policies
+from infaas_controller.room import Bounds
 
+from infaas.domain.ids import TenantName
 from infaas.domain.query import Code, Objective, Requirements
 from infaas.testing.builders import a_query, a_variant
 
@@ -56,11 +58,13 @@ def a_cluster(
     decides_together: bool = True,
     loaded: tuple[str, ...] = ("v",),
     elsewhere: dict[str, list[str]] | None = None,
+    bounds: Bounds | None = None,
     **curve: Any,
 ) -> tuple[Any, Counting]:
     policy = Counting(installed_policies()("slo"), decides_together=decides_together)
     variants = [a_variant("v", **curve), a_variant("w", cost=1.0, p95_ms=20)]
-    return SimulatedCluster(variants, loaded, policies=lambda name: policy, elsewhere=elsewhere), policy
+    given = {} if bounds is None else {"bounds": bounds}
+    return SimulatedCluster(variants, loaded, policies=lambda name: policy, elsewhere=elsewhere, **given), policy
 
 
 def test_a_batchs_worth_of_queries_is_decided_on_once() -> None:
@@ -163,6 +167,26 @@ def test_who_states_what_others_bound_to_a_deadline_of_their_own_is_among_them()
     assert cluster.engine.ledger.is_settled()
 
 
+def test_calls_of_several_tenants_are_decided_on_by_tenant_whatever_their_own_deadlines() -> None:
+    cluster, policy = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
+    mine = bounded(cluster, [99.8, 99.1, 98.7, 99.9])
+    basis = mine[0].basis
+    assert basis is not None
+    his = replace(basis, tenant=TenantName("b"))
+    others = [
+        each._replace(id=f"b{n}", requirements=replace(each.requirements, tenant=his.tenant), basis=his)
+        for n, each in enumerate(mine)
+    ]
+    cluster.submit_these([each for pair in zip(mine, others, strict=True) for each in pair])
+    assert policy.asked == 2
+    (line,) = cluster.engine.ledger.lines
+    assert {flow.tenant: flow.items for flow in line.flows.values()} == {None: 4, "b": 4}
+    cluster.run_for(1.0)
+    assert cluster.sizes == [8]
+    assert Counter(cluster.ended.values()) == {None: 8}
+    assert cluster.engine.ledger.is_settled()
+
+
 def test_a_call_that_no_variant_could_serve_hears_that_whatever_those_with_more_time_hear() -> None:
     cluster, policy = a_cluster(p95_ms=50, loaded=("v",), max_batch=1)
     cluster.submit_together(3, latency_ms=1000)
@@ -208,8 +232,7 @@ def test_where_the_least_latency_is_wanted_each_is_chosen_for() -> None:
 
 
 def test_where_not_all_find_room_who_came_first_does() -> None:
-    cluster, _ = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64)
-    cluster.engine._settings = replace(cluster.engine._settings, max_queue_items=2)
+    cluster, _ = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=64, bounds=Bounds(2))
     first = a_query(at=cluster.now, latency_ms=1000)
     other = first._replace(requirements=replace(first.requirements, accuracy_min=0.5))
     cluster.submit_these([each._replace(id=f"m{n}") for n, each in enumerate([first, other, first])])

@@ -14,6 +14,7 @@ from infaas_controller.commands import Answered, BatchResult, CancelStaged, Fini
 from infaas_controller.engine import Engine
 from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import installed_policies
+from infaas_controller.room import Bounds
 from infaas_worker.decide.advance import advance
 from infaas_worker.decide.events import (
     Answer,
@@ -55,7 +56,7 @@ class Place:
         for number in range(controllers):
             names = count()
             engine = Engine(EngineSettings(
-                installed_policies(), "slo", max_queue_items=10_000, draw=random.Random(number).random,
+                installed_policies(), "slo", bounds=Bounds(10_000), draw=random.Random(number).random,
                 fresh_instance=lambda names=names: InstanceId(f"made-{next(names)}"),
             ))  # fmt: skip
             engine.view_changed(view, self.now)

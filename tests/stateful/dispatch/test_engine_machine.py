@@ -18,6 +18,7 @@ from infaas_controller.lanes import RANKS, URGENCIES
 from infaas_controller.placing import EngineSettings
 from infaas_controller.policies import GROUP, PolicyBook
 from infaas_controller.queues import Ticket, TicketState
+from infaas_controller.room import Bounds
 
 from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
@@ -53,7 +54,7 @@ class EngineMachine(RuleBasedStateMachine):
             EngineSettings(
                 self.policy,
                 "slo",
-                max_queue_items=MOST_WAITING,
+                bounds=Bounds(MOST_WAITING),
                 draw=rng.random,
                 fresh_instance=lambda: InstanceId(f"made-{next(self.names)}"),
             )
@@ -98,6 +99,7 @@ class EngineMachine(RuleBasedStateMachine):
         items=st.sampled_from([1, 1, 1, 2, 4]),
         fallback=st.booleans(),
         policy=st.sampled_from([None, None, "infaas", "static:fair"]),
+        tenant=st.sampled_from([None, None, "a", "b", "c"]),
         how_many=st.integers(1, 12),
         handle=st.sampled_from(["digits", "digits", "m1", "fair", "poor", "letters"]),
         are_together=st.booleans(),
@@ -309,8 +311,9 @@ class EngineMachine(RuleBasedStateMachine):
         assert items <= LIMITS[variant], "more items than the variant takes"
         if variant == "rigid":
             assert items == 1
-        deadlines = [ticket.deadline for ticket in tickets]
-        assert deadlines == sorted(deadlines), "not in deadline order"
+        for tenant in {ticket.query.requirements.tenant for ticket in tickets}:
+            deadlines = [ticket.deadline for ticket in tickets if ticket.query.requirements.tenant == tenant]
+            assert deadlines == sorted(deadlines), "not in deadline order"
         assert batch.lane.is_ready
         assert len(batch.lane.flights) <= batch.lane.slots
         for ticket in tickets:
@@ -375,14 +378,33 @@ class EngineMachine(RuleBasedStateMachine):
             assert ticket.eligibility is not None
             counted.setdefault(ticket.eligibility.task, [0, 0, 0])[ticket.rank] += ticket.items
             came.setdefault((ticket.eligibility.task, ticket.rank), set()).add(ticket.number)
-        queues = self.engine.queues
-        assert {task: items for task, items in queues._items.items() if any(items)} == counted
-        assert {key: set(arrivals) for key, arrivals in queues._arrivals.items()} == came
+        lines = self.engine.ledger.lines
+        assert {(line.task, line.rank): set(line.tickets) for line in lines if line.tickets} == came
+        for line in lines:
+            here = [ticket for ticket in waiting if ticket.number in line.tickets]
+            assert line.items == counted.get(line.task, [0, 0, 0])[line.rank]
+            assert line.queries == len(here)
+            assert line.bytes == sum(ticket.input_bytes for ticket in here)
+            assert line.loose == sum(ticket.items for ticket in here if ticket.urgency & 1)
+            for flow in line.flows.values() if line.is_shared else ():
+                own = [ticket for ticket in here if ticket.flow is flow]
+                assert flow.items == sum(ticket.items for ticket in own)
+                assert flow.loose == sum(ticket.items for ticket in own if ticket.urgency & 1)
+                assert (flow.queries, flow.bytes) == (len(own), sum(ticket.input_bytes for ticket in own))
+            if line.is_shared:
+                assert all(ticket.flow in line.flows.values() for ticket in here)
+                assert line.waiting == len({id(ticket.flow) for ticket in here})
+        assert lines.all.items == sum(ticket.items for ticket in waiting)
+        assert lines.all.bytes == sum(ticket.input_bytes for ticket in waiting)
+        assert lines.all.queries == len(waiting)
 
     @invariant()
     def every_waiting_query_has_one_valid_place_in_its_heap(self) -> None:
         for eligibility in self.engine.queues._classes.values():
-            valid = [ticket.number for _, _, entry, ticket in eligibility._heap if entry == ticket.entry]
+            turns = eligibility._turns
+            heaps = [eligibility._heap] if turns is None else list(turns._heaps.values())
+            valid = [ticket.number for heap in heaps for _, _, entry, ticket in heap if entry == ticket.entry]
+            assert turns is None or turns.size == sum(len(heap) for heap in heaps)
             promised = [number for tickets in eligibility.promised.values() for number in tickets]
             assert sorted(valid) == sorted(promised)
             assert eligibility.count == len(promised)

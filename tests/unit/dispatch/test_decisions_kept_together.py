@@ -49,7 +49,7 @@ def group(number: int) -> Group:
     view = a_view(variants=made, workers=[a_worker(instances=instances)])
     query = a_query(
         ("digits", "m1")[number % 2], latency_ms=700.0 + 100 * number, accuracy_min=0.0, items=1 + number % 3,
-        priority=list(Priority)[number % 3],
+        priority=list(Priority)[number % 3], tenant=(None, "a", "b")[number % 3],
     )  # fmt: skip
     ledger = Ledger()
     ledger.sync(view, 1_000.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from infaas_controller.decide.curve import SMALL_BESIDE, Curve, preferred_batch
-from infaas_controller.decide.form import AGEING_S, MAX_BATCH_BYTES, Limits, aged_rank, form, turn
+from infaas_controller.decide.form import MAX_BATCH_BYTES, Limits, form
 from infaas_controller.lanes import urgency_of
 from infaas_controller.ledger import Ledger
 from infaas_controller.liveness import LONGEST_PAUSE_S, redial_pause_s
@@ -29,13 +29,6 @@ class Entry:
     deadline: float
     items: int = 1
     input_bytes: int = 256
-
-
-@dataclass(frozen=True)
-class Head:
-    rank: int
-    head_deadline: float
-    waiting_since: float = NOW
 
 
 def limits(start_s: float = 0.0, correction: float = 1.0, **given: object) -> Limits:
@@ -86,18 +79,6 @@ def test_what_is_observed_counts_more_than_the_profile() -> None:
     entry = Entry(NOW + 0.015)
     assert form([entry], MEMORY_BOUND, limits(), NOW).batch == [entry]
     assert form([entry], MEMORY_BOUND, limits(correction=3.0), NOW).late == [entry]
-
-
-def test_the_higher_priority_goes_first_and_waiting_makes_up_for_a_lower_one() -> None:
-    critical, standard, sheddable = Head(0, NOW + 9), Head(1, NOW + 1), Head(2, NOW + 0.5)
-    assert turn([standard, sheddable, critical], NOW) is critical
-    old = Head(2, NOW + 0.5, waiting_since=NOW - 2 * AGEING_S)
-    assert turn([critical, old], NOW) is old
-    late = Head(1, NOW + 25, waiting_since=NOW - 2 * AGEING_S)
-    assert turn([standard, late], NOW) is standard, "within one priority the earliest deadline goes first"
-    assert turn([critical, standard, late], NOW) is standard, "and the whole priority has waited"
-    assert aged_rank(2, AGEING_S) == 1
-    assert aged_rank(2, 100 * AGEING_S) == 0
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 5), st.integers(1, 32)), max_size=60), st.floats(0, 0.5))

@@ -55,8 +55,20 @@ def test_what_is_limited_per_controller_is_shared_out() -> None:
     settings = Settings.model_validate({"controller": {"max_connections": 10, "max_queue_size": 7}})
     share = shared_out(settings, 3).controller
     assert (share.max_connections, share.max_queue_size, share.decision_memory) == (4, 3, 3334)
+    assert (share.max_queue_queries, share.max_queue_bytes) == (33_334, -(-(2**30) // 3))
     assert shared_out(settings, 1) == settings
     assert share.max_body_bytes == settings.controller.max_body_bytes
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "share"), [(64 * 2**20, 4, 16 * 2**20), (64 * 2**20, 16, 8 * 2**20), (2**20, 4, 2**20)]
+)
+def test_the_largest_query_finds_room_in_each_of_many_processes_if_it_does_in_one(
+    most: int, count: int, share: int
+) -> None:
+    given = {"max_queue_bytes": most, "max_body_bytes": 8 * 2**20}
+    settings = Settings.model_validate({"controller": given})
+    assert shared_out(settings, count).controller.max_queue_bytes == share
 
 
 def test_every_process_reads_of_all_that_have_said_something(seats: list[Seat]) -> None:
@@ -111,6 +123,8 @@ def test_gauges_of_several_processes_are_sums_of_their_parts_and_the_worst_of_wh
             Live(
                 in_flight=2,
                 queue_size={"digits": 3},
+                queue_bytes=768,
+                queue_tenants={"digits": 2},
                 replicas={"READY": 2},
                 workers={"w-1": WorkerLive(True, 0.2, 0.5), "w-2": WorkerLive(True)},
                 is_store_up=True,
@@ -123,6 +137,8 @@ def test_gauges_of_several_processes_are_sums_of_their_parts_and_the_worst_of_wh
             Live(
                 in_flight=1,
                 queue_size={"digits": 1, "wine": 5},
+                queue_bytes=256,
+                queue_tenants={"digits": 1, "wine": 3},
                 replicas={"READY": 2},
                 workers={"w-1": WorkerLive(False, 3.0, 0.4)},
                 is_store_up=False,
@@ -135,6 +151,7 @@ def test_gauges_of_several_processes_are_sums_of_their_parts_and_the_worst_of_wh
         ]
     )
     assert (seen.in_flight, dict(seen.queue_size), seen.replicas) == (3, {"digits": 4, "wine": 5}, {"READY": 2})
+    assert (seen.queue_bytes, dict(seen.queue_tenants)) == (1_024, {"digits": 3, "wine": 3})
     assert seen.workers == {"w-1": WorkerLive(False, 3.0, 0.5), "w-2": WorkerLive(True)}
     assert (seen.is_store_up, seen.view_age_s, seen.is_leader, seen.is_catalog_up) == (False, 9.0, True, True)
     assert (seen.journal_waiting, seen.processes) == (5, 2)
@@ -142,4 +159,5 @@ def test_gauges_of_several_processes_are_sums_of_their_parts_and_the_worst_of_wh
         sample.name: sample.value for family in LiveCollector(lambda: seen).collect() for sample in family.samples
     }
     assert samples["infaas_in_flight"] == 3
+    assert samples["infaas_queue_bytes"] == 1_024
     assert samples["infaas_controller_processes"] == 2

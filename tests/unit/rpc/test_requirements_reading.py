@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infaas.domain.ids import TenantName
 from infaas.domain.query import AccuracyConfidence, Objective, Priority, Requirements
 from infaas.domain.task import TaskDefaults
 from infaas.errors import InfaasError, InvalidError, UnsupportedError
@@ -36,11 +37,13 @@ def test_every_header_is_read() -> None:
         "x-infaas-priority": " critical ",
         "x-infaas-fallback": "allow",
         "x-infaas-explain": "true",
+        "x-infaas-tenant": "Team-7",
         "content-type": "application/json",
     }
     assert read_requirements(headers, {}, FULL, accuracy_confidence=AccuracyConfidence.LOWER95) == Requirements(
-        0.0125, 0.93, 0.4, Objective.LATENCY, Priority.CRITICAL, True, True, AccuracyConfidence.LOWER95, "static"
-    )
+        0.0125, 0.93, 0.4, Objective.LATENCY, Priority.CRITICAL, True, True, AccuracyConfidence.LOWER95, "static",
+        TenantName("Team-7"),
+    )  # fmt: skip
 
 
 def test_every_twin_is_read() -> None:
@@ -52,11 +55,23 @@ def test_every_twin_is_read() -> None:
         "priority": "critical",
         "fallback": True,
         "explain": "true",
+        "tenant": "Team-7",
         "somebody_elses": "value",
     }
     assert read_requirements({}, parameters, FULL) == Requirements(
-        0.0125, 0.0, 0.4, Objective.LATENCY, Priority.CRITICAL, True, True, policy="static"
-    )
+        0.0125, 0.0, 0.4, Objective.LATENCY, Priority.CRITICAL, True, True, policy="static",
+        tenant=TenantName("Team-7"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tenant", ["", " ", "-a", "a b", "a/b", "a, b", "ä", "(others)", "x" * 129])
+def test_a_tenant_has_a_name_like_all_names(tenant: str) -> None:
+    with pytest.raises(InvalidError, match="header 'x-infaas-tenant' must be a letter or digit"):
+        read_requirements({"x-infaas-tenant": tenant}, {}, NONE)
+    with pytest.raises(InvalidError, match="parameter 'tenant' must be a letter or digit"):
+        read_requirements({}, {"tenant": tenant}, NONE)
+    with pytest.raises(InvalidError, match="'tenant' must be"):
+        read_requirements({}, {"tenant": 7}, NONE)
 
 
 def test_a_header_wins_over_its_twin() -> None:
