@@ -27,6 +27,7 @@ __all__ = [
     "ProfilingDocument",
     "ProfilingList",
     "RegistrationDocument",
+    "SharedMemoryDocument",
     "SystemDocument",
     "TaskDocument",
     "TaskList",
@@ -212,6 +213,22 @@ class WorkerInstanceDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedMemoryDocument:
+    """How large tensors travel between this controller and a worker."""
+
+    is_used: bool
+    reason: str = ""
+    """Why the large ones go through the socket."""
+    inputs: int = 0
+    """Batches of which the inputs went through it."""
+    input_bytes: int = 0
+    outputs: int = 0
+    output_bytes: int = 0
+    without_room: int = 0
+    """Batches, either way, that went through the socket because it was full."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerDocument:
     id: str
     address: str
@@ -229,6 +246,7 @@ class WorkerDocument:
     instances: tuple[WorkerInstanceDocument, ...] = ()
     reason: str = ""
     """Why it is FAILED, or what ended its life before this one."""
+    shared_memory: SharedMemoryDocument | None = None
 
 
 @dataclass(frozen=True, slots=True)

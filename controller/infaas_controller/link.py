@@ -24,6 +24,8 @@ from infaas.rpc.codec import decode
 from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.endpoint import Endpoint, refused_version
 from infaas.rpc.hop.frames import VERSION, FrameError
+from infaas.rpc.hop.shared import Traffic
+from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import batch_result
 from infaas_controller.commands import BatchResult
@@ -80,6 +82,7 @@ class LinkTerms:
     token: str
     draw: Callable[[], float]
     lost_after_s: float
+    shared_memory_bytes: int = 0
 
 
 class Link:
@@ -93,7 +96,10 @@ class Link:
         self._is_closed = False
         self.heard_at: float | None = None
         self.report: pb.WorkerReport | None = None
+        self._traffic_before = Traffic()
+        """Of the connections before this one."""
         self._endpoint: Endpoint | None = None
+        self._sharing: Sharing | None = None
         self._has_attached = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link-{worker}")
 
@@ -107,6 +113,21 @@ class Link:
         else:
             endpoint.send(message.SerializeToString())
         return self.is_connected
+
+    @property
+    def traffic(self) -> Traffic:
+        """Through shared memory, over all connections so far."""
+        endpoint = self._endpoint
+        if endpoint is None or endpoint.is_over:
+            return self._traffic_before
+        return self._traffic_before.plus(endpoint.traffic)
+
+    @property
+    def shared_memory(self) -> str | None:
+        """None: large inputs go through it. Else why not."""
+        if not self.is_connected or self._sharing is None:
+            return "there is no connection"
+        return None if self._sharing.is_lending else self._sharing.reason or "not settled yet"
 
     async def close(self) -> None:
         """Nothing that still comes up the connection is told to anyone."""
@@ -131,11 +152,14 @@ class Link:
         lost_after_s = self._terms.lost_after_s
         endpoint = self._endpoint = Endpoint(self, silence_s=lost_after_s, beat_s=BEAT_S)
         self._has_attached = False
+        sharing = self._sharing = Sharing(endpoint, self._terms.shared_memory_bytes, self.worker)
         try:
             async with asyncio.timeout(lost_after_s):
                 await dial(self.address, lambda: endpoint)
             endpoint.greet()
-            hello = pb.Hello(controller=self._terms.controller, version=__version__, token=self._terms.token)
+            hello = pb.Hello(
+                controller=self._terms.controller, version=__version__, token=self._terms.token, pool=sharing.offer()
+            )
             endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
             reason = await asyncio.shield(endpoint.ended)
             return self._has_attached, reason
@@ -145,6 +169,7 @@ class Link:
             return False, f"{self.address} cannot be reached: {error}"
         finally:
             endpoint.cut("the controller let go")
+            sharing.close()
             self._endpoint = None
             await endpoint.gone()
 
@@ -178,6 +203,8 @@ class Link:
         """Batches are bounded by the worker's slots, so they go on being written; the connection has a last bound."""
 
     def lost(self, reason: str) -> None:
+        if self._endpoint is not None:
+            self._traffic_before = self._traffic_before.plus(self._endpoint.traffic)
         self.disconnected()
 
     def _take(self, message: pb.WorkerMessage, payload: memoryview) -> None:
@@ -189,8 +216,18 @@ class Link:
             self._terms.sink.batch_started(message.started.id)
         elif body == "report":
             self._take_report(message.report)
+        elif body == "shared_memory":
+            self._share(message.shared_memory)
         elif body == "refusal":
             self._refuse(f"the worker refused ({message.refusal.error_code}): {message.refusal.reason}")
+
+    def _share(self, said: pb.SharedMemory) -> None:
+        if self._sharing is None or self._endpoint is None:
+            return
+        self._sharing.answered(said)
+        if said.HasField("pool"):
+            answer = self._sharing.answer(said.pool)
+            self._endpoint.send(pb.ControllerMessage(shared_memory=answer).SerializeToString())
 
     def _refuse(self, reason: str) -> None:
         if self._endpoint is not None:

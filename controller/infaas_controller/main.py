@@ -21,13 +21,14 @@ from infaas.aio import garbage
 from infaas.aio.supervise import Supervisor
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
+from infaas.control import SharedMemoryDocument
 from infaas.domain.cluster import ControllerRecord
 from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.errors import UnavailableError
 from infaas.exposure import require_safe_binding
 from infaas.observe.log import get_logger
-from infaas.observe.metrics import Live, Metrics, WorkerLive, exposition_app
+from infaas.observe.metrics import Live, Metrics, SharedLive, WorkerLive, exposition_app
 from infaas.observe.query_log import QueryLog
 from infaas.observe.trace import Tracing, open_tracing
 from infaas.repository.base import open_repository
@@ -190,7 +191,13 @@ def build_parts(
     own, token = settings.controller, settings.token()
     keeper = ViewKeeper(store, clock)
     links = WorkerLinks(
-        keeper, clock, controller=record.id, draw=random.random, lost_after_s=own.worker_lost_after_s, token=token
+        keeper,
+        clock,
+        controller=record.id,
+        draw=random.random,
+        lost_after_s=own.worker_lost_after_s,
+        token=token,
+        shared_memory_bytes=own.shared_memory_bytes,
     )
     dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id)
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)
@@ -275,6 +282,12 @@ def announce(state_dir: Path, host: str, http_port: int, grpc_port: int, metrics
     return target
 
 
+def _shared(found: SharedMemoryDocument | None) -> SharedLive | None:
+    if found is None:
+        return None
+    return SharedLive(found.inputs, found.input_bytes, found.outputs, found.output_bytes, found.without_room)
+
+
 def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch) -> Live:
     """What gauges show, counted from what lives now (SURFACE rule 11)."""
     documents = links.documents()
@@ -291,6 +304,7 @@ def live_figures(dispatcher: Dispatcher, links: WorkerLinks, system: SystemWatch
                 cpu_ratio=worker.cpu_ratio,
                 memory_ratio=worker.memory_ratio,
                 stall_ratio=worker.stall_ratio,
+                shared=_shared(worker.shared_memory),
             )
             for worker in documents
         },

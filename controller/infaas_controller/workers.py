@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from infaas.clock import Clock
-from infaas.control import WorkerDocument, WorkerInstanceDocument
+from infaas.control import SharedMemoryDocument, WorkerDocument, WorkerInstanceDocument
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import WorkerState
@@ -44,6 +44,7 @@ class WorkerLinks:
         draw: Callable[[], float],
         lost_after_s: float,
         token: str | None = None,
+        shared_memory_bytes: int = 0,
     ) -> None:
         self.view_source = view_source
         self.clock = clock
@@ -51,6 +52,7 @@ class WorkerLinks:
         self._draw = draw
         self._lost_after_s = lost_after_s
         self._token = token
+        self._shared_memory_bytes = shared_memory_bytes
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._links: dict[WorkerId, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -58,7 +60,14 @@ class WorkerLinks:
 
     def start(self, sink: Sink) -> None:
         self._terms = LinkTerms(
-            self.view_source, sink, self.clock, self._controller, self._token or "", self._draw, self._lost_after_s
+            self.view_source,
+            sink,
+            self.clock,
+            self._controller,
+            self._token or "",
+            self._draw,
+            self._lost_after_s,
+            self._shared_memory_bytes,
         )
         self._unsubscribe = self.view_source.subscribe(self._on_view)
         self._on_view(self.view_source.view, self.view_source.view)
@@ -176,6 +185,20 @@ def _document(record: WorkerRecord, link: Link | None, now: float, wall: float) 
         stall_ratio=report.stall_ratio if report is not None else None,
         instances=tuple(instances),
         reason=record.reason,
+        shared_memory=_shared_memory(link) if link is not None else None,
+    )
+
+
+def _shared_memory(link: Link) -> SharedMemoryDocument:
+    reason, traffic = link.shared_memory, link.traffic
+    return SharedMemoryDocument(
+        is_used=reason is None,
+        reason=reason or "",
+        inputs=traffic.sent,
+        input_bytes=traffic.sent_bytes,
+        outputs=traffic.received,
+        output_bytes=traffic.received_bytes,
+        without_room=traffic.sent_without_room + traffic.received_without_room,
     )
 
 

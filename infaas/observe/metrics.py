@@ -50,6 +50,18 @@ class WorkerLive:
     cpu_ratio: float | None = None
     memory_ratio: float | None = None
     stall_ratio: float | None = None
+    shared: SharedLive | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLive:
+    """What went through the memory that is shared with a worker, over all connections to it so far."""
+
+    inputs: int
+    input_bytes: int
+    outputs: int
+    output_bytes: int
+    without_room: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,7 @@ def _families(live: Live) -> Iterator[Metric]:
         ("infaas_stall_ratio", "Share of time that the host took", [(k, w.stall_ratio) for k, w in workers]),
     ):
         yield _family(name, text, ["worker"], {(k,): v for k, v in values})
+    yield from _shared_families(live.workers)
     yield _family("infaas_store_up", "1 while the live metadata store answers", [], {(): live.is_store_up})
     yield _family("infaas_view_age_seconds", "Since the view last changed or was confirmed", [], {(): live.view_age_s})
     yield _family("infaas_leader", "1 on the controller that holds the lease", [], {(): live.is_leader})
@@ -108,6 +121,31 @@ def _families(live: Live) -> Iterator[Metric]:
     if live.journal_dropped is not None:
         dropped.add_metric([], live.journal_dropped)
     yield dropped
+
+
+def _shared_families(workers: Mapping[str, WorkerLive]) -> Iterator[Metric]:
+    """Counters of the links, which a scrape finds as they are."""
+    batches = CounterMetricFamily(
+        "infaas_shared_memory_batches",
+        "Batches whose tensors went through shared memory",
+        labels=["worker", "direction"],
+    )
+    size = CounterMetricFamily(
+        "infaas_shared_memory_bytes", "Of tensors that went through shared memory", labels=["worker", "direction"]
+    )
+    full = CounterMetricFamily(
+        "infaas_shared_memory_full", "Batches that went through the socket for want of room", labels=["worker"]
+    )
+    for worker, live in workers.items():
+        if (shared := live.shared) is not None:
+            batches.add_metric([worker, "inputs"], shared.inputs)
+            batches.add_metric([worker, "outputs"], shared.outputs)
+            size.add_metric([worker, "inputs"], shared.input_bytes)
+            size.add_metric([worker, "outputs"], shared.output_bytes)
+            full.add_metric([worker], shared.without_room)
+    yield batches
+    yield size
+    yield full
 
 
 def _family(

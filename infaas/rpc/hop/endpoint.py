@@ -21,10 +21,13 @@ from infaas.rpc.hop.frames import (
     Frame,
     FrameError,
     FrameReader,
+    checked_size,
     pack,
+    pack_elsewhere,
     preface,
     version_of,
 )
+from infaas.rpc.hop.shared import SHARED_FROM_BYTES, Place, Pool, SharedMemoryError, Traffic, Window, peer_of
 
 UNSENT_LIMIT_BYTES = 2 * LIMIT_BYTES
 LINGER_S = 5.0
@@ -66,6 +69,10 @@ class Endpoint(asyncio.BufferedProtocol):
         self._handler = handler
         self._silence_s = silence_s
         self._beat_s = beat_s
+        self.pool: Pool | None = None
+        """What this end lends to the peer, until the connection is over."""
+        self.window: Window | None = None
+        """On what the peer lends."""
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(limit_bytes)
         self._transport: asyncio.Transport | None = None
@@ -91,6 +98,10 @@ class Endpoint(asyncio.BufferedProtocol):
         return not self._room.is_set()
 
     @property
+    def is_over(self) -> bool:
+        return self._is_over
+
+    @property
     def unsent_bytes(self) -> int:
         return self._outbox_bytes + (0 if self._transport is None else self._transport.get_write_buffer_size())
 
@@ -100,6 +111,34 @@ class Endpoint(asyncio.BufferedProtocol):
         self._silence_s = silence_s
         self._reader.limit_bytes = limit_bytes
 
+    def peer(self) -> int:
+        """The process at the other end. Raises SharedMemoryError when no memory can be shared with it."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        if sock is None:
+            raise SharedMemoryError("there is no connection")
+        return peer_of(sock)
+
+    def lend(self, pool: Pool) -> None:
+        """Large payloads go through it from now on, while it has room: the peer has a window on it."""
+        if self._is_over:
+            pool.hide()
+        else:
+            self.pool = pool
+
+    def look(self, window: Window) -> None:
+        """Payloads may come from the peer's pool from now on."""
+        if not self._is_over:
+            self.window = window
+            self._reader.find = self._find
+
+    @property
+    def traffic(self) -> Traffic:
+        """Through shared memory so far, until the connection is over."""
+        pool, window = self.pool, self.window
+        sent = (0, 0, 0) if pool is None else (pool.payloads, pool.payload_bytes, pool.refused)
+        received = (0, 0) if window is None else (window.payloads, window.payload_bytes)
+        return Traffic(*sent, *received, self._reader.passed_by)
+
     def greet(self) -> None:
         """Say which protocol this is; before anything else is sent."""
         self._put([preface()])
@@ -107,7 +146,10 @@ class Endpoint(asyncio.BufferedProtocol):
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None:
         """The segments must not change until they have left. What is sent after the end goes nowhere. Raises
         FrameError, and sends nothing, when it is too large."""
-        self._put(pack(head, segments))
+        place: Place | None = None
+        if self.pool is not None and not self._is_over and (size := checked_size(head, segments)) >= SHARED_FROM_BYTES:
+            place = self.pool.put(segments, size)
+        self._put(pack(head, segments) if place is None else pack_elsewhere(head, place))
         if self.is_congested and self.unsent_bytes > UNSENT_LIMIT_BYTES:
             # Later: whoever sends is in the middle of something that must not hear of the end.
             self._loop.call_soon(self.cut, f"{self.unsent_bytes} bytes were left unread")
@@ -249,6 +291,14 @@ class Endpoint(asyncio.BufferedProtocol):
         else:
             self._transport.writelines([piece for piece in outbox if len(piece)])
 
+    def _find(self, place: Place) -> memoryview:
+        if self.window is None:
+            raise FrameError("a payload lies in memory that is not shared")
+        try:
+            return self.window.view(place)
+        except SharedMemoryError as error:
+            raise FrameError(f"a payload cannot lie there: {error}") from error
+
     def _meet(self) -> bool:
         """Whether what came so far opens with this protocol's preface, and the handler goes on."""
         first = self._reader.waiting()
@@ -277,6 +327,7 @@ class Endpoint(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._lingering = self._loop.call_later(LINGER_S, self._transport.abort)
         self._handler.lost(reason)
+        self.pool = self.window = None
 
     def _finish(self, reason: str) -> None:
         self._room.set()
@@ -287,11 +338,16 @@ class Endpoint(asyncio.BufferedProtocol):
         for timer in (self._silence, self._beating):
             if timer is not None:
                 timer.cancel()
+        if self.window is not None:
+            self.window.close()
+        self._reader.find = None
 
     def _listen_hard(self, is_last_look: bool) -> None:
         """Silence is told from a stall of our own by looking once more, after what has come meanwhile was read."""
         if self._is_over:
             return
+        if self.pool is not None:
+            self.pool.rest()
         if self.is_congested and self.unsent_bytes < self._unsent_before:  # it reads, and may have to before it speaks
             self._heard_at = self._loop.time()
         self._unsent_before = self.unsent_bytes

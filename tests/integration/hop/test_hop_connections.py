@@ -7,7 +7,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,11 +21,12 @@ from infaas.rpc.hop.endpoint import Endpoint
 from infaas.rpc.hop.frames import ALIVE, HELLO_LIMIT_BYTES, VERSION, pack, preface
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2 as pb
-from infaas.testing.hop import WAIT_S, Heard, connected
+from infaas.testing.hop import WAIT_S, Heard, connected, share_memory
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 Run = Callable[[Coroutine[Any, Any, None]], None]
 TOKEN = "secret-of-the-test"
+POOL_BYTES = 4 * 2**20
 
 
 @pytest.fixture(params=LOOPS)
@@ -39,16 +40,26 @@ def run(request: pytest.FixtureRequest) -> Run:
     return on_its_loop
 
 
-@pytest.fixture(params=["unix", "tcp"])
-def listen(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"unix:{tmp_path}/w.sock" if request.param == "unix" else "127.0.0.1:0"
+class Place(NamedTuple):
+    """Where to listen, and how much memory each end lends once a caller is admitted."""
+
+    address: str
+    pool_bytes: int = 0
+
+
+@pytest.fixture(params=["unix", "unix, shared memory", "tcp"])
+def listen(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "tcp":
+        return Place("127.0.0.1:0")
+    return Place(f"unix:{tmp_path}/w.sock", 0 if request.param == "unix" else POOL_BYTES)
 
 
 class Host:
     """A listener whose admitted controllers are remembered. Use as an async context manager."""
 
-    def __init__(self, listen: str) -> None:
-        self._listen = listen
+    def __init__(self, listen: Place) -> None:
+        self._listen = listen.address
+        self.pool_bytes = listen.pool_bytes
         self._listener = Listener(self._admit)
         self.address = ""
         self.controllers: list[tuple[str, Heard, Endpoint]] = []
@@ -98,6 +109,8 @@ async def attached(host: Host, **facts: float) -> tuple[Endpoint, Heard]:
     end.greet()
     end.send(a_hello())
     await heard.until(lambda: heard.frames == [(b"welcome", b"")])
+    if host.pool_bytes:
+        share_memory(end, host.controllers[-1][2], host.pool_bytes)
     return end, heard
 
 
@@ -123,7 +136,7 @@ def refusals(said: bytes) -> list[pb.Refusal]:
     return found
 
 
-def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, listen: str) -> None:
+def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, listen: Place) -> None:
     async def test() -> None:
         large = np.random.default_rng(7).integers(0, 256, 3_000_001, np.uint8).tobytes()
         messages = [(b"a", b""), (b"", b"x"), (b"b" * 70_000, large), (b"c", large[:600]), (b"d", large[:65_536])]
@@ -144,7 +157,7 @@ def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, li
     run(test())
 
 
-def test_what_is_sent_before_the_end_arrives_before_it(run: Run, listen: str) -> None:
+def test_what_is_sent_before_the_end_arrives_before_it(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             end, _ = await attached(host)
@@ -203,7 +216,7 @@ class _Counting:
     ],
 )
 def test_a_connection_that_ends_early_ends_its_controller_and_nobody_else(
-    run: Run, listen: str, said: bytes, reason: str
+    run: Run, listen: Place, said: bytes, reason: str
 ) -> None:
     async def test() -> None:
         async with Host(listen) as host:
@@ -225,7 +238,7 @@ def test_a_connection_that_ends_early_ends_its_controller_and_nobody_else(
     run(test())
 
 
-def test_a_length_beyond_the_limit_ends_the_connection_before_any_memory_is_taken(run: Run, listen: str) -> None:
+def test_a_length_beyond_the_limit_ends_the_connection_before_any_memory_is_taken(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             reader, writer = await host.raw(GREETING + struct.pack("<II", 8, 2**32 - 9))
@@ -245,7 +258,7 @@ def test_a_length_beyond_the_limit_ends_the_connection_before_any_memory_is_take
         preface()[::-1],
     ],
 )
-def test_who_speaks_another_protocol_is_hung_up_on(run: Run, listen: str, said: bytes) -> None:
+def test_who_speaks_another_protocol_is_hung_up_on(run: Run, listen: Place, said: bytes) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             assert await read_to_the_end(*await host.raw(said)) == b""
@@ -264,7 +277,7 @@ def test_who_speaks_another_protocol_is_hung_up_on(run: Run, listen: str, said: 
     ],
 )
 def test_who_does_not_say_hello_as_it_should_is_refused_with_the_reason(
-    run: Run, listen: str, said: bytes, code: str, reason: str
+    run: Run, listen: Place, said: bytes, code: str, reason: str
 ) -> None:
     async def test() -> None:
         async with Host(listen) as host:
@@ -276,7 +289,7 @@ def test_who_does_not_say_hello_as_it_should_is_refused_with_the_reason(
     run(test())
 
 
-def test_who_has_shown_no_credential_yet_may_send_next_to_nothing(run: Run, listen: str) -> None:
+def test_who_has_shown_no_credential_yet_may_send_next_to_nothing(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             announced = struct.pack("<II", HELLO_LIMIT_BYTES + 1, 0)
@@ -287,7 +300,7 @@ def test_who_has_shown_no_credential_yet_may_send_next_to_nothing(run: Run, list
 
 
 @pytest.mark.parametrize("version", [0, VERSION + 1, 999])
-def test_a_caller_of_another_version_is_told_so_and_let_go(run: Run, listen: str, version: int) -> None:
+def test_a_caller_of_another_version_is_told_so_and_let_go(run: Run, listen: Place, version: int) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             (refusal,) = refusals(await read_to_the_end(*await host.raw(preface(version) + framed(a_hello()))))
@@ -300,7 +313,7 @@ def test_a_caller_of_another_version_is_told_so_and_let_go(run: Run, listen: str
 
 @pytest.mark.parametrize("said", [b"", b"INFa", preface(), GREETING[:-3]])
 def test_who_never_gets_to_its_hello_is_let_go(
-    run: Run, listen: str, said: bytes, monkeypatch: pytest.MonkeyPatch
+    run: Run, listen: Place, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "HELLO_WITHIN_S", 0.2)
 
@@ -313,7 +326,7 @@ def test_who_never_gets_to_its_hello_is_let_go(
 
 
 def test_a_controller_that_vanished_without_a_word_is_let_go(
-    run: Run, listen: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, listen: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "ABSENT_AFTER_S", 0.3)
     monkeypatch.setattr(listeners, "HELLO_WITHIN_S", 0.3)
@@ -328,7 +341,7 @@ def test_a_controller_that_vanished_without_a_word_is_let_go(
     run(test())
 
 
-def test_an_idle_end_gives_signs_of_life(run: Run, listen: str) -> None:
+def test_an_idle_end_gives_signs_of_life(run: Run, listen: Place) -> None:
     async def test() -> None:
         said = bytearray()
         enough = asyncio.Event()
@@ -422,7 +435,7 @@ def test_a_peer_that_reads_late_gets_everything_and_its_congestion_is_told_and_t
     run(test())
 
 
-def test_what_a_handler_raises_ends_its_own_connection(run: Run, listen: str) -> None:
+def test_what_a_handler_raises_ends_its_own_connection(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             end, heard = await attached(host)
@@ -440,7 +453,7 @@ def test_what_a_handler_raises_ends_its_own_connection(run: Run, listen: str) ->
     run(test())
 
 
-def test_a_listener_closes_although_a_controller_does_not_read(run: Run, listen: str) -> None:
+def test_a_listener_closes_although_a_controller_does_not_read(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             _, writer = await host.raw(GREETING)
