@@ -18,7 +18,7 @@ class Arena:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes - size_bytes % GRAIN_BYTES
         self.reach_bytes = 0
-        """Where the furthest place that was ever taken ended; `forget` begins anew."""
+        """Where the furthest place that was ever taken ended, but for what was forgotten."""
         self._begins = [0] if self.size_bytes else []
         self._ends = [self.size_bytes] if self.size_bytes else []
         self._taken: dict[int, int] = {}
@@ -59,8 +59,8 @@ class Arena:
         else:
             self._begins[at] = begin
 
-    def forget(self) -> None:
-        """What was touched has been given back. Raises ValueError while a place is taken."""
+    def forget(self, begin: int) -> None:
+        """Memory from there on is as if it had never been touched. Raises ValueError while a place is taken."""
         if self._taken:
             raise ValueError(f"{len(self._taken)} places are taken")
-        self.reach_bytes = 0
+        self.reach_bytes = min(self.reach_bytes, begin)

@@ -36,6 +36,8 @@ SHARED_FROM_BYTES = 2**16
 """Smaller payloads cost less through the socket."""
 KEEP_BYTES = 4 * 2**20
 """What a pool that rests keeps of its memory."""
+GIVE_BYTES = 16 * 2**20
+"""What it gives back at a time: a millisecond's work for the system."""
 KEY_BYTES = 16
 _FIRST = GRAIN_BYTES
 """Before it is the key."""
@@ -162,9 +164,10 @@ class Pool:
             return
         self._reap(len(self._out))
         if not self._arena.places:
-            begin = _FIRST + KEEP_BYTES
-            self._map.madvise(mmap.MADV_REMOVE, begin, _FIRST + self._arena.reach_bytes - begin)
-            self._arena.forget()
+            reach = self._arena.reach_bytes
+            begin = max(KEEP_BYTES, reach - GIVE_BYTES)
+            self._map.madvise(mmap.MADV_REMOVE, _FIRST + begin, reach - begin)
+            self._arena.forget(begin)
 
     def _take(self, size_bytes: int) -> int | None:
         self._reap(_LOOKED_AT)

@@ -41,10 +41,12 @@ def test_what_was_touched_is_remembered_until_it_is_forgotten() -> None:
     arena.give(GRAIN_BYTES)
     assert arena.reach_bytes == 3 * GRAIN_BYTES
     with pytest.raises(ValueError, match="1 places are taken"):
-        arena.forget()
+        arena.forget(0)
     arena.give(0)
-    arena.forget()
-    assert (arena.reach_bytes, arena.places) == (0, 0)
+    arena.forget(4 * GRAIN_BYTES)
+    assert (arena.reach_bytes, arena.places) == (3 * GRAIN_BYTES, 0)
+    arena.forget(GRAIN_BYTES)
+    assert arena.reach_bytes == GRAIN_BYTES
 
 
 def test_a_place_that_was_not_taken_cannot_be_given() -> None:
