@@ -44,7 +44,7 @@ class OwnProtocol(asyncio.Protocol):
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._exchange: Exchange | None = None
-        self._is_whole = self._is_unusual = self._is_congested = self._is_ending = False
+        self._is_whole = self._is_unusual = self._is_serving = self._is_congested = self._is_ending = False
         self._idle_since: float | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -66,7 +66,7 @@ class OwnProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """As uvicorn asks of its own."""
         self._is_ending = True
-        if self._transport is not None and self._exchange is None:
+        if self._transport is not None and not self._is_serving:
             self._transport.close()
 
     def pause_writing(self) -> None:
@@ -80,7 +80,7 @@ class OwnProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._idle_since = None
         exchange: Exchange | bytes | None = None
-        if self._exchange is not None or self._is_congested:
+        if self._is_serving or self._is_congested:
             self._hand_over_later(data)
             return
         if not self._came and (exchange := self._fast.exchange_of(self, data)) is not None:
@@ -88,8 +88,7 @@ class OwnProtocol(asyncio.Protocol):
                 self._write((exchange,))
                 self._answered()
             elif exchange.prepare():
-                self._exchange = exchange
-                exchange.start()
+                self._serve(exchange)
             else:
                 self._hand_over(data)
             return
@@ -102,7 +101,11 @@ class OwnProtocol(asyncio.Protocol):
             self._came, self._is_whole = b"", False
             if was_new and parsed.keep_alive:
                 parsed.learn_from(data)
-            parsed.start()
+            self._serve(parsed)
+
+    def _serve(self, exchange: Exchange) -> None:
+        self._exchange, self._is_serving = exchange, True
+        exchange.start()
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -152,7 +155,7 @@ class OwnProtocol(asyncio.Protocol):
         exchange.response_started = True
         self._write(pieces)
         exchange.response_complete = True
-        self._exchange = None
+        self._exchange, self._is_serving = None, False
         self._answered()
 
     def _write(self, pieces: Sequence[Buffer]) -> None:
@@ -201,7 +204,7 @@ class OwnProtocol(asyncio.Protocol):
     def _hand_over_later(self, data: bytes) -> None:
         """Once the query that is being served is answered; no more is read until then."""
         self._came += data
-        if self._exchange is None:
+        if not self._is_serving:
             self._hand_over(self._came)
         elif self._transport is not None:
             self._transport.pause_reading()
