@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from struct import Struct
 
-from infaas.rpc.hop.shared import SHARED_FROM_BYTES, Place
+from infaas.rpc.hop.shared import Place, is_worth_sharing
 
 MAGIC = b"INFaaS"
 VERSION = 1
@@ -200,5 +200,5 @@ class FrameReader:
         head, payload = bytes(large[begin:end]), large[end:].toreadonly()
         if self._is_large_elsewhere:
             return [(head, self._found(payload))]
-        self.passed_by += self.find is not None and len(payload) >= SHARED_FROM_BYTES
+        self.passed_by += self.find is not None and is_worth_sharing(len(payload))
         return [(head, payload)]

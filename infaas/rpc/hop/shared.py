@@ -34,6 +34,8 @@ from infaas.rpc.hop.arena import GRAIN_BYTES, Arena
 Buffer = bytes | memoryview
 SHARED_FROM_BYTES = 2**16
 """Smaller payloads cost less through the socket."""
+SHARED_TO_BYTES = 16 * 2**20
+"""Larger ones would hold up the event loop while they are copied; a socket takes them piece by piece."""
 KEEP_BYTES = 4 * 2**20
 """What a pool that rests keeps of its memory."""
 GIVE_BYTES = 16 * 2**20
@@ -85,6 +87,10 @@ class Traffic:
 
     def plus(self, other: Traffic) -> Traffic:
         return Traffic(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+def is_worth_sharing(size_bytes: int) -> bool:
+    return SHARED_FROM_BYTES <= size_bytes <= SHARED_TO_BYTES
 
 
 class Pool:
