@@ -27,7 +27,7 @@ from infaas.rpc.hop.frames import (
     preface,
     version_of,
 )
-from infaas.rpc.hop.shared import SHARED_FROM_BYTES, Place, Pool, SharedMemoryError, Traffic, Window, peer_of
+from infaas.rpc.hop.shared import Place, Pool, SharedMemoryError, Traffic, Window, is_worth_sharing, peer_of
 
 UNSENT_LIMIT_BYTES = 2 * LIMIT_BYTES
 LINGER_S = 5.0
@@ -147,7 +147,7 @@ class Endpoint(asyncio.BufferedProtocol):
         """The segments must not change until they have left. What is sent after the end goes nowhere. Raises
         FrameError, and sends nothing, when it is too large."""
         place: Place | None = None
-        if self.pool is not None and not self._is_over and (size := checked_size(head, segments)) >= SHARED_FROM_BYTES:
+        if self.pool is not None and not self._is_over and is_worth_sharing(size := checked_size(head, segments)):
             place = self.pool.put(segments, size)
         self._put(pack(head, segments) if place is None else pack_elsewhere(head, place))
         if self.is_congested and self.unsent_bytes > UNSENT_LIMIT_BYTES:

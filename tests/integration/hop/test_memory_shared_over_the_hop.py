@@ -23,6 +23,7 @@ from infaas.rpc.hop.shared import (
     GIVE_BYTES,
     KEEP_BYTES,
     SHARED_FROM_BYTES,
+    SHARED_TO_BYTES,
     Offer,
     Place,
     Pool,
@@ -287,6 +288,25 @@ def test_what_finds_no_room_goes_through_the_socket_and_is_counted_at_both_ends(
         assert end.traffic.sent == 6
         assert end.pool is not None
         assert end.pool.places == 1
+        end.cut("done")
+        await asyncio.gather(end.gone(), other.gone())
+
+    run(test())
+
+
+def test_what_would_hold_up_the_loop_goes_through_the_socket_and_is_no_lack_of_room(run: Run) -> None:
+    async def test() -> None:
+        one, two = Heard(), Heard()
+        end, other = await sharing_both_ways(one, two, 4 * SHARED_TO_BYTES)
+        end.send(b"x", [bytes(SHARED_TO_BYTES + 1)])
+        end.send(b"y", [bytes(SHARED_TO_BYTES)])
+        await two.until(lambda: len(two.frames) == 2)
+        assert [(head, len(payload)) for head, payload in two.frames] == [
+            (b"x", SHARED_TO_BYTES + 1),
+            (b"y", SHARED_TO_BYTES),
+        ]
+        assert end.traffic == Traffic(1, SHARED_TO_BYTES, 0, 0, 0, 0)
+        assert other.traffic == Traffic(0, 0, 0, 1, SHARED_TO_BYTES, 0)
         end.cut("done")
         await asyncio.gather(end.gone(), other.gone())
 
