@@ -346,8 +346,6 @@ class Endpoint(asyncio.BufferedProtocol):
         """Silence is told from a stall of our own by looking once more, after what has come meanwhile was read."""
         if self._is_over:
             return
-        if self.pool is not None:
-            self.pool.rest()
         if self.is_congested and self.unsent_bytes < self._unsent_before:  # it reads, and may have to before it speaks
             self._heard_at = self._loop.time()
         self._unsent_before = self.unsent_bytes
@@ -358,6 +356,8 @@ class Endpoint(asyncio.BufferedProtocol):
             self._silence = self._loop.call_later(_LAST_LOOK_S, self._listen_hard, True)
         else:
             self.cut(f"nothing was heard for {self._silence_s:g} s")
+        if self.pool is not None:
+            self.pool.rest()
 
     def _beat(self, beat_s: float) -> None:
         left_s = self._said_at + beat_s - self._loop.time()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import platform
 import secrets
 import socket
 import weakref
@@ -47,6 +48,9 @@ _HEADER_BYTES = 64
 """Before each payload, so that it begins with a line of the cache, which is more than any runtime asks for."""
 _LOOKED_AT = 8
 """Of the oldest places, each time one is taken."""
+_ORDERED = frozenset(("x86_64", "AMD64"))
+"""Processors on which no write overtakes the reads before it (Intel SDM, volume 3, 9.2.2), so that the byte which says
+that a place was read need not be more than a byte."""
 _CREDENTIALS = Struct("iII")
 _SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0) | getattr(fcntl, "F_SEAL_SEAL", 0)
 
@@ -100,6 +104,8 @@ class Pool:
         """Raises SharedMemoryError where there is no such memory."""
         if not hasattr(os, "memfd_create"):
             raise SharedMemoryError("this system has no memfd_create")
+        if platform.machine() not in _ORDERED:
+            raise SharedMemoryError(f"on {platform.machine()} a place could seem free before it was read to the end")
         size = -(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES + _FIRST
         try:
             self._descriptor = os.memfd_create("infaas-hop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -230,8 +236,7 @@ class Window:
 
 
 def _release(read: dict[int, weakref.ref[Any]], memory: memoryview, header: int, piece: weakref.ref[Any]) -> None:
-    """Whoever read it last has let go of it, and has passed a lock since (the interpreter's, if no other), so all
-    reading is done before its writer sees this."""
+    """Whoever read it last has let go of it. Its writer may write as soon as it sees this."""
     if read.get(header) is piece:
         del read[header]
     memory[header] = 0
