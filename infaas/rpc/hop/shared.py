@@ -90,7 +90,14 @@ class Traffic:
     received_without_room: int = 0
 
     def plus(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+        return Traffic(
+            self.sent + other.sent,
+            self.sent_bytes + other.sent_bytes,
+            self.sent_without_room + other.sent_without_room,
+            self.received + other.received,
+            self.received_bytes + other.received_bytes,
+            self.received_without_room + other.received_without_room,
+        )
 
 
 def is_worth_sharing(size_bytes: int) -> bool:
