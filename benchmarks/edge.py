@@ -16,7 +16,6 @@ import asyncio
 import json
 import statistics
 import struct
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvloop
+from dataplane.own_protocol import OwnProtocol
 from infaas_controller.api.http import create_app
 from infaas_controller.api.http_limits import Limits
 from infaas_controller.api.http_protocol import BoundedProtocol
@@ -39,10 +39,6 @@ from infaas.domain.tensor import Datatype, Tensor, TensorSpec
 from infaas.observe.metrics import Metrics
 from infaas.settings import Settings
 from infaas.testing.builders import a_task, a_variant, a_view, a_worker, an_instance
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.dataplane.own_protocol import OwnProtocol
 
 FEATURES, CLASSES = 64, 10
 QUERIES = 2_000

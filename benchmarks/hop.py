@@ -109,7 +109,8 @@ class FramedServer:
         body = heard.WhichOneof("body")
         if body == "hello":
             answer = self.sharing.answer(heard.hello.pool)
-            answer.pool.CopyFrom(self.sharing.offer())
+            if (own := self.sharing.offer()) is not None:
+                answer.pool.CopyFrom(own)
             self.endpoint.send(pb.WorkerMessage(shared_memory=answer).SerializeToString())
             return
         if body == "shared_memory":

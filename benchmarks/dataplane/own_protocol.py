@@ -223,7 +223,7 @@ class OwnProtocol(asyncio.Protocol):
 
     def _leave(self) -> None:
         self._transport, self._came = None, b""
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         for timer in (self._idle, self._watch):
             if timer is not None:
                 timer.cancel()

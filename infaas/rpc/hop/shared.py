@@ -235,7 +235,7 @@ class Window:
         self._read[header] = weakref.ref(piece, partial(_release, self._read, self._memory, header))
         self.payloads += 1
         self.payload_bytes += place.size_bytes
-        return memoryview(piece).toreadonly()
+        return piece.data.toreadonly()
 
     def close(self) -> None:
         """The peer has gone: nobody waits for a place any more. What is being read stays."""

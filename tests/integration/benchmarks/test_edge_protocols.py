@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from uvicorn.server import ServerState
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
-from benchmarks.edge import cases, measure, protocols
+from edge import cases, measure, protocols
 
 WITHIN_S = 20.0
 USUAL = cases()["binary"](0)
