@@ -34,7 +34,7 @@ from infaas.rpc.hop.arena import GRAIN_BYTES, Arena
 
 Buffer = bytes | memoryview
 SHARED_FROM_BYTES = 2**16
-"""Smaller payloads cost less through the socket."""
+"""Smaller payloads cost no more through the socket."""
 SHARED_TO_BYTES = 16 * 2**20
 """Larger ones would hold up the event loop while they are copied; a socket takes them piece by piece."""
 KEEP_BYTES = 4 * 2**20
