@@ -76,6 +76,7 @@ def cluster(request: pytest.FixtureRequest) -> Opener:
         links = WorkerLinks(
             keeper, clock, controller="c-test", draw=rng.random,
             lost_after_s=used.controller.worker_lost_after_s, token=token, inner=inner,
+            shared_memory_bytes=used.controller.shared_memory_bytes,
         )  # fmt: skip
         dispatcher = Dispatcher(keeper, links, installed_policies(), used, clock, rng)
         async with contextlib.AsyncExitStack() as stack:
