@@ -133,9 +133,11 @@ class Generator:
             self._building = None
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await broker.close()
-            await self._release(lease)
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await broker.close()
+            finally:  # also when we are cancelled only now, after the build was done
+                await self._release(lease)
             await asyncio.to_thread(shutil.rmtree, work_dir, True)
 
     def _work(
@@ -203,6 +205,9 @@ class Generator:
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 await asyncio.shield(release)
+        except asyncio.CancelledError:
+            await asyncio.wait([release], timeout=RELEASE_TIMEOUT_S)
+            raise
         except (UnavailableError, TimeoutError) as error:
             release.cancel()
             _log.warning("lease not released", lease=lease.name, reason=f"{type(error).__name__}: {error}")

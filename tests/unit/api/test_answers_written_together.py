@@ -284,7 +284,8 @@ def test_every_answer_is_the_one_that_the_ordinary_steps_write(are_odd: bool, da
         event(f"{len(left)} of {len(tickets)} are left")
         for at, ticket in enumerate(tickets):
             assert heard(ticket) == ([] if at in left else [expected[at]])
-        assert are_odd or left == [], "nothing speaks against a form"
+        unlike = [at for at, ticket in enumerate(tickets) if ticket.owner.known is None]  # the last taught otherwise
+        assert are_odd or left == unlike, "nothing speaks against a form"
         if data.draw(st.booleans()):
             edge.standing = [(b"date", b"round %d" % round_)]
 
