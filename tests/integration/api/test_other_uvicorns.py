@@ -28,6 +28,7 @@ SUITES = (
     "tests/integration/api/test_callers_lost_in_a_fault.py",
     "tests/integration/api/test_connection_limit.py",
     "tests/integration/api/test_large_requests.py",
+    "tests/integration/api/test_many_callers_at_once.py",
     "tests/integration/api/test_no_cycles_are_left.py",
     "tests/integration/api/test_one_send_per_answer.py",
     "tests/integration/api/test_rest_edge.py",
