@@ -1,13 +1,14 @@
 """What the hop between controller and worker costs, over each transport that could carry it.
 
-    python benchmarks/hop.py [--rounds 5] [--json FILE]
+    python benchmarks/hop.py [--rounds 5] [--only TRANSPORT ...] [--json FILE]
 
 A server process answers every batch with its own tensors. Measured are round trips of one query, of 16 and 32 queries
-in one message, of 16 messages sent in one turn of the loop, and of 600 kB tensors: microseconds of wall clock per
-query and of CPU per query in each of the two processes, medians of several rounds, interleaved between the transports.
-`framed` is all that controller and worker do between a ticket and the values that an executor is given, and back to the
-tensors of each answer. `grpc` is a bidirectional grpc.aio stream with the tensors inside the protobuf message, as the
-hop was before, and nothing made of them.
+in one message, of 16 messages sent in one turn of the loop, and of tensors from 64 KiB to 5 MB: microseconds of wall
+clock per query and of CPU per query in each of the two processes, medians of several rounds, interleaved between the
+transports. `framed` is all that controller and worker do between a ticket and the values that an executor is given, and
+back to the tensors of each answer; `shared` is the same with memory that both processes have, through which large
+payloads go, as they do between processes of one machine. `grpc` is a bidirectional grpc.aio stream with the tensors
+inside the protobuf message, as the hop was before, and nothing made of them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from infaas_worker.executors.base import BatchOut
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.rpc.hop.address import dial, listen
 from infaas.rpc.hop.endpoint import Endpoint
+from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.testing.builders import a_query
 
@@ -44,6 +46,7 @@ METHOD = "/infaas.benchmark/Attach"
 SMALL_BYTES = 256
 LARGE_BYTES = 600_000
 SILENCE_S = 60.0
+POOL_BYTES = 64 * 2**20
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
@@ -63,7 +66,12 @@ CASES = (
     Case("16 queries in one message", 1, 16, SMALL_BYTES, 1500),
     Case("32 queries in one message", 1, 32, SMALL_BYTES, 1000),
     Case("16 messages at once", 16, 1, SMALL_BYTES, 400),
+    Case("one 64 KiB tensor", 1, 1, 2**16, 600),
+    Case("one 128 KiB tensor", 1, 1, 2**17, 500),
     Case("one 600 kB tensor", 1, 1, LARGE_BYTES, 300),
+    Case("one 5 MB tensor", 1, 1, 5_000_000, 60),
+    Case("4 tensors of 600 kB in one message", 1, 4, LARGE_BYTES, 100),
+    Case("4 messages of 600 kB at once", 4, 1, LARGE_BYTES, 100),
 )
 
 
@@ -88,6 +96,7 @@ class FramedServer:
     """A `Handler` that answers batches with their own tensors."""
 
     endpoint: Endpoint
+    sharing: Sharing
 
     def met(self, version: int) -> None:
         self.endpoint.greet()
@@ -96,7 +105,18 @@ class FramedServer:
         raise AssertionError(first)
 
     def received(self, head: bytes, payload: memoryview) -> None:
-        said = pb.ControllerMessage.FromString(head).batch
+        heard = pb.ControllerMessage.FromString(head)
+        body = heard.WhichOneof("body")
+        if body == "hello":
+            answer = self.sharing.answer(heard.hello.pool)
+            if (own := self.sharing.offer()) is not None:
+                answer.pool.CopyFrom(own)
+            self.endpoint.send(pb.WorkerMessage(shared_memory=answer).SerializeToString())
+            return
+        if body == "shared_memory":
+            self.sharing.answered(heard.shared_memory)
+            return
+        said = heard.batch
         queries = messages.to_queries(said, 0.0)
         batch = messages.to_batch(said, queries.items, payload)
         if batch.whole is None:
@@ -120,6 +140,14 @@ class FramedClient:
         self._all: asyncio.Future[None] | None = None
         self._sending: tuple[Case, bytes] | None = None
         self._tickets: list[Ticket] = []
+        self._sharing = Sharing(self.endpoint, POOL_BYTES, "the benchmark's server")
+        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def share(self) -> None:
+        """Large payloads go through shared memory from now on, both ways."""
+        hello = pb.Hello(pool=self._sharing.offer())
+        self.endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
+        await self._settled
 
     async def turn(self, case: Case, data: bytes) -> None:
         if (case, data) != self._sending:
@@ -136,7 +164,11 @@ class FramedClient:
         raise AssertionError(first)
 
     def received(self, head: bytes, payload: memoryview) -> None:
-        result = batch_result(pb.WorkerMessage.FromString(head).done, payload)
+        heard = pb.WorkerMessage.FromString(head)
+        if heard.WhichOneof("body") == "shared_memory":
+            self._share(heard.shared_memory)
+            return
+        result = batch_result(heard.done, payload)
         answers = result.answers
         if answers is None or not all(answers.tensors(place) for place in range(len(result.outputs or {}))):
             raise AssertionError("every query is answered")
@@ -148,11 +180,20 @@ class FramedClient:
 
     def lost(self, reason: str) -> None: ...
 
+    def _share(self, said: pb.SharedMemory) -> None:
+        self._sharing.answered(said)
+        answer = self._sharing.answer(said.pool)
+        if not (said.is_read and answer.is_read):
+            raise AssertionError(f"no memory is shared: {said.reason} {answer.reason}")
+        self.endpoint.send(pb.ControllerMessage(shared_memory=answer).SerializeToString())
+        self._settled.set_result(None)
+
 
 async def serve_framed(address: str, told: Any) -> None:
     def make() -> Endpoint:
         handler = FramedServer()
         handler.endpoint = Endpoint(handler, silence_s=SILENCE_S)
+        handler.sharing = Sharing(handler.endpoint, POOL_BYTES, "the benchmark's client")
         return handler.endpoint
 
     server, bound = await listen(address, make)
@@ -281,6 +322,8 @@ async def _open(name: str, address: str, told: Any) -> Transport:
     client = FramedClient()
     await dial(address, lambda: client.endpoint)
     client.endpoint.greet()
+    if name.startswith("shared"):
+        await client.share()
 
     async def close() -> None:
         client.endpoint.cut("measured")
@@ -288,19 +331,22 @@ async def _open(name: str, address: str, told: Any) -> Transport:
     return Transport(name, told, client.turn, close)
 
 
-async def _run(folder: Path, rounds: int) -> list[Row]:
+async def _run(folder: Path, rounds: int, only: list[str]) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])
     places = {
         "grpc unix": (serve_grpc, f"unix:{folder}/grpc.sock"),
         "grpc tcp": (serve_grpc, "127.0.0.1:0"),
         "framed unix": (serve_framed, f"unix:{folder}/framed.sock"),
+        "shared unix": (serve_framed, f"unix:{folder}/shared.sock"),
         "framed tcp": (serve_framed, "127.0.0.1:0"),
     }
     context = multiprocessing.get_context("spawn")
     children: list[Any] = []
     transports: list[Transport] = []
     for name, (serve, address) in places.items():
+        if only and name not in only:
+            continue
         told, theirs = context.Pipe()
         child = context.Process(target=_child, args=(serve, address, theirs, cores[-1:]))
         child.start()
@@ -336,10 +382,11 @@ def medians(rows: list[Row]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[], help="transports, as the table names them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="infaas-hop-") as folder:
-        rows = medians(uvloop.run(_run(Path(folder), options.rounds)))
+        rows = medians(uvloop.run(_run(Path(folder), options.rounds, options.only)))
     print("| case | transport | wall us/query | controller CPU us/query | worker CPU us/query |\n|--|--|--:|--:|--:|")
     for row in rows:
         figures = f"{row.wall_us:.1f} | {row.controller_cpu_us:.1f} | {row.worker_cpu_us:.1f}"

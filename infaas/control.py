@@ -28,6 +28,7 @@ __all__ = [
     "ProfilingDocument",
     "ProfilingList",
     "RegistrationDocument",
+    "SharedMemoryDocument",
     "SystemDocument",
     "TaskDocument",
     "TaskList",
@@ -213,6 +214,23 @@ class WorkerInstanceDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedMemoryDocument:
+    """How large tensors travel between this controller and a worker. Of several processes of one, whether and why is
+    said by the one that answers; the numbers are of all of them."""
+
+    is_used: bool
+    reason: str = ""
+    """Why the large ones go through the socket."""
+    inputs: int = 0
+    """Batches of which the inputs went through it."""
+    input_bytes: int = 0
+    outputs: int = 0
+    output_bytes: int = 0
+    without_room: int = 0
+    """Batches, either way, that went through the socket because it was full."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerDocument:
     id: str
     address: str
@@ -230,6 +248,7 @@ class WorkerDocument:
     instances: tuple[WorkerInstanceDocument, ...] = ()
     reason: str = ""
     """Why it is FAILED, or what ended its life before this one."""
+    shared_memory: SharedMemoryDocument | None = None
 
 
 @dataclass(frozen=True, slots=True)

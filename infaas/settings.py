@@ -96,6 +96,13 @@ class ControllerSettings(_Section):
     journal_sample: float = Field(0.01, ge=0, le=1, description="Share of answered queries written to the journal")
     drain_timeout_s: float = Field(20.0, gt=0)
     worker_lost_after_s: float = Field(3.0, gt=0, description="Silence after which a worker is taken for lost")
+    shared_memory_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        le=2**36,
+        description="Shared with each worker of this machine and user, so that large inputs need not pass a socket; "
+        "taken as it is needed. 0: nothing is shared, either way",
+    )
 
 
 class WorkerSettings(_Section):
@@ -124,6 +131,13 @@ class WorkerSettings(_Section):
         description="No load is taken for hung before this, nor before `hang_factor` times its measured time",
     )
     drain_timeout_s: float = Field(20.0, gt=0)
+    shared_memory_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        le=2**36,
+        description="Shared with each controller of this machine and user, for large outputs; taken as it is needed. "
+        "0: nothing is shared, either way",
+    )
     triton_url: str | None = Field(
         None,
         pattern=r"^grpcs?://[^/@?#\s]+:\d{1,5}/?$",

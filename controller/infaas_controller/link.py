@@ -20,11 +20,13 @@ from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import WorkerId
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
+from infaas.observe.shared_memory import SharedMemoryTally
 from infaas.rpc.codec import decode
 from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.endpoint import Connection, Endpoint, refused_version
 from infaas.rpc.hop.frames import VERSION, FrameError
 from infaas.rpc.hop.inner import InnerEnd, Meet
+from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import batch_result
 from infaas_controller.commands import BatchResult
@@ -84,6 +86,10 @@ class LinkTerms:
     lost_after_s: float
     inner: Mapping[str, Meet] = field(default_factory=dict)
     """Workers of this process, by their addresses: they are met without a socket."""
+    shared_memory_bytes: int = 0
+    """Lent to each worker that can read it."""
+    shared_memory: SharedMemoryTally = field(default_factory=SharedMemoryTally)
+    """Where what goes through it is counted."""
 
 
 class Link:
@@ -98,6 +104,7 @@ class Link:
         self.heard_at: float | None = None
         self.report: pb.WorkerReport | None = None
         self._endpoint: Connection | None = None
+        self._sharing: Sharing | None = None
         self._has_attached = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link-{worker}")
 
@@ -119,6 +126,16 @@ class Link:
     def settle(self) -> None:
         if isinstance(self._endpoint, InnerEnd):
             self._endpoint.settle()
+
+    @property
+    def shared_memory(self) -> str | None:
+        """None: large inputs go through it. Else why not."""
+        sharing = self._sharing
+        if not self.is_connected:
+            return "there is no connection"
+        if sharing is None:
+            return "the worker is in the controller's process, where tensors are handed over as they are"
+        return None if sharing.is_lending else sharing.reason or "not settled yet"
 
     async def close(self) -> None:
         """Nothing that still comes up the connection is told to anyone."""
@@ -144,7 +161,10 @@ class Link:
         try:
             endpoint = await self._connect()
             endpoint.greet()
-            hello = pb.Hello(controller=self._terms.controller, version=__version__, token=self._terms.token)
+            offer = None if self._sharing is None else self._sharing.offer()
+            hello = pb.Hello(
+                controller=self._terms.controller, version=__version__, token=self._terms.token, pool=offer
+            )
             endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
             reason = await asyncio.shield(endpoint.ended)
             return self._has_attached, reason
@@ -156,16 +176,22 @@ class Link:
             if (opened := self._endpoint) is not None:
                 opened.cut("the controller let go")
                 self._endpoint = None
+                if self._sharing is not None:
+                    self._sharing.close()
                 await opened.gone()
 
     async def _connect(self) -> Connection:
         """What is connected is this link's at once: what comes on it is heard while it is still being dialled."""
+        self._sharing = None
         meet = self._terms.inner.get(self.address)
         if meet is not None:
             inner = self._endpoint = meet(self)
             return inner
         lost_after_s = self._terms.lost_after_s
         endpoint = self._endpoint = Endpoint(self, silence_s=lost_after_s, beat_s=BEAT_S)
+        self._sharing = Sharing(
+            endpoint, self._terms.shared_memory_bytes, self.worker, lambda: self._terms.shared_memory.of(self.worker)
+        )
         async with asyncio.timeout(lost_after_s):
             await dial(self.address, lambda: endpoint)
         return endpoint
@@ -211,8 +237,18 @@ class Link:
             self._terms.sink.batch_started(message.started.id, message.started.others)
         elif body == "report":
             self._take_report(message.report)
+        elif body == "shared_memory":
+            self._share(message.shared_memory)
         elif body == "refusal":
             self._refuse(f"the worker refused ({message.refusal.error_code}): {message.refusal.reason}")
+
+    def _share(self, said: pb.SharedMemory) -> None:
+        if self._sharing is None or self._endpoint is None:
+            return
+        self._sharing.answered(said)
+        if said.HasField("pool"):
+            answer = self._sharing.answer(said.pool)
+            self._endpoint.send(pb.ControllerMessage(shared_memory=answer).SerializeToString())
 
     def _refuse(self, reason: str) -> None:
         if self._endpoint is not None:

@@ -275,6 +275,8 @@ def build_parts(
         lost_after_s=own.worker_lost_after_s,
         token=token,
         inner=inner,
+        shared_memory_bytes=own.shared_memory_bytes,
+        book=book,
     )
     dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id, book=book)
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)

@@ -9,13 +9,16 @@ from typing import Any
 import grpc
 
 from infaas.clock import Clock
-from infaas.control import WorkerDocument, WorkerInstanceDocument
+from infaas.control import SharedMemoryDocument, WorkerDocument, WorkerInstanceDocument
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
 from infaas.domain.lifecycle import WorkerState
 from infaas.errors import NotFoundError, UnavailableError
+from infaas.observe.book import Book
 from infaas.observe.log import get_logger
+from infaas.observe.shared_memory import SharedMemoryTally
 from infaas.rpc.hop.inner import Meet
+from infaas.rpc.hop.traffic import Traffic
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas_controller.link import Link, LinkTerms, Sink, ViewSource
@@ -46,8 +49,11 @@ class WorkerLinks:
         lost_after_s: float,
         token: str | None = None,
         inner: Mapping[str, Meet] | None = None,
+        shared_memory_bytes: int = 0,
+        book: Book | None = None,
     ) -> None:
-        """`inner`: workers of this process, by their addresses."""
+        """`inner`: workers of this process, by their addresses. `book` keeps what is counted per worker; without one,
+        it is this object's own."""
         self.view_source = view_source
         self.clock = clock
         self._controller = controller
@@ -55,6 +61,8 @@ class WorkerLinks:
         self._lost_after_s = lost_after_s
         self._token = token
         self._inner = {} if inner is None else inner
+        self._shared_memory_bytes = shared_memory_bytes
+        self._shared_memory = SharedMemoryTally(book)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._links: dict[WorkerId, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -70,6 +78,8 @@ class WorkerLinks:
             self._draw,
             self._lost_after_s,
             self._inner,
+            self._shared_memory_bytes,
+            self._shared_memory,
         )
         self._unsubscribe = self.view_source.subscribe(self._on_view)
         self._on_view(self.view_source.view, self.view_source.view)
@@ -99,8 +109,9 @@ class WorkerLinks:
 
     def documents(self) -> tuple[WorkerDocument, ...]:
         now, wall = self.clock.now(), self.clock.wall()
+        traffic = self._shared_memory.totals()
         return tuple(
-            _document(record, self._links.get(record.id), now, wall)
+            _document(record, self._links.get(record.id), traffic.get(record.id, Traffic()), now, wall)
             for record in sorted(self.view_source.view.workers.values(), key=lambda each: each.id)
         )
 
@@ -164,7 +175,7 @@ class WorkerLinks:
                 self._links[record.id] = Link(self._terms, record.id, record.address)
 
 
-def _document(record: WorkerRecord, link: Link | None, now: float, wall: float) -> WorkerDocument:
+def _document(record: WorkerRecord, link: Link | None, traffic: Traffic, now: float, wall: float) -> WorkerDocument:
     report = link.report if link is not None else None
     loads = {InstanceId(load.instance): load for load in report.loads} if report is not None else {}
     instances = []
@@ -199,6 +210,20 @@ def _document(record: WorkerRecord, link: Link | None, now: float, wall: float) 
         stall_ratio=report.stall_ratio if report is not None else None,
         instances=tuple(instances),
         reason=record.reason,
+        shared_memory=_shared_memory(link, traffic) if link is not None else None,
+    )
+
+
+def _shared_memory(link: Link, traffic: Traffic) -> SharedMemoryDocument:
+    reason = link.shared_memory
+    return SharedMemoryDocument(
+        is_used=reason is None,
+        reason=reason or "",
+        inputs=traffic.sent,
+        input_bytes=traffic.sent_bytes,
+        outputs=traffic.received,
+        output_bytes=traffic.received_bytes,
+        without_room=traffic.sent_without_room + traffic.received_without_room,
     )
 
 

@@ -10,7 +10,7 @@ from infaas.cli.output import Format, Output, Table, did, emit, memory, next_ste
 from infaas.cli.target import TokenFile, Url, connect
 
 if TYPE_CHECKING:
-    from infaas.control import WorkerDocument
+    from infaas.control import SharedMemoryDocument, WorkerDocument
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Workers: who runs instances.")
 
@@ -71,6 +71,13 @@ def resume(worker: Id, url: Url = None, token_file: TokenFile = None, output: Ou
     next_step("infaas worker list", output)
 
 
+def _shared(found: SharedMemoryDocument) -> str:
+    if not found.is_used:
+        return f"not used: {found.reason}"
+    rest = f"; {found.without_room} found it full" if found.without_room else ""
+    return f"{found.inputs} large inputs, {found.outputs} large outputs{rest}"
+
+
 def _describe(worker: WorkerDocument) -> None:
     table = Table("FIELD", "VALUE")
     table.add("worker", worker.id)
@@ -85,6 +92,8 @@ def _describe(worker: WorkerDocument) -> None:
     table.add("cpu", percent(worker.cpu_ratio, 0))
     table.add("memory used", percent(worker.memory_ratio, 0))
     table.add("time taken by the host", percent(worker.stall_ratio))
+    if (memory_shared := worker.shared_memory) is not None:
+        table.add("shared memory", _shared(memory_shared))
     show(table)
     instances = Table("INSTANCE", "VARIANT", "STATE", "IN A", ">RUNNING", ">STAGED", ">ITEMS", ">BUSY", "REASON")
     for one in worker.instances:

@@ -20,6 +20,7 @@ from infaas.errors import InfaasError
 from infaas.observe.book import Book, OwnBook
 from infaas.observe.live import Live, LiveCollector
 from infaas.observe.series import Count, CountSeries, Spread, SpreadSeries
+from infaas.observe.shared_memory import SharedMemoryCollector, SharedMemoryTally
 from infaas.rpc.edges import as_error, edge_of, error_body
 
 OK = "ok"
@@ -147,6 +148,7 @@ class Metrics:
         )
         self._process_starts.of().inc()
         self._cost_usd = counter("infaas_cost_usd_total", "Measured cost of what was answered", ["variant"])
+        self.registry.register(SharedMemoryCollector(SharedMemoryTally(book)))
         build = Gauge("infaas_build_info", "1; what runs here", ["version", "python"], registry=self.registry)
         build.labels(__version__, platform.python_version()).set(1)
         self._ended: dict[tuple[str | None, str | None, Code | None, Priority], _Ended] = {}

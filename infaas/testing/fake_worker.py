@@ -25,10 +25,11 @@ from infaas.domain.variant import Variant
 from infaas.errors import UnauthenticatedError
 from infaas.rpc.codec import decode, encode
 from infaas.rpc.hop.columns import read_columns, write_column
-from infaas.rpc.hop.endpoint import Connection, Handler
+from infaas.rpc.hop.endpoint import Connection, Endpoint, Handler
 from infaas.rpc.hop.frames import Buffer
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
+from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 
@@ -98,13 +99,18 @@ class FakeWorker:
         compute: Compute = echo,
         heartbeat_s: float = 0.2,
         token: str | None = None,
+        listen: str = "127.0.0.1:0",
+        shared_memory_bytes: int = 0,
     ) -> None:
+        """`listen`: a port of 0 picks a free one, a `unix:` path is used as it is."""
         self.id = WorkerId(worker)
         self.run_s = run_s
         self.load_s = load_s
         self.compute = compute
         self.heartbeat_s = heartbeat_s
         self.token = token
+        self.listen = listen
+        self.shared_memory_bytes = shared_memory_bytes
         self.ran: list[RanBatch] = []
         self.cancelled: list[int] = []
         self.loaded: list[str] = []
@@ -143,8 +149,8 @@ class FakeWorker:
     def address(self) -> str:
         return self.record.address
 
-    async def start(self, address: str = "127.0.0.1:0") -> None:
-        """Listen; a port of 0 picks a free one, a `unix:` path is used as it is."""
+    async def start(self, address: str | None = None) -> None:
+        """Listen there, else where it was told when it was made."""
         self._folder = tempfile.TemporaryDirectory(prefix="infaas-fake-")
         control = f"unix:{self._folder.name}/control.sock"
         self._server = grpc.aio.server()
@@ -152,7 +158,7 @@ class FakeWorker:
         self._server.add_insecure_port(control)
         await self._server.start()
         self._listener = Listener(self._admit, control)
-        bound = await self._listener.start(address)
+        bound = await self._listener.start(address or self.listen)
         self.record = replace(self.record, address=bound)
         for instance in self.record.instances:
             self._serve(instance)
@@ -213,6 +219,8 @@ class FakeWorker:
         self._streams.add(stream)
         stream.beat = self._spawn(self._beat(stream), "fake-heartbeat")
         stream.say(self._report_message())
+        if hello.HasField("pool"):
+            stream.share(hello.pool)
         return stream
 
     def _left(self, stream: _Stream) -> None:
@@ -224,6 +232,8 @@ class FakeWorker:
         body = message.WhichOneof("body")
         if body == "batch":
             self._stage(message.batch, payload, stream)
+        elif body == "shared_memory":
+            stream.answered(message.shared_memory)
         elif body == "cancel":
             self.cancelled += message.cancel.queries
             held = self._holding.get(message.cancel.batch)
@@ -343,11 +353,26 @@ class _Stream:
     def __init__(self, worker: FakeWorker, endpoint: Connection) -> None:
         self._worker = worker
         self._endpoint = endpoint
+        self.sharing = (
+            Sharing(endpoint, worker.shared_memory_bytes, "a controller") if isinstance(endpoint, Endpoint) else None
+        )
         self.beat: asyncio.Task[None] | None = None
 
     def say(self, message: pb.WorkerMessage, segments: Sequence[Buffer] = ()) -> None:
         if not self._worker.is_silent:
             self._endpoint.send(message.SerializeToString(), segments)
+
+    def share(self, offered: pb.Pool) -> None:
+        if self.sharing is None:
+            return
+        answer = self.sharing.answer(offered)
+        if answer.is_read and (own := self.sharing.offer()) is not None:
+            answer.pool.CopyFrom(own)
+        self.say(pb.WorkerMessage(shared_memory=answer))
+
+    def answered(self, said: pb.SharedMemory) -> None:
+        if self.sharing is not None:
+            self.sharing.answered(said)
 
     def met(self, version: int) -> None: ...
 
@@ -359,6 +384,8 @@ class _Stream:
     def congested(self, is_congested: bool) -> None: ...
 
     def lost(self, reason: str) -> None:
+        if self.sharing is not None:
+            self.sharing.close()
         self._worker._left(self)
 
 

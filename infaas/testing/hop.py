@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from infaas.rpc.hop.endpoint import Endpoint, Handler
 from infaas.rpc.hop.inner import InnerEnd, pair
+from infaas.rpc.hop.sharing import Sharing
 
 WAIT_S = 20.0
 """For anything that must happen: far longer than it takes on a busy machine."""
@@ -57,6 +58,22 @@ class Heard:
         self.reason = reason
         self.ends += 1
         self._news.set()
+
+
+def share_memory(end: Endpoint, other: Endpoint, pool_bytes: int) -> tuple[Sharing, Sharing]:
+    """Both ways, as controller and worker come to it, but for the messages."""
+    near, far = Sharing(end, pool_bytes, "the other"), Sharing(other, pool_bytes, "the one")
+    offer = near.offer()
+    if offer is None:
+        raise AssertionError(near.reason)
+    near.answered(far.answer(offer))
+    own = far.offer()
+    if own is None:
+        raise AssertionError(far.reason)
+    far.answered(near.answer(own))
+    if not (near.is_lending and far.is_lending):
+        raise AssertionError(near.reason or far.reason)
+    return near, far
 
 
 async def connected(one: Handler, two: Handler) -> tuple[Endpoint, Endpoint]:

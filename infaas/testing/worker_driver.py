@@ -27,6 +27,7 @@ from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.columns import read_columns, write_column
 from infaas.rpc.hop.endpoint import Endpoint
 from infaas.rpc.hop.frames import Buffer
+from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
 
 WAIT_S = 60.0
@@ -130,12 +131,15 @@ class ControllerEnd:
     """A controller's connection. Enter it to connect (waits for the worker's listener); leave it to vanish. `stub` is
     for the worker's gRPC calls."""
 
-    def __init__(self, address: str, name: str = "c1", token: str | None = None) -> None:
+    def __init__(
+        self, address: str, name: str = "c1", token: str | None = None, *, shared_memory_bytes: int = 0
+    ) -> None:
         self._channel = grpc.aio.insecure_channel(address)
         self.stub: Any = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._address = address
         self._name = name
         self._token = token
+        self._shared_memory_bytes = shared_memory_bytes
         self.metadata = None if token is None else (("authorization", f"Bearer {token}"),)
         self._numbers = itertools.count(1)
         self.reports: list[worker_pb2.WorkerReport] = []
@@ -158,7 +162,10 @@ class ControllerEnd:
                 except OSError:
                     await asyncio.sleep(_REDIAL_S)
         self.endpoint.greet()
-        hello = worker_pb2.Hello(controller=self._name, version="test", token=self._token or "")
+        self.sharing = Sharing(self.endpoint, self._shared_memory_bytes, self._address)
+        hello = worker_pb2.Hello(
+            controller=self._name, version="test", token=self._token or "", pool=self.sharing.offer()
+        )
         await self.send(hello=hello)
         return self
 
@@ -260,14 +267,23 @@ class ControllerEnd:
                 self.outcomes.append(answer)
             case "started":
                 self.started.append(message.started.id)
+            case "shared_memory":
+                self._share(message.shared_memory)
             case "refusal":
                 self.refusal = message.refusal
         self._news.set()
+
+    def _share(self, said: worker_pb2.SharedMemory) -> None:
+        self.sharing.answered(said)
+        if said.HasField("pool"):
+            answer = self.sharing.answer(said.pool)
+            self.endpoint.send(worker_pb2.ControllerMessage(shared_memory=answer).SerializeToString())
 
     def congested(self, is_congested: bool) -> None:
         """Tests send little."""
 
     def lost(self, reason: str) -> None:
+        self.sharing.close()
         self.error = reason
         self.is_over = True
         self._news.set()

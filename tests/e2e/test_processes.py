@@ -8,8 +8,9 @@ import signal
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -20,14 +21,20 @@ from running_system import PATIENCE_S, SIMPLE_MODEL, SIMPLE_TASK, System, left_o
 
 from infaas.client import Client, QueryError
 from infaas.client_grpc import GrpcClient
+from infaas.client_tensors import Array
 from infaas.control import ProcessDocument
 from infaas.demo import family
+from infaas.domain.tensor import Datatype
 from infaas.errors import InfaasError
+from infaas.testing import graphs
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 PROCESSES = 2
 ONE = np.ones((1, 16), np.int32)
 INPUTS = {"INPUT0": ONE, "INPUT1": ONE}
+WIDE = "wide"
+WIDTH = 20_000
+"""Numbers in a tensor that is too large to pass a socket between programs of one machine."""
 DECISION = re.compile(r"d-(c-[0-9a-f]+-\d+)-[0-9a-f]+-\d+")
 
 
@@ -44,10 +51,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield system
 
 
-def _answered(system: System) -> bool:
+def _answered(system: System, task: str = SIMPLE_TASK, inputs: Mapping[str, Array] = INPUTS) -> bool:
     with system.client() as client:
         try:
-            client.infer(SIMPLE_TASK, INPUTS)
+            client.infer(task, inputs)
         except InfaasError as error:
             if error.is_retryable:
                 return False
@@ -142,6 +149,39 @@ def test_new_connections_spread_over_both_processes_and_are_counted_together(sys
         assert counted(system) - before == 80, "whoever is scraped answers for both"
         assert inferences(system) - inferred == 80
     assert gauge(system, "infaas_controller_processes") == PROCESSES
+
+
+def test_large_tensors_go_through_memory_of_each_process_and_are_counted_together(
+    system: System, tmp_path: Path
+) -> None:
+    file = graphs.echo(Datatype.FP32, WIDTH).write(tmp_path)
+    system.infaas("model", "register", file, "--task", WIDE, "--name", "wide-echo", "--accuracy", "0.9")
+    rows: dict[str, Array] = {"x": np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)}
+    wait_for(lambda: all(_answered(system, WIDE, rows) for _ in range(8)), "both processes to know the model")
+    before, makers = shared(system), set()
+    for _ in range(20):
+        with system.client() as client:
+            answer = client.infer(WIDE, rows)
+        assert (answer.outputs["y"] == rows["x"]).all()
+        makers.add(maker(answer.served.decision_id))
+    assert len(makers) == PROCESSES
+    both_ways = {"inputs": before["inputs"] + 20, "outputs": before["outputs"] + 20}
+    for _ in range(6):
+        assert shared(system) == both_ways, "whoever is scraped answers for both"
+        with system.client() as client:
+            found = client.worker("local-1").shared_memory
+        assert found is not None
+        assert (found.is_used, found.reason, found.without_room) == (True, "", 0)
+        assert {"inputs": found.inputs, "outputs": found.outputs} == both_ways
+
+
+def shared(system: System) -> Counter[str]:
+    """Batches that went through shared memory, by their direction."""
+    found: Counter[str] = Counter()
+    for (name, labels), value in samples(system).items():
+        if name == "infaas_shared_memory_batches_total":
+            found[dict(labels)["direction"]] += int(value)
+    return found
 
 
 def test_a_decision_is_explained_by_whichever_process_is_asked(system: System) -> None:

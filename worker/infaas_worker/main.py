@@ -195,7 +195,9 @@ class Worker:
         tracing = open_tracing(settings, "worker", self._clock)
         spans = None if tracing is None else RunSpans(tracing, place.record.id, self._clock)
         service = WorkerService(instances, settings.token())
-        controllers = Controllers(instances, publisher, settings.token(), spans)
+        controllers = Controllers(
+            instances, publisher, settings.token(), spans, shared_memory_bytes=own.shared_memory_bytes
+        )
         probes = health.HealthServicer()
         server = _server(service, probes, place)
         listener = self._listener = Listener(controllers.admit, place.control)

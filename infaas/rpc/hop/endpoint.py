@@ -21,10 +21,14 @@ from infaas.rpc.hop.frames import (
     Frame,
     FrameError,
     FrameReader,
+    checked_size,
     pack,
+    pack_elsewhere,
     preface,
     version_of,
 )
+from infaas.rpc.hop.shared import Place, Pool, SharedMemoryError, Window, is_worth_sharing, peer_of
+from infaas.rpc.hop.traffic import Traffic, TrafficCounts
 
 UNSENT_LIMIT_BYTES = 2 * LIMIT_BYTES
 LINGER_S = 5.0
@@ -97,6 +101,12 @@ class Endpoint(asyncio.BufferedProtocol):
         self._handler = handler
         self._silence_s = silence_s
         self._beat_s = beat_s
+        self.pool: Pool | None = None
+        """What this end lends to the peer, until the connection is over."""
+        self.window: Window | None = None
+        """On what the peer lends."""
+        self.counts = TrafficCounts()
+        """Of large payloads. Its owner may put others in its place before any memory is shared."""
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(limit_bytes)
         self._transport: asyncio.Transport | None = None
@@ -131,6 +141,31 @@ class Endpoint(asyncio.BufferedProtocol):
         self._silence_s = silence_s
         self._reader.limit_bytes = limit_bytes
 
+    def peer(self) -> int:
+        """The process at the other end. Raises SharedMemoryError when no memory can be shared with it."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        if sock is None:
+            raise SharedMemoryError("there is no connection")
+        return peer_of(sock)
+
+    def lend(self, pool: Pool) -> None:
+        """Large payloads go through it from now on, while it has room: the peer has a window on it."""
+        if self._is_over:
+            pool.hide()
+        else:
+            self.pool = pool
+
+    def look(self, window: Window) -> None:
+        """Payloads may come from the peer's pool from now on."""
+        if not self._is_over:
+            self.window = window
+            self._reader.find = self._find
+
+    @property
+    def traffic(self) -> Traffic:
+        """What `counts` says."""
+        return self.counts.so_far()
+
     def greet(self) -> None:
         """Say which protocol this is; before anything else is sent."""
         self._put([preface()])
@@ -138,7 +173,14 @@ class Endpoint(asyncio.BufferedProtocol):
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None:
         """The segments must not change until they have left. What is sent after the end goes nowhere. Raises
         FrameError, and sends nothing, when it is too large."""
-        self._put(pack(head, segments))
+        place: Place | None = None
+        if self.pool is not None and not self._is_over and is_worth_sharing(size := checked_size(head, segments)):
+            place = self.pool.put(segments, size)
+            if place is None:
+                self.counts.sent_without_room()
+            else:
+                self.counts.sent(size)
+        self._put(pack(head, segments) if place is None else pack_elsewhere(head, place))
         if self.is_congested and self.unsent_bytes > UNSENT_LIMIT_BYTES:
             # Later: whoever sends is in the middle of something that must not hear of the end.
             self._loop.call_soon(self.cut, f"{self.unsent_bytes} bytes were left unread")
@@ -253,6 +295,9 @@ class Endpoint(asyncio.BufferedProtocol):
     # -- inside
 
     def _take(self, frames: list[Frame]) -> None:
+        if passed_by := self._reader.passed_by:
+            self._reader.passed_by = 0
+            self.counts.received_without_room(passed_by)
         for head, payload in frames:
             if head or payload:
                 self._handler.received(head, payload)
@@ -279,6 +324,16 @@ class Endpoint(asyncio.BufferedProtocol):
             self._transport.write(b"".join(outbox))
         else:
             self._transport.writelines([piece for piece in outbox if len(piece)])
+
+    def _find(self, place: Place) -> memoryview:
+        if self.window is None:
+            raise FrameError("a payload lies in memory that is not shared")
+        try:
+            found = self.window.view(place)
+        except SharedMemoryError as error:
+            raise FrameError(f"a payload cannot lie there: {error}") from error
+        self.counts.received(place.size_bytes)
+        return found
 
     def _meet(self) -> bool:
         """Whether what came so far opens with this protocol's preface, and the handler goes on."""
@@ -308,6 +363,7 @@ class Endpoint(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._lingering = self._loop.call_later(LINGER_S, self._transport.abort)
         self._handler.lost(reason)
+        self.pool = self.window = None
 
     def _finish(self, reason: str) -> None:
         self._room.set()
@@ -318,6 +374,9 @@ class Endpoint(asyncio.BufferedProtocol):
         for timer in (self._silence, self._beating):
             if timer is not None:
                 timer.cancel()
+        if self.window is not None:
+            self.window.close()
+        self._reader.find = None
 
     def _listen_hard(self, is_last_look: bool) -> None:
         """Silence is told from a stall of our own by looking once more, after what has come meanwhile was read."""
@@ -333,6 +392,8 @@ class Endpoint(asyncio.BufferedProtocol):
             self._silence = self._loop.call_later(_LAST_LOOK_S, self._listen_hard, True)
         else:
             self.cut(f"nothing was heard for {self._silence_s:g} s")
+        if self.pool is not None:
+            self.pool.rest()
 
     def _beat(self, beat_s: float) -> None:
         left_s = self._said_at + beat_s - self._loop.time()

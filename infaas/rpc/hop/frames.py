@@ -3,7 +3,9 @@
 Each side opens with a preface: six bytes that say what this is and two with the version of the protocol. Frames follow,
 in both directions: two little-endian 32-bit lengths, a protobuf message (the head), and the bytes of its tensors (the
 payload) one after the other in the order in which the message names them (`columns`). So a tensor is never copied into
-a message or out of one. A frame with neither head nor payload says only that its sender lives.
+a message or out of one. A frame with neither head nor payload says only that its sender lives. Where the two ends share
+memory (`shared`), the second length may have its highest bit set: then the payload lies in the sender's pool, and what
+follows the head is where, and how long it is, in two 64-bit numbers.
 
 Whatever the version, the preface, `Hello` and `Refusal` (see the protocol's definition) keep their form, so that a
 program of another version can be told why it is turned away.
@@ -11,8 +13,10 @@ program of another version can be told why it is turned away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
+
+from infaas.rpc.hop.shared import Place, is_worth_sharing
 
 MAGIC = b"INFaaS"
 VERSION = 1
@@ -26,11 +30,16 @@ ALIVE = bytes(8)
 
 _LENGTHS = Struct("<II")
 _PREFACE = Struct("<6sH")
+_PLACE = Struct("<QQ")
+_ELSEWHERE = 2**31
+"""In the second length: the payload is not here. No frame is so large."""
 _ALIGNED = 16
 
 Buffer = bytes | memoryview
 Frame = tuple[bytes, memoryview]
 """Head and payload. The payload is nobody else's and stays as it is."""
+Find = Callable[[Place], memoryview]
+"""What lies at a place of the sender's pool. Raises FrameError when nothing can."""
 _NOTHING = memoryview(b"")
 
 
@@ -52,15 +61,21 @@ def pack(head: bytes, segments: Sequence[Buffer] = ()) -> list[Buffer]:
     """A frame as the pieces to write, in order; nothing is copied. Segments are flat bytes. Raises FrameError when it
     is larger than a reader takes."""
     size = checked_size(head, segments)
-    return [_LENGTHS.pack(len(head), size - len(head)) + head, *segments]
+    return [_LENGTHS.pack(len(head), size) + head, *segments]
 
 
 def checked_size(head: bytes, segments: Sequence[Buffer]) -> int:
-    """Bytes of a message and its tensors. Raises FrameError when they are more than a reader takes."""
-    size = len(head) + sum(map(len, segments))
-    if size > LIMIT_BYTES:
-        raise FrameError(f"a message of {size} bytes; {LIMIT_BYTES} can be sent at once")
+    """Of the payload. Raises FrameError when the frame would be larger than a reader takes."""
+    size = sum(map(len, segments))
+    if len(head) + size > LIMIT_BYTES:
+        raise FrameError(f"a message of {len(head) + size} bytes; {LIMIT_BYTES} can be sent at once")
     return size
+
+
+def pack_elsewhere(head: bytes, place: Place) -> list[Buffer]:
+    """A frame whose payload lies in the sender's pool."""
+    where = _PLACE.pack(place.begin, place.size_bytes)
+    return [_LENGTHS.pack(len(head), _ELSEWHERE | _PLACE.size) + head + where]
 
 
 def flat(data: Buffer) -> Buffer:
@@ -79,6 +94,11 @@ class FrameReader:
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
+        self.find: Find | None = None
+        """None: no memory is shared."""
+        self.passed_by = 0
+        """Large payloads that came here although they could have come through shared memory; whoever counts them takes
+        them away."""
         self.is_holding_back = False
         self._scratch = bytearray(SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
@@ -86,6 +106,7 @@ class FrameReader:
         self._end = 0
         self._large: memoryview | None = None
         self._large_head = (0, 0)
+        self._is_large_elsewhere = False
         self._filled = 0
 
     @property
@@ -124,27 +145,43 @@ class FrameReader:
         while end - begin >= 8:
             head, payload = _LENGTHS.unpack_from(view, begin)
             need = 8 + head + payload
-            if need > self.limit_bytes + 8:
-                if frames:
+            is_here = need <= self.limit_bytes + 8
+            if not is_here:
+                if not self._is_elsewhere(head, payload):
+                    if not frames:
+                        text = f"a frame of {head + payload} bytes is announced; {self.limit_bytes} are allowed"
+                        raise FrameError(text)
                     self.is_holding_back = True
                     need = 0
                     break
-                raise FrameError(f"a frame of {head + payload} bytes is announced; {self.limit_bytes} are allowed")
+                payload = _PLACE.size
+                need = 8 + head + payload
             if end - begin < need:
                 break
             at = begin + 8 + head
             begin += need
-            frames.append((bytes(view[at - head : at]), memoryview(bytes(view[at:begin])) if payload else _NOTHING))
+            found = memoryview(bytes(view[at:begin])) if payload else _NOTHING
+            frames.append((bytes(view[at - head : at]), found if is_here else self._found(found)))
             need = 0
         self._keep(begin, end, need)
         return frames
+
+    def _is_elsewhere(self, head: int, payload: int) -> bool:
+        """Whether these are the lengths of a frame whose payload lies in memory that is shared."""
+        return self.find is not None and payload == _ELSEWHERE | _PLACE.size and head <= self.limit_bytes
+
+    def _found(self, where: memoryview) -> memoryview:
+        if self.find is None:
+            raise FrameError("a payload lies in memory that is not shared")
+        return self.find(Place(*_PLACE.unpack(where)))
 
     def _keep(self, begin: int, end: int, need: int) -> None:
         """Make room for the rest of a frame of `need` bytes (0: not known yet) of which a part is here."""
         if begin == end:
             begin = end = 0
         elif need > SCRATCH_BYTES:
-            head, _ = _LENGTHS.unpack_from(self._view, begin)
+            head, payload = _LENGTHS.unpack_from(self._view, begin)
+            self._is_large_elsewhere = self._is_elsewhere(head, payload)
             pad = -head % _ALIGNED  # so that the payload lies as a runtime wants it
             self._large, self._large_head = memoryview(bytearray(pad + need - 8)), (pad, pad + head)
             self._filled = pad + end - begin - 8
@@ -161,4 +198,8 @@ class FrameReader:
             return []
         self._large = None
         begin, end = self._large_head
-        return [(bytes(large[begin:end]), large[end:].toreadonly())]
+        head, payload = bytes(large[begin:end]), large[end:].toreadonly()
+        if self._is_large_elsewhere:
+            return [(head, self._found(payload))]
+        self.passed_by += self.find is not None and is_worth_sharing(len(payload))
+        return [(head, payload)]

@@ -91,7 +91,7 @@ class InnerEnd:
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None:
         """The segments must not change any more: the peer reads them where they lie. What is sent after the end goes
         nowhere. Raises FrameError, and sends nothing, when it is too large."""
-        size = checked_size(head, segments)
+        size = len(head) + checked_size(head, segments)
         self._put(_Sent(head, _joined(segments), size))
         if self.is_congested and self.unsent_bytes > endpoint.UNSENT_LIMIT_BYTES:
             # Later: whoever sends is in the middle of something that must not hear of the end.

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ainfaas/rpc/v1/worker.proto\x12\rinfaas.rpc.v1\"\xf7\x01\n\x11\x43ontrollerMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.infaas.rpc.v1.HelloH\x00\x12%\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x14.infaas.rpc.v1.BatchH\x00\x12.\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1c.infaas.rpc.v1.CancelQueriesH\x00\x12+\n\x04load\x18\x04 \x01(\x0b\x32\x1b.infaas.rpc.v1.LoadInstanceH\x00\x12/\n\x06unload\x18\x05 \x01(\x0b\x32\x1d.infaas.rpc.v1.UnloadInstanceH\x00\x42\x06\n\x04\x62ody\"\xcb\x01\n\rWorkerMessage\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1b.infaas.rpc.v1.WorkerReportH\x00\x12(\n\x04\x64one\x18\x02 \x01(\x0b\x32\x18.infaas.rpc.v1.BatchDoneH\x00\x12.\n\x07started\x18\x03 \x01(\x0b\x32\x1b.infaas.rpc.v1.BatchStartedH\x00\x12)\n\x07refusal\x18\x04 \x01(\x0b\x32\x16.infaas.rpc.v1.RefusalH\x00\x42\x06\n\x04\x62ody\";\n\x05Hello\x12\x12\n\ncontroller\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\"-\n\x07Refusal\x12\x12\n\nerror_code\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xdc\x01\n\x05\x42\x61tch\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08instance\x18\x02 \x01(\t\x12%\n\x06inputs\x18\x03 \x03(\x0b\x32\x15.infaas.rpc.v1.Column\x12\x0f\n\x07outputs\x18\x04 \x03(\t\x12\x0f\n\x07queries\x18\x05 \x03(\x04\x12\r\n\x05items\x18\x06 \x03(\r\x12\x14\n\x0cremaining_us\x18\x07 \x03(\x04\x12\r\n\x05sizes\x18\x08 \x03(\x04\x12)\n\x06traces\x18\t \x03(\x0b\x32\x19.infaas.rpc.v1.QueryTrace\x12\r\n\x05\x61lone\x18\n \x01(\x08\"\\\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\x0c\n\x04tail\x18\x03 \x03(\x03\x12$\n\x06shapes\x18\x04 \x03(\x0b\x32\x14.infaas.rpc.v1.Shape\"\x15\n\x05Shape\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\"D\n\nQueryTrace\x12\r\n\x05place\x18\x01 \x01(\r\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\x12\x12\n\ntracestate\x18\x03 \x01(\t\"*\n\x0c\x42\x61tchStarted\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06others\x18\x02 \x01(\r\"\x99\x02\n\tBatchDone\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nerror_code\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x13\n\x0bwas_running\x18\x04 \x01(\x08\x12\x10\n\x08staged_s\x18\x05 \x01(\x01\x12\r\n\x05run_s\x18\x06 \x01(\x01\x12\x0f\n\x07queries\x18\x07 \x03(\x04\x12\r\n\x05items\x18\x08 \x03(\r\x12&\n\x07outputs\x18\t \x03(\x0b\x32\x15.infaas.rpc.v1.Column\x12\r\n\x05sizes\x18\n \x03(\x04\x12-\n\x08\x66\x61ilures\x18\x0b \x03(\x0b\x32\x1b.infaas.rpc.v1.QueryFailure\x12\x0e\n\x06others\x18\x0c \x01(\r\x12\x11\n\trun_items\x18\r \x01(\r\"=\n\x0cQueryFailure\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nerror_code\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"/\n\rCancelQueries\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\x0f\n\x07queries\x18\x02 \x03(\x04\"1\n\x0cLoadInstance\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\x0c\"2\n\x0eUnloadInstance\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x9a\x01\n\x0cWorkerReport\x12\x0e\n\x06worker\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x11\n\tcpu_ratio\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_ratio\x18\x04 \x01(\x01\x12\x13\n\x0bstall_ratio\x18\x05 \x01(\x01\x12*\n\x05loads\x18\x06 \x03(\x0b\x32\x1b.infaas.rpc.v1.InstanceLoad\"\x9b\x01\n\x0cInstanceLoad\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0e\n\x06staged\x18\x03 \x01(\r\x12\x12\n\nitems_done\x18\x04 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x05 \x01(\x01\x12\x0e\n\x06load_s\x18\x06 \x01(\x01\x12\x10\n\x08was_cold\x18\x07 \x01(\x08\x12\x12\n\nheld_items\x18\x08 \x01(\r\"A\n\x11LeaseCoresRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\r\n\x05\x63ores\x18\x02 \x01(\r\x12\r\n\x05max_s\x18\x03 \x01(\x01\"\x1d\n\tCoreLease\x12\x10\n\x08\x63ore_ids\x18\x01 \x03(\r\"\x1e\n\x0c\x44rainRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0c\n\nDrainReply\"\x0f\n\rResumeRequest\"\r\n\x0bResumeReply2\xe0\x01\n\rWorkerService\x12J\n\nLeaseCores\x12 .infaas.rpc.v1.LeaseCoresRequest\x1a\x18.infaas.rpc.v1.CoreLease0\x01\x12?\n\x05\x44rain\x12\x1b.infaas.rpc.v1.DrainRequest\x1a\x19.infaas.rpc.v1.DrainReply\x12\x42\n\x06Resume\x12\x1c.infaas.rpc.v1.ResumeRequest\x1a\x1a.infaas.rpc.v1.ResumeReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ainfaas/rpc/v1/worker.proto\x12\rinfaas.rpc.v1\"\xad\x02\n\x11\x43ontrollerMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.infaas.rpc.v1.HelloH\x00\x12%\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x14.infaas.rpc.v1.BatchH\x00\x12.\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1c.infaas.rpc.v1.CancelQueriesH\x00\x12+\n\x04load\x18\x04 \x01(\x0b\x32\x1b.infaas.rpc.v1.LoadInstanceH\x00\x12/\n\x06unload\x18\x05 \x01(\x0b\x32\x1d.infaas.rpc.v1.UnloadInstanceH\x00\x12\x34\n\rshared_memory\x18\x06 \x01(\x0b\x32\x1b.infaas.rpc.v1.SharedMemoryH\x00\x42\x06\n\x04\x62ody\"\x81\x02\n\rWorkerMessage\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1b.infaas.rpc.v1.WorkerReportH\x00\x12(\n\x04\x64one\x18\x02 \x01(\x0b\x32\x18.infaas.rpc.v1.BatchDoneH\x00\x12.\n\x07started\x18\x03 \x01(\x0b\x32\x1b.infaas.rpc.v1.BatchStartedH\x00\x12)\n\x07refusal\x18\x04 \x01(\x0b\x32\x16.infaas.rpc.v1.RefusalH\x00\x12\x34\n\rshared_memory\x18\x05 \x01(\x0b\x32\x1b.infaas.rpc.v1.SharedMemoryH\x00\x42\x06\n\x04\x62ody\"^\n\x05Hello\x12\x12\n\ncontroller\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\x12!\n\x04pool\x18\x04 \x01(\x0b\x32\x13.infaas.rpc.v1.Pool\";\n\x04Pool\x12\x12\n\ndescriptor\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"R\n\x0cSharedMemory\x12\x0f\n\x07is_read\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12!\n\x04pool\x18\x03 \x01(\x0b\x32\x13.infaas.rpc.v1.Pool\"-\n\x07Refusal\x12\x12\n\nerror_code\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xdc\x01\n\x05\x42\x61tch\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08instance\x18\x02 \x01(\t\x12%\n\x06inputs\x18\x03 \x03(\x0b\x32\x15.infaas.rpc.v1.Column\x12\x0f\n\x07outputs\x18\x04 \x03(\t\x12\x0f\n\x07queries\x18\x05 \x03(\x04\x12\r\n\x05items\x18\x06 \x03(\r\x12\x14\n\x0cremaining_us\x18\x07 \x03(\x04\x12\r\n\x05sizes\x18\x08 \x03(\x04\x12)\n\x06traces\x18\t \x03(\x0b\x32\x19.infaas.rpc.v1.QueryTrace\x12\r\n\x05\x61lone\x18\n \x01(\x08\"\\\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\x0c\n\x04tail\x18\x03 \x03(\x03\x12$\n\x06shapes\x18\x04 \x03(\x0b\x32\x14.infaas.rpc.v1.Shape\"\x15\n\x05Shape\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\"D\n\nQueryTrace\x12\r\n\x05place\x18\x01 \x01(\r\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\x12\x12\n\ntracestate\x18\x03 \x01(\t\"*\n\x0c\x42\x61tchStarted\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06others\x18\x02 \x01(\r\"\x99\x02\n\tBatchDone\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nerror_code\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x13\n\x0bwas_running\x18\x04 \x01(\x08\x12\x10\n\x08staged_s\x18\x05 \x01(\x01\x12\r\n\x05run_s\x18\x06 \x01(\x01\x12\x0f\n\x07queries\x18\x07 \x03(\x04\x12\r\n\x05items\x18\x08 \x03(\r\x12&\n\x07outputs\x18\t \x03(\x0b\x32\x15.infaas.rpc.v1.Column\x12\r\n\x05sizes\x18\n \x03(\x04\x12-\n\x08\x66\x61ilures\x18\x0b \x03(\x0b\x32\x1b.infaas.rpc.v1.QueryFailure\x12\x0e\n\x06others\x18\x0c \x01(\r\x12\x11\n\trun_items\x18\r \x01(\r\"=\n\x0cQueryFailure\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nerror_code\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"/\n\rCancelQueries\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\x0f\n\x07queries\x18\x02 \x03(\x04\"1\n\x0cLoadInstance\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\x0c\"2\n\x0eUnloadInstance\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x9a\x01\n\x0cWorkerReport\x12\x0e\n\x06worker\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x11\n\tcpu_ratio\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_ratio\x18\x04 \x01(\x01\x12\x13\n\x0bstall_ratio\x18\x05 \x01(\x01\x12*\n\x05loads\x18\x06 \x03(\x0b\x32\x1b.infaas.rpc.v1.InstanceLoad\"\x9b\x01\n\x0cInstanceLoad\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0e\n\x06staged\x18\x03 \x01(\r\x12\x12\n\nitems_done\x18\x04 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x05 \x01(\x01\x12\x0e\n\x06load_s\x18\x06 \x01(\x01\x12\x10\n\x08was_cold\x18\x07 \x01(\x08\x12\x12\n\nheld_items\x18\x08 \x01(\r\"A\n\x11LeaseCoresRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\r\n\x05\x63ores\x18\x02 \x01(\r\x12\r\n\x05max_s\x18\x03 \x01(\x01\"\x1d\n\tCoreLease\x12\x10\n\x08\x63ore_ids\x18\x01 \x03(\r\"\x1e\n\x0c\x44rainRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0c\n\nDrainReply\"\x0f\n\rResumeRequest\"\r\n\x0bResumeReply2\xe0\x01\n\rWorkerService\x12J\n\nLeaseCores\x12 .infaas.rpc.v1.LeaseCoresRequest\x1a\x18.infaas.rpc.v1.CoreLease0\x01\x12?\n\x05\x44rain\x12\x1b.infaas.rpc.v1.DrainRequest\x1a\x19.infaas.rpc.v1.DrainReply\x12\x42\n\x06Resume\x12\x1c.infaas.rpc.v1.ResumeRequest\x1a\x1a.infaas.rpc.v1.ResumeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,49 +32,53 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infaas.rpc.v1.worker_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONTROLLERMESSAGE']._serialized_start=46
-  _globals['_CONTROLLERMESSAGE']._serialized_end=293
-  _globals['_WORKERMESSAGE']._serialized_start=296
-  _globals['_WORKERMESSAGE']._serialized_end=499
-  _globals['_HELLO']._serialized_start=501
-  _globals['_HELLO']._serialized_end=560
-  _globals['_REFUSAL']._serialized_start=562
-  _globals['_REFUSAL']._serialized_end=607
-  _globals['_BATCH']._serialized_start=610
-  _globals['_BATCH']._serialized_end=830
-  _globals['_COLUMN']._serialized_start=832
-  _globals['_COLUMN']._serialized_end=924
-  _globals['_SHAPE']._serialized_start=926
-  _globals['_SHAPE']._serialized_end=947
-  _globals['_QUERYTRACE']._serialized_start=949
-  _globals['_QUERYTRACE']._serialized_end=1017
-  _globals['_BATCHSTARTED']._serialized_start=1019
-  _globals['_BATCHSTARTED']._serialized_end=1061
-  _globals['_BATCHDONE']._serialized_start=1064
-  _globals['_BATCHDONE']._serialized_end=1345
-  _globals['_QUERYFAILURE']._serialized_start=1347
-  _globals['_QUERYFAILURE']._serialized_end=1408
-  _globals['_CANCELQUERIES']._serialized_start=1410
-  _globals['_CANCELQUERIES']._serialized_end=1457
-  _globals['_LOADINSTANCE']._serialized_start=1459
-  _globals['_LOADINSTANCE']._serialized_end=1508
-  _globals['_UNLOADINSTANCE']._serialized_start=1510
-  _globals['_UNLOADINSTANCE']._serialized_end=1560
-  _globals['_WORKERREPORT']._serialized_start=1563
-  _globals['_WORKERREPORT']._serialized_end=1717
-  _globals['_INSTANCELOAD']._serialized_start=1720
-  _globals['_INSTANCELOAD']._serialized_end=1875
-  _globals['_LEASECORESREQUEST']._serialized_start=1877
-  _globals['_LEASECORESREQUEST']._serialized_end=1942
-  _globals['_CORELEASE']._serialized_start=1944
-  _globals['_CORELEASE']._serialized_end=1973
-  _globals['_DRAINREQUEST']._serialized_start=1975
-  _globals['_DRAINREQUEST']._serialized_end=2005
-  _globals['_DRAINREPLY']._serialized_start=2007
-  _globals['_DRAINREPLY']._serialized_end=2019
-  _globals['_RESUMEREQUEST']._serialized_start=2021
-  _globals['_RESUMEREQUEST']._serialized_end=2036
-  _globals['_RESUMEREPLY']._serialized_start=2038
-  _globals['_RESUMEREPLY']._serialized_end=2051
-  _globals['_WORKERSERVICE']._serialized_start=2054
-  _globals['_WORKERSERVICE']._serialized_end=2278
+  _globals['_CONTROLLERMESSAGE']._serialized_end=347
+  _globals['_WORKERMESSAGE']._serialized_start=350
+  _globals['_WORKERMESSAGE']._serialized_end=607
+  _globals['_HELLO']._serialized_start=609
+  _globals['_HELLO']._serialized_end=703
+  _globals['_POOL']._serialized_start=705
+  _globals['_POOL']._serialized_end=764
+  _globals['_SHAREDMEMORY']._serialized_start=766
+  _globals['_SHAREDMEMORY']._serialized_end=848
+  _globals['_REFUSAL']._serialized_start=850
+  _globals['_REFUSAL']._serialized_end=895
+  _globals['_BATCH']._serialized_start=898
+  _globals['_BATCH']._serialized_end=1118
+  _globals['_COLUMN']._serialized_start=1120
+  _globals['_COLUMN']._serialized_end=1212
+  _globals['_SHAPE']._serialized_start=1214
+  _globals['_SHAPE']._serialized_end=1235
+  _globals['_QUERYTRACE']._serialized_start=1237
+  _globals['_QUERYTRACE']._serialized_end=1305
+  _globals['_BATCHSTARTED']._serialized_start=1307
+  _globals['_BATCHSTARTED']._serialized_end=1349
+  _globals['_BATCHDONE']._serialized_start=1352
+  _globals['_BATCHDONE']._serialized_end=1633
+  _globals['_QUERYFAILURE']._serialized_start=1635
+  _globals['_QUERYFAILURE']._serialized_end=1696
+  _globals['_CANCELQUERIES']._serialized_start=1698
+  _globals['_CANCELQUERIES']._serialized_end=1745
+  _globals['_LOADINSTANCE']._serialized_start=1747
+  _globals['_LOADINSTANCE']._serialized_end=1796
+  _globals['_UNLOADINSTANCE']._serialized_start=1798
+  _globals['_UNLOADINSTANCE']._serialized_end=1848
+  _globals['_WORKERREPORT']._serialized_start=1851
+  _globals['_WORKERREPORT']._serialized_end=2005
+  _globals['_INSTANCELOAD']._serialized_start=2008
+  _globals['_INSTANCELOAD']._serialized_end=2163
+  _globals['_LEASECORESREQUEST']._serialized_start=2165
+  _globals['_LEASECORESREQUEST']._serialized_end=2230
+  _globals['_CORELEASE']._serialized_start=2232
+  _globals['_CORELEASE']._serialized_end=2261
+  _globals['_DRAINREQUEST']._serialized_start=2263
+  _globals['_DRAINREQUEST']._serialized_end=2293
+  _globals['_DRAINREPLY']._serialized_start=2295
+  _globals['_DRAINREPLY']._serialized_end=2307
+  _globals['_RESUMEREQUEST']._serialized_start=2309
+  _globals['_RESUMEREQUEST']._serialized_end=2324
+  _globals['_RESUMEREPLY']._serialized_start=2326
+  _globals['_RESUMEREPLY']._serialized_end=2339
+  _globals['_WORKERSERVICE']._serialized_start=2342
+  _globals['_WORKERSERVICE']._serialized_end=2566
 # @@protoc_insertion_point(module_scope)

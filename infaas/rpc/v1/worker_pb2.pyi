@@ -7,40 +7,66 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ControllerMessage(_message.Message):
-    __slots__ = ("hello", "batch", "cancel", "load", "unload")
+    __slots__ = ("hello", "batch", "cancel", "load", "unload", "shared_memory")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     UNLOAD_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     batch: Batch
     cancel: CancelQueries
     load: LoadInstance
     unload: UnloadInstance
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., cancel: _Optional[_Union[CancelQueries, _Mapping]] = ..., load: _Optional[_Union[LoadInstance, _Mapping]] = ..., unload: _Optional[_Union[UnloadInstance, _Mapping]] = ...) -> None: ...
+    shared_memory: SharedMemory
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., cancel: _Optional[_Union[CancelQueries, _Mapping]] = ..., load: _Optional[_Union[LoadInstance, _Mapping]] = ..., unload: _Optional[_Union[UnloadInstance, _Mapping]] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("report", "done", "started", "refusal")
+    __slots__ = ("report", "done", "started", "refusal", "shared_memory")
     REPORT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     report: WorkerReport
     done: BatchDone
     started: BatchStarted
     refusal: Refusal
-    def __init__(self, report: _Optional[_Union[WorkerReport, _Mapping]] = ..., done: _Optional[_Union[BatchDone, _Mapping]] = ..., started: _Optional[_Union[BatchStarted, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    shared_memory: SharedMemory
+    def __init__(self, report: _Optional[_Union[WorkerReport, _Mapping]] = ..., done: _Optional[_Union[BatchDone, _Mapping]] = ..., started: _Optional[_Union[BatchStarted, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("controller", "version", "token")
+    __slots__ = ("controller", "version", "token", "pool")
     CONTROLLER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
     controller: str
     version: str
     token: str
-    def __init__(self, controller: _Optional[str] = ..., version: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+    pool: Pool
+    def __init__(self, controller: _Optional[str] = ..., version: _Optional[str] = ..., token: _Optional[str] = ..., pool: _Optional[_Union[Pool, _Mapping]] = ...) -> None: ...
+
+class Pool(_message.Message):
+    __slots__ = ("descriptor", "size_bytes", "key")
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    descriptor: int
+    size_bytes: int
+    key: bytes
+    def __init__(self, descriptor: _Optional[int] = ..., size_bytes: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("is_read", "reason", "pool")
+    IS_READ_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    is_read: bool
+    reason: str
+    pool: Pool
+    def __init__(self, is_read: bool = ..., reason: _Optional[str] = ..., pool: _Optional[_Union[Pool, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("error_code", "reason")

@@ -37,6 +37,7 @@ from infaas.testing.worker_driver import WorkerProcess
 
 PATIENCE_S = 60.0
 CALLERS = 32
+SHARED_BYTES = 2**20
 V = VariantName("double.v1.ort-fp32-t1")
 COST_PER_1K = 0.5
 
@@ -47,6 +48,7 @@ class Real:
 
     edges: Serving
     dispatcher: Dispatcher
+    links: WorkerLinks
     worker: WorkerProcess
     together: list[int]
     """Of every batch that was told together, how many were."""
@@ -70,7 +72,9 @@ class Real:
 
 
 @asynccontextmanager
-async def dispatching(url: str, view: ClusterView) -> AsyncIterator[Dispatcher]:
+async def dispatching(
+    url: str, view: ClusterView, shared_memory_bytes: int
+) -> AsyncIterator[tuple[Dispatcher, WorkerLinks]]:
     clock, used = SystemClock(), Settings()
     store = RedisStore(url)
     for kind, parts in ((Kind.TASK, view.tasks), (Kind.MODEL, view.models), (Kind.VARIANT, view.variants)):
@@ -79,14 +83,15 @@ async def dispatching(url: str, view: ClusterView) -> AsyncIterator[Dispatcher]:
     keeper = ViewKeeper(store, clock)
     rng = random.Random(7)
     links = WorkerLinks(
-        keeper, clock, controller="c-test", draw=rng.random, lost_after_s=used.controller.worker_lost_after_s
-    )
+        keeper, clock, controller="c-test", draw=rng.random, lost_after_s=used.controller.worker_lost_after_s,
+        shared_memory_bytes=shared_memory_bytes,
+    )  # fmt: skip
     dispatcher = Dispatcher(keeper, links, installed_policies(), used, clock, rng)
     following = asyncio.create_task(keeper.run(), name="view")
     await keeper.wait_synced()
     dispatcher.start()
     try:
-        yield dispatcher
+        yield dispatcher, links
     finally:
         await dispatcher.close()
         following.cancel()
@@ -96,20 +101,36 @@ async def dispatching(url: str, view: ClusterView) -> AsyncIterator[Dispatcher]:
 
 @pytest.fixture
 async def real(own_redis_server: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Real]:
-    worker = WorkerProcess(own_redis_server.url)
+    async with brought_up(own_redis_server.url, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+async def sharing(own_redis_server: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Real]:
+    """Its batches are large, and the memory for them is not."""
+    facts = {"max_batch": 8192, "per_item_ms": 0.0005}
+    async with brought_up(own_redis_server.url, monkeypatch, SHARED_BYTES, **facts) as found:
+        yield found
+
+
+@asynccontextmanager
+async def brought_up(
+    url: str, monkeypatch: pytest.MonkeyPatch, shared_memory_bytes: int = 0, **facts: Any
+) -> AsyncIterator[Real]:
+    worker = WorkerProcess(url, {"worker": {"shared_memory_bytes": shared_memory_bytes}})
     graph = graphs.double()
     worker.repository.put_bytes(graph.data)
-    variant = graph.variant(V, p95_ms=1.0, per_item_ms=0.02, cost=COST_PER_1K)
+    variant = graph.variant(V, **{"p95_ms": 1.0, "per_item_ms": 0.02, "cost": COST_PER_1K, **facts})
     told = noting_batches(monkeypatch)
     worker.start()
     try:
         async with (
-            dispatching(own_redis_server.url, a_view(variants=[variant])) as dispatcher,
+            dispatching(url, a_view(variants=[variant]), shared_memory_bytes) as (dispatcher, links),
             serving(dispatcher) as edges,
         ):
             dispatcher.observe_with(edges.metrics)
             dispatcher.decisions.on_prediction(edges.metrics.observe_predictions)
-            found, ledger = Real(edges, dispatcher, worker, told), dispatcher.engine.ledger
+            found, ledger = Real(edges, dispatcher, links, worker, told), dispatcher.engine.ledger
             await found.until(lambda: any(deck.is_ready for deck in ledger.decks.values()))
             dispatcher.load(V)
             await found.until(lambda: any(lane.is_ready for lane in ledger.lanes_of(V)))
@@ -294,6 +315,21 @@ async def test_every_caller_hears_its_own_answers_and_every_decision_is_found(re
     assert_all_is_counted(real, answers)
     assert sum(real.together) > CALLERS, "or this tests something else"
     assert sum(real.together) <= len(answers)
+
+
+async def test_answers_written_together_from_shared_memory_are_each_callers_own_and_keep_none_of_it(
+    sharing: Real,
+) -> None:
+    await sharing.until(lambda: sharing.links.documents()[0].shared_memory.is_used)  # type: ignore[union-attr]
+    answers = await all_of(sharing, 30, lambda number, _: [asked(items=250 + number % 2)])
+    await sharing.at_rest()
+    assert_all_is_counted(sharing, answers)
+    assert sum(sharing.together) > CALLERS, "or this tests something else"
+    shared = sharing.links.documents()[0].shared_memory
+    assert shared is not None
+    assert shared.inputs > 0
+    assert shared.output_bytes > 2 * SHARED_BYTES
+    assert shared.without_room == 0
 
 
 KINDS: Sequence[Callable[[int], Sequence[Asked]]] = (

@@ -20,6 +20,7 @@ from infaas.control import (
     ModelDocument,
     OutcomeDocument,
     RegistrationDocument,
+    SharedMemoryDocument,
     TaskDocument,
     VariantDocument,
     VersionDocument,
@@ -60,6 +61,11 @@ MODEL = ModelDocument("cnn", "digits", "READY", "", 1, {"team": "a"}, (VERSION,)
 WORKER = WorkerDocument(
     "local-1", "unix:/x", "READY", "local", "here", 2, 2**30, 0.04, True, 0.2,
     instances=(WorkerInstanceDocument("i-1", VARIANT.name, "READY", "", items_done=7),),
+    shared_memory=SharedMemoryDocument(True, "", 5, 5 * 2**20, 4, 2**20, 2),
+)  # fmt: skip
+FAR_WORKER = WorkerDocument(
+    "far-1", "10.0.0.7:9000", "READY", "local", "there", 2, 2**30, 0.04, True, 0.2,
+    shared_memory=SharedMemoryDocument(False, "the connection is not a unix socket"),
 )  # fmt: skip
 DECISION = Decision(
     id=DecisionId("d-1"), request_id="r-1", at="2026-01-01T00:00:00.000Z", handle="digits", level=Level.TASK,
@@ -161,7 +167,7 @@ def _add_control(app: FastAPI, controller: Controller) -> None:
 
     @app.get("/v1/workers/{worker}")
     async def worker(worker: str) -> Any:
-        return to_plain(WORKER)
+        return to_plain(FAR_WORKER if worker == FAR_WORKER.id else WORKER)
 
     @app.post("/v1/workers/{worker}/{action}")
     async def work(worker: str, action: str) -> Any:

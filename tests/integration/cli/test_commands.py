@@ -78,6 +78,20 @@ def test_the_variant_list_marks_the_frontier_and_names_who_dominates(run: Run) -
     assert dominated.rstrip().endswith("cnn.v1.ort-fp32-t1")
 
 
+@pytest.mark.parametrize(
+    ("worker", "said"),
+    [
+        ("local-1", "5 large inputs, 4 large outputs; 2 found it full"),
+        ("far-1", "not used: the connection is not a unix socket"),
+    ],
+)
+def test_a_worker_tells_what_went_through_shared_memory_or_why_nothing_does(run: Run, worker: str, said: str) -> None:
+    rows = run("worker", "describe", worker).stdout.splitlines()
+
+    (row,) = (row for row in rows if row.startswith("shared memory"))
+    assert row.removeprefix("shared memory").strip() == said
+
+
 def test_explain_shows_the_chosen_one_first_and_the_others_with_reasons(run: Run) -> None:
     output = run("explain", "r-1").stdout
 

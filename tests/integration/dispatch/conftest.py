@@ -18,6 +18,7 @@ from infaas.clock import SystemClock
 from infaas.domain.cluster import ClusterView
 from infaas.domain.query import Query
 from infaas.domain.variant import Variant
+from infaas.observe.book import Book
 from infaas.rpc.codec import encode
 from infaas.rpc.hop.inner import Meet
 from infaas.settings import Settings
@@ -64,7 +65,7 @@ def cluster(request: pytest.FixtureRequest) -> Opener:
     @asynccontextmanager
     async def opened(
         variants: Sequence[Variant], workers: Sequence[FakeWorker], *, settings: Settings | None = None,
-        token: str | None = None,
+        token: str | None = None, book: Book | None = None,
     ) -> AsyncIterator[Cluster]:  # fmt: skip
         clock = SystemClock()
         store = MemoryStore(clock)
@@ -76,6 +77,7 @@ def cluster(request: pytest.FixtureRequest) -> Opener:
         links = WorkerLinks(
             keeper, clock, controller="c-test", draw=rng.random,
             lost_after_s=used.controller.worker_lost_after_s, token=token, inner=inner,
+            shared_memory_bytes=used.controller.shared_memory_bytes, book=book,
         )  # fmt: skip
         dispatcher = Dispatcher(keeper, links, installed_policies(), used, clock, rng)
         async with contextlib.AsyncExitStack() as stack:

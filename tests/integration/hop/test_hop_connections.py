@@ -7,7 +7,7 @@ import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,12 +22,13 @@ from infaas.rpc.hop.frames import ALIVE, HELLO_LIMIT_BYTES, VERSION, pack, prefa
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2 as pb
-from infaas.testing.hop import WAIT_S, Heard, connected, connected_inside
+from infaas.testing.hop import WAIT_S, Heard, connected, connected_inside, share_memory
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 Run = Callable[[Coroutine[Any, Any, None]], None]
 Join = Callable[[Handler, Handler], Awaitable[tuple[Connection, Connection]]]
 TOKEN = "secret-of-the-test"
+POOL_BYTES = 4 * 2**20
 
 
 @pytest.fixture(params=LOOPS)
@@ -41,15 +42,33 @@ def run(request: pytest.FixtureRequest) -> Run:
     return on_its_loop
 
 
-@pytest.fixture(params=["unix", "tcp"])
-def listen(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"unix:{tmp_path}/w.sock" if request.param == "unix" else "127.0.0.1:0"
+class Place(NamedTuple):
+    """Where to listen, how much memory each end lends once a caller is admitted, and whether callers are met within
+    the process instead."""
+
+    address: str
+    pool_bytes: int = 0
+    is_inside: bool = False
 
 
-@pytest.fixture(params=["unix", "tcp", "inside"])
-def reach(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+WAYS = ("unix", "unix, shared memory", "tcp")
+
+
+def place_of(way: str, tmp_path: Path) -> Place:
+    if way == "tcp":
+        return Place("127.0.0.1:0")
+    return Place(f"unix:{tmp_path}/w.sock", POOL_BYTES if way == "unix, shared memory" else 0, way == "inside")
+
+
+@pytest.fixture(params=WAYS)
+def listen(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return place_of(request.param, tmp_path)
+
+
+@pytest.fixture(params=[*WAYS, "inside"])
+def reach(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """As `listen`, or within the process."""
-    return "127.0.0.1:0" if request.param == "tcp" else f"{request.param}:{tmp_path}/w.sock"
+    return place_of(request.param, tmp_path)
 
 
 @pytest.fixture(params=[connected, connected_inside])
@@ -62,9 +81,10 @@ def join(request: pytest.FixtureRequest) -> Join:
 class Host:
     """A listener whose admitted controllers are remembered. Use as an async context manager."""
 
-    def __init__(self, listen: str) -> None:
-        self.is_inside = listen.startswith("inside:")
-        self._listen = listen.replace("inside:", "unix:")
+    def __init__(self, place: Place) -> None:
+        self.is_inside = place.is_inside
+        self._listen = place.address
+        self.pool_bytes = place.pool_bytes
         self._listener = Listener(self._admit)
         self.address = ""
         self.controllers: list[tuple[str, Heard, Connection]] = []
@@ -121,6 +141,9 @@ async def attached(host: Host) -> tuple[Connection, Heard]:
     end.greet()
     end.send(a_hello())
     await heard.until(lambda: heard.frames == [(b"welcome", b"")])
+    other = host.controllers[-1][2]
+    if host.pool_bytes and isinstance(end, Endpoint) and isinstance(other, Endpoint):
+        share_memory(end, other, host.pool_bytes)
     return end, heard
 
 
@@ -146,7 +169,7 @@ def refusals(said: bytes) -> list[pb.Refusal]:
     return found
 
 
-def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, reach: str) -> None:
+def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, reach: Place) -> None:
     async def test() -> None:
         large = np.random.default_rng(7).integers(0, 256, 3_000_001, np.uint8).tobytes()
         messages = [(b"a", b""), (b"", b"x"), (b"b" * 70_000, large), (b"c", large[:600]), (b"d", large[:65_536])]
@@ -167,7 +190,7 @@ def test_messages_and_tensors_of_any_size_arrive_in_order_both_ways(run: Run, re
     run(test())
 
 
-def test_what_is_sent_before_the_end_arrives_before_it(run: Run, reach: str) -> None:
+def test_what_is_sent_before_the_end_arrives_before_it(run: Run, reach: Place) -> None:
     async def test() -> None:
         async with Host(reach) as host:
             end, _ = await attached(host)
@@ -226,7 +249,7 @@ class _Counting:
     ],
 )
 def test_a_connection_that_ends_early_ends_its_controller_and_nobody_else(
-    run: Run, listen: str, said: bytes, reason: str
+    run: Run, listen: Place, said: bytes, reason: str
 ) -> None:
     async def test() -> None:
         async with Host(listen) as host:
@@ -248,7 +271,7 @@ def test_a_connection_that_ends_early_ends_its_controller_and_nobody_else(
     run(test())
 
 
-def test_a_length_beyond_the_limit_ends_the_connection_before_any_memory_is_taken(run: Run, listen: str) -> None:
+def test_a_length_beyond_the_limit_ends_the_connection_before_any_memory_is_taken(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             reader, writer = await host.raw(GREETING + struct.pack("<II", 8, 2**32 - 9))
@@ -268,7 +291,7 @@ def test_a_length_beyond_the_limit_ends_the_connection_before_any_memory_is_take
         preface()[::-1],
     ],
 )
-def test_who_speaks_another_protocol_is_hung_up_on(run: Run, listen: str, said: bytes) -> None:
+def test_who_speaks_another_protocol_is_hung_up_on(run: Run, listen: Place, said: bytes) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             assert await read_to_the_end(*await host.raw(said)) == b""
@@ -287,7 +310,7 @@ def test_who_speaks_another_protocol_is_hung_up_on(run: Run, listen: str, said: 
     ],
 )
 def test_who_does_not_say_hello_as_it_should_is_refused_with_the_reason(
-    run: Run, listen: str, said: bytes, code: str, reason: str
+    run: Run, listen: Place, said: bytes, code: str, reason: str
 ) -> None:
     async def test() -> None:
         async with Host(listen) as host:
@@ -299,7 +322,7 @@ def test_who_does_not_say_hello_as_it_should_is_refused_with_the_reason(
     run(test())
 
 
-def test_who_has_shown_no_credential_yet_may_send_next_to_nothing(run: Run, listen: str) -> None:
+def test_who_has_shown_no_credential_yet_may_send_next_to_nothing(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             announced = struct.pack("<II", HELLO_LIMIT_BYTES + 1, 0)
@@ -310,7 +333,7 @@ def test_who_has_shown_no_credential_yet_may_send_next_to_nothing(run: Run, list
 
 
 @pytest.mark.parametrize("version", [0, VERSION + 1, 999])
-def test_a_caller_of_another_version_is_told_so_and_let_go(run: Run, listen: str, version: int) -> None:
+def test_a_caller_of_another_version_is_told_so_and_let_go(run: Run, listen: Place, version: int) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             (refusal,) = refusals(await read_to_the_end(*await host.raw(preface(version) + framed(a_hello()))))
@@ -323,7 +346,7 @@ def test_a_caller_of_another_version_is_told_so_and_let_go(run: Run, listen: str
 
 @pytest.mark.parametrize("said", [b"", b"INFa", preface(), GREETING[:-3]])
 def test_who_never_gets_to_its_hello_is_let_go(
-    run: Run, listen: str, said: bytes, monkeypatch: pytest.MonkeyPatch
+    run: Run, listen: Place, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "HELLO_WITHIN_S", 0.2)
 
@@ -336,7 +359,7 @@ def test_who_never_gets_to_its_hello_is_let_go(
 
 
 def test_a_controller_that_vanished_without_a_word_is_let_go(
-    run: Run, listen: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, listen: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "ABSENT_AFTER_S", 0.3)
     monkeypatch.setattr(listeners, "HELLO_WITHIN_S", 0.3)
@@ -351,7 +374,7 @@ def test_a_controller_that_vanished_without_a_word_is_let_go(
     run(test())
 
 
-def test_an_idle_end_gives_signs_of_life(run: Run, listen: str) -> None:
+def test_an_idle_end_gives_signs_of_life(run: Run, listen: Place) -> None:
     async def test() -> None:
         said = bytearray()
         enough = asyncio.Event()
@@ -445,7 +468,7 @@ def test_a_peer_that_reads_late_gets_everything_and_its_congestion_is_told_and_t
     run(test())
 
 
-def test_what_a_handler_raises_ends_its_own_connection(run: Run, reach: str) -> None:
+def test_what_a_handler_raises_ends_its_own_connection(run: Run, reach: Place) -> None:
     async def test() -> None:
         async with Host(reach) as host:
             end, heard = await attached(host)
@@ -463,7 +486,7 @@ def test_what_a_handler_raises_ends_its_own_connection(run: Run, reach: str) -> 
     run(test())
 
 
-def test_a_listener_closes_although_a_controller_does_not_read(run: Run, listen: str) -> None:
+def test_a_listener_closes_although_a_controller_does_not_read(run: Run, listen: Place) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             _, writer = await host.raw(GREETING)

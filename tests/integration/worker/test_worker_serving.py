@@ -37,6 +37,30 @@ async def test_a_worker_loads_warms_and_answers_batches(start):
         assert end.worker.instances["i1"].last_ok_at == pytest.approx(time.time(), abs=WAIT_S)
 
 
+async def test_large_tensors_reach_the_runtime_through_shared_memory_and_its_answers_come_back_so(start):
+    worker = start(worker={"shared_memory_bytes": MIB})
+    rows = 6000
+    async with ControllerEnd(worker.address, shared_memory_bytes=MIB) as end:
+        await end.ready("i1", published(worker, graphs.double(), max_batch=2 * rows))
+        await end.until(lambda: end.sharing.is_lending)
+        for turn in range(20):  # more than the memory holds at once
+            done = await end.infer("i1", x(*[turn] * rows), x(7))
+            assert (column(done, 0), column(done, 1)) == ([2.0 * turn] * rows, [14.0])
+        traffic = end.endpoint.traffic
+        assert (traffic.sent, traffic.received) == (20, 20)
+        assert (traffic.sent_bytes, traffic.received_bytes) == (20 * 16 * (rows + 1), 20 * 32 * (rows + 1))
+        assert (traffic.sent_without_room, traffic.received_without_room) == (0, 0)
+
+
+async def test_a_worker_told_to_share_nothing_says_so_and_serves(start):
+    worker = start(worker={"shared_memory_bytes": 0})
+    async with ControllerEnd(worker.address, shared_memory_bytes=MIB) as end:
+        await end.ready("i1", published(worker, graphs.double(), max_batch=6000))
+        await end.until(lambda: bool(end.sharing.reason))
+        assert end.sharing.reason == "turned off by the other end's settings"
+        assert column(await end.infer("i1", x(*[3] * 6000)), 0) == [6.0] * 6000
+
+
 async def test_outputs_asked_for_and_errors_of_one_query_travel_to_the_controller(start):
     worker = start()
     async with ControllerEnd(worker.address) as end:

@@ -20,9 +20,11 @@ from infaas.rpc.hop.frames import (
     FrameReader,
     flat,
     pack,
+    pack_elsewhere,
     preface,
     version_of,
 )
+from infaas.rpc.hop.shared import Place
 
 SIZES = st.one_of(st.integers(0, 300), st.integers(SCRATCH_BYTES - 30, SCRATCH_BYTES + 30), st.just(3 * SCRATCH_BYTES))
 
@@ -65,6 +67,35 @@ def test_frames_are_read_as_they_were_sent_whatever_pieces_they_arrive_in(
         (head, b"".join(segments)) for head, segments in messages
     ]
     assert all(payload.readonly for _, payload in frames)
+
+
+@given(
+    st.lists(st.tuples(SIZES, st.booleans()), min_size=1, max_size=6),
+    st.lists(st.sampled_from([1, 7, 8, 15, 100, 65_536]), min_size=1, max_size=4),
+)
+def test_payloads_that_lie_elsewhere_are_found_whatever_pieces_their_frames_arrive_in(
+    wanted: list[tuple[int, bool]], pieces: list[int]
+) -> None:
+    if max(pieces) < 100:
+        pieces = [*pieces, 10_000]
+    pool = {4096 * number: filler(100 + number) for number in range(1, 8)}
+    sent: list[bytes] = []
+    expected: list[tuple[bytes, bytes]] = []
+    for number, (size, is_elsewhere) in enumerate(wanted, 1):
+        head, payload = filler(size), pool[4096 * number]
+        pieces_of = pack_elsewhere(head, Place(4096 * number, len(payload))) if is_elsewhere else pack(head, [payload])
+        sent.append(b"".join(pieces_of))
+        expected.append((head, payload))
+    reader = FrameReader()
+    reader.find = lambda place: memoryview(pool[place.begin])[: place.size_bytes]
+    frames = fed(reader, b"".join(sent), pieces)
+    assert reader.is_between_frames
+    assert [(head, bytes(payload)) for head, payload in frames] == expected
+
+
+def test_a_payload_elsewhere_is_no_frame_where_nothing_is_shared() -> None:
+    with pytest.raises(FrameError, match="is announced"):
+        fed(FrameReader(), b"".join(pack_elsewhere(b"head", Place(4096, 10))), [10_000])
 
 
 def test_what_was_read_stays_when_more_is_read_into_the_same_place() -> None:

@@ -18,8 +18,9 @@ from infaas.domain.variant import Variant
 from infaas.errors import InvalidError, UnauthenticatedError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
-from infaas.rpc.hop.endpoint import Connection
+from infaas.rpc.hop.endpoint import Connection, Endpoint
 from infaas.rpc.hop.frames import LIMIT_BYTES, Buffer, FrameError
+from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2
 from infaas_worker.api import messages
 from infaas_worker.api.auth import is_token
@@ -39,12 +40,19 @@ class Controllers:
     """Admits controllers. Lives on the event loop; `begin_stop` refuses new ones before the listener closes."""
 
     def __init__(
-        self, instances: Instances, publisher: Publisher, token: str | None, spans: RunSpans | None = None
+        self,
+        instances: Instances,
+        publisher: Publisher,
+        token: str | None,
+        spans: RunSpans | None = None,
+        *,
+        shared_memory_bytes: int = 0,
     ) -> None:
         self._instances = instances
         self._publisher = publisher
         self._token = token
         self._spans = spans
+        self._shared_memory_bytes = shared_memory_bytes
         self._numbers = itertools.count(1)
         self._is_stopping = False
 
@@ -58,9 +66,12 @@ class Controllers:
         if self._is_stopping:
             raise UnavailableError("the worker is stopping")
         name = f"{hello.controller}#{next(self._numbers)}"
-        stream = ControllerStream(name, endpoint, self._instances, self._publisher, self._spans)
+        sharing = Sharing(endpoint, self._shared_memory_bytes, name) if isinstance(endpoint, Endpoint) else None
+        stream = ControllerStream(name, endpoint, self._instances, self._publisher, self._spans, sharing)
         _log.info("controller attached", controller=stream.id, version=hello.version)
         self._publisher.add(stream)
+        if hello.HasField("pool"):
+            stream.share(hello.pool)
         return stream
 
 
@@ -74,12 +85,15 @@ class ControllerStream:
         instances: Instances,
         publisher: Publisher,
         spans: RunSpans | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
+        """`sharing`: None where nothing lies between the two ends, within a process."""
         self._id = stream_id
         self._endpoint = endpoint
         self._instances = instances
         self._publisher = publisher
         self._spans = spans
+        self._sharing = sharing
         self._queries: dict[int, Queries] = {}
         self._instance_of: dict[int, InstanceId] = {}
         self._report: worker_pb2.WorkerMessage | None = None
@@ -122,7 +136,18 @@ class ControllerStream:
         self._instances.leave(self._id)
         if self._spans is not None:
             self._spans.left(self._id)
+        if self._sharing is not None:
+            self._sharing.close()
         _log.info("controller left", controller=self._id, reason=reason)
+
+    def share(self, offered: worker_pb2.Pool) -> None:
+        """The controller offers memory."""
+        if self._sharing is None:
+            return
+        answer = self._sharing.answer(offered)
+        if answer.is_read and (own := self._sharing.offer()) is not None:
+            answer.pool.CopyFrom(own)
+        self._send(worker_pb2.WorkerMessage(shared_memory=answer))
 
     # -- an owner of batches
 
@@ -177,6 +202,9 @@ class ControllerStream:
                 self._instances.cancel(self._id, message.cancel.batch, frozenset(message.cancel.queries))
             case "load":
                 self._take_load(message.load)
+            case "shared_memory":
+                if self._sharing is not None:
+                    self._sharing.answered(message.shared_memory)
             case "unload":
                 reason = message.unload.reason or f"asked for by {self._id}"
                 self._instances.unload(InstanceId(message.unload.instance), reason)
