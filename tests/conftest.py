@@ -21,7 +21,6 @@ from infaas.store.server import find_redis_server, redis_command, wait_until_ser
 from infaas.testing.clock import ManualClock
 from infaas.testing.postgresql import VARIABLE, PostgresServer, find_binaries
 
-
 settings.register_profile("quick", max_examples=50)
 settings.register_profile("thorough", max_examples=300, deadline=None)
 settings.load_profile("quick")
