@@ -14,7 +14,7 @@ test: $(VENV)/.installed-dev lint types contracts  ## everything but the long te
 
 test-long: $(VENV)/.installed-dev  ## faults, containers, outside clients, the demo itself; properties on many examples
 	$(BIN)/pytest -m long
-	$(BIN)/pytest tests/unit -m "not long" --hypothesis-profile=thorough
+	$(BIN)/pytest tests/unit tests/scenario -m "not long" --hypothesis-profile=thorough
 
 check: $(VENV)/.installed-dev lint types contracts unit  ## fast: for every edit
 
