@@ -246,9 +246,8 @@ async def test_when_a_batchs_decisions_cannot_be_told_its_callers_have_their_ans
         assert {waiter.ends for waiter in waiters} == {1}
         assert len(faults) == len(teller.batches), "a fault ends the telling of its batch"
         said = [line for line in lines if line["event"] == "who follows decisions was not told of a batch's"]
-        assert [(line["log_level"], str(line["exc_info"])) for line in said] == [("error", "a fault of ours")] * len(
-            faults
-        )
+        assert {(line["log_level"], str(line["exc_info"])) for line in said} == {("error", "a fault of ours")}
+        assert len(said) == len(faults)
         stats = c.dispatcher.stats()["v1"]
         assert (stats.success_count, stats.inference_count, stats.fail_count) == (20, 20, 0)
         kept = {decision.id: decision.request_id for decision in c.dispatcher.recent(100)}
