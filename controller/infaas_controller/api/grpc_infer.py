@@ -186,7 +186,7 @@ class GrpcInfer:
 
     def count_turned(self, ticket: Ticket, turned: TurnedCall) -> None:
         """The end of one that was turned away."""
-        self.inference.count_turned(ticket.handle, ticket.priority, turned.code, slo_met=turned.slo_met)
+        self.inference.count_turned(ticket.handle, ticket.priority, turned.code, slo_met=turned.outcome.slo_met)
 
     # Who is turned away
 
@@ -220,7 +220,7 @@ class GrpcInfer:
         return turned
 
     def _note(self, turned: TurnedCall) -> None:
-        self.inference.service.note_alike(turned.decision_id, turned.count)
+        self.inference.service.note_alike(turned.outcome.decision_id, turned.count)
 
     # From a message to a query
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import Code, Query
 from infaas_controller.api.intake import time_s
+from infaas_controller.ports import Outcome
 
 HOLDS_S = 0.01
 HOLDS_SHARE = 0.1
@@ -23,15 +24,19 @@ CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 class Turned:
     """Made of one refusal."""
 
-    __slots__ = ("code", "count", "decision_id", "slo_met", "until", "within_s")
+    __slots__ = ("code", "count", "outcome", "until", "within_s")
 
     def __init__(self, query: Query, code: Code, decision_id: DecisionId, now: float) -> None:
         self.code = code
-        self.decision_id = decision_id
-        """Which all of them share."""
-        self.slo_met = None if query.requirements.latency_s is None else False
+        self.outcome = outcome_of_turned(query, decision_id)
         self.count = 0
         """How many were told so since."""
         self.within_s = time_s(query.requirements)
         """Who has more time may be told otherwise."""
         self.until = now + min(HOLDS_S, HOLDS_SHARE * self.within_s)
+
+
+def outcome_of_turned(query: Query, decision_id: DecisionId) -> Outcome:
+    """What goes for all who are like this refused query: its decision. Its times and attempts are nobody else's: they
+    have not waited, and were sent nowhere."""
+    return Outcome(decision_id, slo_met=None if query.requirements.latency_s is None else False)
