@@ -199,7 +199,7 @@ class GrpcInfer:
         if before is not None:
             if now < before.until and before.within_s > turned.within_s:
                 return
-            self._note(before)
+            self.inference.alike.over(before)
         form.turned = turned
 
     def _turned(self, asked: Asked, form: Form, turned: TurnedCall) -> TurnedCall | None:
@@ -207,20 +207,17 @@ class GrpcInfer:
         wanted, ticket, left_s = form.known.requirements, asked.ticket, asked.remaining_s
         if self.inference.clock.now() >= turned.until:
             form.turned = None
-            self._note(turned)
+            self.inference.alike.over(turned)
             return None
         if ticket.caller.traceparent is not None:
             return None
         within_s = time_s(wanted)
         if (within_s if left_s is None else min(within_s, left_s)) > turned.within_s:
             return None
-        turned.count += 1
+        self.inference.alike.tell(turned)
         ticket.outcome = turned.outcome
         ticket.priority = wanted.priority
         return turned
-
-    def _note(self, turned: TurnedCall) -> None:
-        self.inference.service.note_alike(turned.outcome.decision_id, turned.count)
 
     # From a message to a query
 
@@ -309,4 +306,4 @@ class GrpcInfer:
         has_deadline = asked.remaining_s is not None
         before = self._calls.remember(asked.call.head, begun, asked.data, asked.form, has_deadline=has_deadline)
         if before is not None and before.turned is not None:
-            self._note(before.turned)
+            self.inference.alike.over(before.turned)

@@ -23,5 +23,4 @@ class TurnedAway(Turned):
         """The same for another request; None when its id has another length, because the answer says how long it is."""
         if len(request_id) != self._id_bytes:
             return None
-        self.count += 1
         return request_id.encode("ascii").join(self._around)

@@ -38,6 +38,7 @@ from infaas_controller.api.intake import (
     reading_deadline,
 )
 from infaas_controller.api.spans import QuerySpans
+from infaas_controller.api.turned import Alike
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService, Ran
 
 HANDLES_KEPT = 1_024
@@ -85,6 +86,7 @@ class Inference:
         self.service = service
         self.clock = clock
         self.bulk = bulk
+        self.alike = Alike(service.note_alike, clock)
         self._confidence = confidence
         self._metrics = metrics
         self._explain = explain_lookup or service.decision

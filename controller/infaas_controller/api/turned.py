@@ -9,6 +9,10 @@ What he is told is the protocol's own (`http_turned`, `grpc_turned`).
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
+from infaas.clock import Clock
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import Code, Query
 from infaas_controller.api.intake import time_s
@@ -30,10 +34,33 @@ class Turned:
         self.code = code
         self.outcome = outcome_of_turned(query, decision_id)
         self.count = 0
-        """How many were told so since."""
+        """How many were told so, of whom the decision does not know yet."""
         self.within_s = time_s(query.requirements)
         """Who has more time may be told otherwise."""
         self.until = now + min(HOLDS_S, HOLDS_SHARE * self.within_s)
+
+
+class Alike:
+    """Counts who is told what another was told, and has the decision that they share know of them when the refusal
+    holds no more or when something else is told in its place, whichever comes first. No query needs to come for that.
+    Belongs to one event loop."""
+
+    def __init__(self, note: Callable[[DecisionId, int], None], clock: Clock) -> None:
+        """`clock` is the one by which refusals hold."""
+        self._note = note
+        self._clock = clock
+
+    def tell(self, turned: Turned) -> None:
+        """One more is told so."""
+        if not turned.count:
+            asyncio.get_running_loop().call_later(max(0.0, turned.until - self._clock.now()), self.over, turned)
+        turned.count += 1
+
+    def over(self, turned: Turned) -> None:
+        """Nobody is told so any more."""
+        count, turned.count = turned.count, 0
+        if count:
+            self._note(turned.outcome.decision_id, count)
 
 
 def outcome_of_turned(query: Query, decision_id: DecisionId) -> Outcome:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from infaas_controller.api.grpc_turned import TurnedCall
 from infaas_controller.api.http_turned import TurnedAway
-from infaas_controller.api.turned import HOLDS_S, HOLDS_SHARE
+from infaas_controller.api.turned import HOLDS_S, HOLDS_SHARE, Alike, Turned
 from infaas_controller.ports import Outcome, QueryFailedError
 
+from infaas.clock import SystemClock
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import HARD_LIMIT_S, Code
 from infaas.errors import InfaasError
@@ -24,13 +27,11 @@ def test_each_is_told_the_same_under_an_id_of_his_own() -> None:
     found = turned()
     assert found.answer("r-1-cd") == ANSWER.replace(b"r-1-ab", b"r-1-cd")
     assert found.answer("r-1-ef") == ANSWER.replace(b"r-1-ab", b"r-1-ef")
-    assert found.count == 2
 
 
 def test_an_id_of_another_length_would_make_the_answer_lie() -> None:
     found = turned()
     assert found.answer("r-1-abc") is None
-    assert found.count == 0
 
 
 def test_it_holds_for_a_moment_and_for_a_small_part_of_what_time_there_is() -> None:
@@ -59,3 +60,29 @@ def test_over_grpc_it_is_the_same_error_without_the_frames_that_it_came_through(
     )  # fmt: skip
     assert error.__traceback__ is None
     assert (found.outcome, found.within_s) == (Outcome(DecisionId("d-1"), slo_met=False), 0.05), "no times of another"
+
+
+async def test_a_decision_learns_of_all_who_share_it_when_it_holds_no_more_though_nobody_comes() -> None:
+    noted: asyncio.Queue[tuple[DecisionId, int]] = asyncio.Queue()
+    clock = SystemClock()
+    alike = Alike(lambda *said: noted.put_nowait(said), clock)
+    found = Turned(a_query(at=0.0, latency_ms=50.0), Code.SATURATED, DecisionId("d-1"), clock.now())
+    for _ in range(3):
+        alike.tell(found)
+    assert noted.empty(), "more may come"
+    assert await asyncio.wait_for(noted.get(), 30.0) == ("d-1", 3)
+    assert noted.empty()
+
+
+async def test_a_decision_learns_of_them_at_once_when_something_else_is_told_in_its_place() -> None:
+    noted: list[tuple[DecisionId, int]] = []
+    alike = Alike(lambda *said: noted.append(said), SystemClock())
+    far = Turned(a_query(at=0.0), Code.SATURATED, DecisionId("d-1"), SystemClock().now() + 60.0)
+    alike.over(far)
+    assert not noted, "nobody was told so"
+    alike.tell(far)
+    alike.tell(far)
+    alike.over(far)
+    assert noted == [("d-1", 2)]
+    alike.over(far)
+    assert noted == [("d-1", 2)], "each is counted once"
