@@ -1,7 +1,8 @@
 """The controller's composition root: builds the parts, runs them, and stops them in order.
 
 On SIGTERM or SIGINT the controller first reports not-ready, then finishes the queries it has within
-`controller.drain_timeout_s`, gives its lease back and only then closes its listeners (SURFACE rule 17).
+`controller.drain_timeout_s`, gives its lease back and only then closes its listeners (SURFACE rule 17). One of several
+processes of a controller leaves its listeners to the others first (`doors`).
 """
 
 from __future__ import annotations
