@@ -86,7 +86,7 @@ class Inference:
         self.service = service
         self.clock = clock
         self.bulk = bulk
-        self.alike = Alike(service.note_alike, clock)
+        self.alike = Alike(service, clock)
         self._confidence = confidence
         self._metrics = metrics
         self._explain = explain_lookup or service.decision

@@ -10,7 +10,7 @@ What he is told is the protocol's own (`http_turned`, `grpc_turned`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 from infaas.clock import Clock
 from infaas.domain.ids import DecisionId
@@ -40,14 +40,18 @@ class Turned:
         self.until = now + min(HOLDS_S, HOLDS_SHARE * self.within_s)
 
 
+class Decisions(Protocol):
+    def note_alike(self, id: DecisionId, count: int) -> None: ...
+
+
 class Alike:
     """Counts who is told what another was told, and has the decision that they share know of them when the refusal
     holds no more or when something else is told in its place, whichever comes first. No query needs to come for that.
     Belongs to one event loop."""
 
-    def __init__(self, note: Callable[[DecisionId, int], None], clock: Clock) -> None:
+    def __init__(self, decisions: Decisions, clock: Clock) -> None:
         """`clock` is the one by which refusals hold."""
-        self._note = note
+        self._decisions = decisions
         self._clock = clock
 
     def tell(self, turned: Turned) -> None:
@@ -60,7 +64,7 @@ class Alike:
         """Nobody is told so any more."""
         count, turned.count = turned.count, 0
         if count:
-            self._note(turned.outcome.decision_id, count)
+            self._decisions.note_alike(turned.outcome.decision_id, count)
 
 
 def outcome_of_turned(query: Query, decision_id: DecisionId) -> Outcome:

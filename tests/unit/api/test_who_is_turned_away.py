@@ -62,10 +62,14 @@ def test_over_grpc_it_is_the_same_error_without_the_frames_that_it_came_through(
     assert (found.outcome, found.within_s) == (Outcome(DecisionId("d-1"), slo_met=False), 0.05), "no times of another"
 
 
+class Noted(asyncio.Queue[tuple[DecisionId, int]]):
+    def note_alike(self, id: DecisionId, count: int) -> None:
+        self.put_nowait((id, count))
+
+
 async def test_a_decision_learns_of_all_who_share_it_when_it_holds_no_more_though_nobody_comes() -> None:
-    noted: asyncio.Queue[tuple[DecisionId, int]] = asyncio.Queue()
-    clock = SystemClock()
-    alike = Alike(lambda *said: noted.put_nowait(said), clock)
+    noted, clock = Noted(), SystemClock()
+    alike = Alike(noted, clock)
     found = Turned(a_query(at=0.0, latency_ms=50.0), Code.SATURATED, DecisionId("d-1"), clock.now())
     for _ in range(3):
         alike.tell(found)
@@ -75,14 +79,14 @@ async def test_a_decision_learns_of_all_who_share_it_when_it_holds_no_more_thoug
 
 
 async def test_a_decision_learns_of_them_at_once_when_something_else_is_told_in_its_place() -> None:
-    noted: list[tuple[DecisionId, int]] = []
-    alike = Alike(lambda *said: noted.append(said), SystemClock())
+    noted = Noted()
+    alike = Alike(noted, SystemClock())
     far = Turned(a_query(at=0.0), Code.SATURATED, DecisionId("d-1"), SystemClock().now() + 60.0)
     alike.over(far)
-    assert not noted, "nobody was told so"
+    assert noted.empty(), "nobody was told so"
     alike.tell(far)
     alike.tell(far)
     alike.over(far)
-    assert noted == [("d-1", 2)]
+    assert noted.get_nowait() == ("d-1", 2)
     alike.over(far)
-    assert noted == [("d-1", 2)], "each is counted once"
+    assert noted.empty(), "each is counted once"
