@@ -256,7 +256,7 @@ class GrpcInfer:
         if form is None:
             return None
         asked.id = begun.id
-        self._named(asked, form.handle)
+        self._named(asked, form.known.handle)
         if form.turned is not None and (turned := self._turned(asked, form, form.turned)) is not None:
             return turned
         like, task = form.known, self._task(asked)
@@ -302,7 +302,7 @@ class GrpcInfer:
         taught = known(work.task, asked.data, begun, work.request, work.query, wanted)
         if taught is None:
             return
-        asked.form = Form(work.query.handle, work.query.version, taught)
+        asked.form = Form(work.query.version, taught)
         has_deadline = asked.remaining_s is not None
         before = self._calls.remember(asked.call.head, begun, asked.data, asked.form, has_deadline=has_deadline)
         if before is not None and before.turned is not None:
