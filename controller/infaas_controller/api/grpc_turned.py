@@ -14,7 +14,7 @@ class TurnedCall(Turned):
     __slots__ = ("error",)
 
     def __init__(self, query: Query, refusal: QueryFailedError, now: float) -> None:
-        super().__init__(query, refusal.code, refusal.outcome.decision_id, now)
+        super().__init__(query, refusal.code, refusal.outcome, now)
         self.error = InfaasError(  # never raised: `refusal` holds the frames that it came through
             refusal.text,
             code=refusal.code,

@@ -300,7 +300,7 @@ class Exchange(Waiter):
         if not self.keep_alive or self._fields is not head.fields or query is None or head.known is None:
             return
         if self._request is head.known.request:
-            told = replace(self._ticket, outcome=outcome_of_turned(query, failure.outcome.decision_id))
+            told = replace(self._ticket, outcome=outcome_of_turned(failure.outcome))
             status, fields, parts = failed(error, told)
             answer = b"".join(self._pieces(status, lines_of(fields), parts))
             self._fast.turn_away(head, query, failure, answer, told.caller.request_id)

@@ -87,8 +87,7 @@ class FastInfer:
         """What a query was told goes for those like it, for a moment."""
         if head.turned is not None:
             self.inference.alike.over(head.turned)
-        decision_id = error.outcome.decision_id
-        head.turned = TurnedAway(query, error.code, decision_id, answer, request_id, self.inference.clock.now())
+        head.turned = TurnedAway(query, error.code, error.outcome, answer, request_id, self.inference.clock.now())
 
     def remember(self, data: bytes, head: Head) -> None:
         """`data` was one whole request of this head, and its fields were the head's."""

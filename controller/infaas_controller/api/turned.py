@@ -30,9 +30,9 @@ class Turned:
 
     __slots__ = ("code", "count", "outcome", "until", "within_s")
 
-    def __init__(self, query: Query, code: Code, decision_id: DecisionId, now: float) -> None:
+    def __init__(self, query: Query, code: Code, refused: Outcome, now: float) -> None:
         self.code = code
-        self.outcome = outcome_of_turned(query, decision_id)
+        self.outcome = outcome_of_turned(refused)
         self.count = 0
         """How many were told so, of whom the decision does not know yet."""
         self.within_s = time_s(query.requirements)
@@ -67,7 +67,7 @@ class Alike:
             self._decisions.note_alike(turned.outcome.decision_id, count)
 
 
-def outcome_of_turned(query: Query, decision_id: DecisionId) -> Outcome:
-    """What goes for all who are like this refused query: its decision. Its times and attempts are nobody else's: they
-    have not waited, and were sent nowhere."""
-    return Outcome(decision_id, slo_met=None if query.requirements.latency_s is None else False)
+def outcome_of_turned(refused: Outcome) -> Outcome:
+    """What of a refused query's outcome goes for all who are like it: its decision. Its times and attempts are nobody
+    else's: they have not waited, and were sent nowhere."""
+    return Outcome(refused.decision_id, slo_met=refused.slo_met)

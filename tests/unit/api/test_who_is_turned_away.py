@@ -15,12 +15,13 @@ from infaas.domain.query import HARD_LIMIT_S, Code
 from infaas.errors import InfaasError
 from infaas.testing.builders import a_query
 
+REFUSED = Outcome(DecisionId("d-1"), slo_met=False)
 ANSWER = b"HTTP/1.1 429 Too Many Requests\r\nx-request-id: r-1-ab\r\ncontent-length: 25\r\n\r\n{'request_id': 'r-1-ab'}"
 
 
 def turned(latency_ms: float = 1_000.0) -> TurnedAway:
     query = a_query(at=100.0, latency_ms=latency_ms)
-    return TurnedAway(query, Code.DEADLINE_UNREACHABLE, DecisionId("d-1"), ANSWER, "r-1-ab", 100.0)
+    return TurnedAway(query, Code.DEADLINE_UNREACHABLE, REFUSED, ANSWER, "r-1-ab", 100.0)
 
 
 def test_each_is_told_the_same_under_an_id_of_his_own() -> None:
@@ -41,7 +42,7 @@ def test_it_holds_for_a_moment_and_for_a_small_part_of_what_time_there_is() -> N
 
 def test_who_has_as_much_time_as_was_stated_has_no_more() -> None:
     assert turned(latency_ms=90.1).within_s == 90.1 / 1e3
-    without = TurnedAway(a_query(at=100.0), Code.SATURATED, DecisionId("d-1"), ANSWER, "r-1-ab", 100.0)
+    without = TurnedAway(a_query(at=100.0), Code.SATURATED, REFUSED, ANSWER, "r-1-ab", 100.0)
     assert without.within_s == HARD_LIMIT_S
 
 
@@ -70,7 +71,7 @@ class Noted(asyncio.Queue[tuple[DecisionId, int]]):
 async def test_a_decision_learns_of_all_who_share_it_when_it_holds_no_more_though_nobody_comes() -> None:
     noted, clock = Noted(), SystemClock()
     alike = Alike(noted, clock)
-    found = Turned(a_query(at=0.0, latency_ms=50.0), Code.SATURATED, DecisionId("d-1"), clock.now())
+    found = Turned(a_query(at=0.0, latency_ms=50.0), Code.SATURATED, REFUSED, clock.now())
     for _ in range(3):
         alike.tell(found)
     assert noted.empty(), "more may come"
@@ -81,7 +82,7 @@ async def test_a_decision_learns_of_all_who_share_it_when_it_holds_no_more_thoug
 async def test_a_decision_learns_of_them_at_once_when_something_else_is_told_in_its_place() -> None:
     noted = Noted()
     alike = Alike(noted, SystemClock())
-    far = Turned(a_query(at=0.0), Code.SATURATED, DecisionId("d-1"), SystemClock().now() + 60.0)
+    far = Turned(a_query(at=0.0), Code.SATURATED, REFUSED, SystemClock().now() + 60.0)
     alike.over(far)
     assert noted.empty(), "nobody was told so"
     alike.tell(far)
