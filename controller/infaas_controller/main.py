@@ -71,8 +71,7 @@ _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
 _READY_LOOK_S = 0.02
 """How often a process that starts looks whether connections are welcome. It cannot be told: time makes it so, and what
-other processes say of themselves, which lies in memory and calls nobody. It looks only until it opens, once in its life.
-"""
+other processes say of themselves, which lies in memory and calls nobody. It looks only until it opens, once in all."""
 
 
 def main(settings: Settings) -> None:
