@@ -344,7 +344,7 @@ class Dispatcher:
 
     def _on_view(self, old: ClusterView, new: ClusterView) -> None:
         now = self._clock.now()
-        if new.variants is not old.variants:
+        if new.variants is not old.variants and self._keeper.is_synced:  # else it says nothing of who is gone
             self._tally.forget_but(new.variants)
         try:
             self.engine.view_changed(new, now)

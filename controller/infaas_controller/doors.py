@@ -45,6 +45,8 @@ class Doors:
         self._metrics = metrics
         self._private = private
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: asyncio.Task[None] | None = None
+        """Of gRPC, whose servers cannot stop listening without saying goodbye to every caller."""
         self._announcement: Path | None = None
 
     async def take_grpc_port(self) -> None:
@@ -76,21 +78,41 @@ class Doors:
         )
 
     def withdraw(self) -> None:
-        """Whoever looks from outside finds no controller any more; callers that are here are served."""
-        self._siblings.turn(ProcessState.DRAINING)
+        """Whoever looks from outside finds no controller any more; callers that are here are served.
+
+        Where another process serves behind the same ports, this one takes no more connections from this moment on, and
+        lets those go that ask for nothing: whoever comes finds the other. Who is the last to withdraw keeps the ports
+        until it closes, so that somebody says that the controller is not ready (SURFACE rule 17).
+        """
+        self._siblings.turn(ProcessState.DRAINING)  # before the others are looked at: of two, one sees the other leave
         if self._announcement is not None and self._seat.is_alone:
             self._announcement.unlink(missing_ok=True)  # of several processes, the master withdraws it
+        if self._tasks and self._siblings.does_another_serve():
+            self._rest.leave()
+            self._metrics.leave()
+            serving_s = self._settings.controller.drain_timeout_s
+            self._leaving = asyncio.create_task(self._grpc_server.stop(serving_s), name="grpc-leaving")
 
     async def close(self, grace_s: float) -> None:
         """No more connections; answers that are on their way get out."""
         for listener in self._listeners().values():
             listener.stop()
+        await self._end_leaving()
         await self._grpc_server.stop(grace_s)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         else:
             for listener in self._listeners().values():
                 listener.give_back()
+
+    async def _end_leaving(self) -> None:
+        """Who is still there has what `close` grants."""
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            leaving.cancel()
+            await asyncio.wait({leaving})
+            if not leaving.cancelled():
+                leaving.result()
 
     def _listeners(self) -> dict[str, HttpListener]:
         named = {"rest": self._rest, "metrics": self._metrics}

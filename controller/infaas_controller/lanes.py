@@ -108,7 +108,12 @@ class Lane:
     @property
     def free_slots(self) -> int:
         """Batches that it may be sent now. What others have there keeps it busy, too: beside that, one of ours that has
-        not begun is enough, and what is not sent yet can still be chosen anew."""
+        not begun is enough, and what is not sent yet can still be chosen anew.
+
+        A word on others that is too old for predictions (`has_foreign`) still counts here. That can only be too little:
+        the next word, a second later, says how it is, and what we have there frees its slot when it begins or ends
+        whatever others do. A slot that came free by time alone would be found by nobody, since events alone make the
+        engine look."""
         free = self.slots - len(self.flights)
         if not self.foreign or free <= 0:
             return free

@@ -107,6 +107,13 @@ class HttpListener:
         """Close the socket of a listener that never ran."""
         self._listener.close()
 
+    def leave(self) -> None:
+        """As `stop`, and no connection is taken from this moment on: uvicorn looks ten times a second."""
+        if self._server.started:
+            for server in self._server.servers:
+                server.close()
+        self.stop()
+
     def stop(self) -> None:
         """Take no more connections, finish what runs; `run` then returns."""
         self._server.should_exit = True

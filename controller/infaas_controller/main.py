@@ -1,7 +1,8 @@
 """The controller's composition root: builds the parts, runs them, and stops them in order.
 
 On SIGTERM or SIGINT the controller first reports not-ready, then finishes the queries it has within
-`controller.drain_timeout_s`, gives its lease back and only then closes its listeners (SURFACE rule 17).
+`controller.drain_timeout_s`, gives its lease back and only then closes its listeners (SURFACE rule 17). One of several
+processes of a controller leaves its listeners to the others first (`doors`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ _LEASE_TTL_S = 6.0
 _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
 _READY_LOOK_S = 0.02
-"""How often a process looks whether connections are welcome: many things make it so, and it waits but once."""
+"""How often a process that starts looks whether connections are welcome. It cannot be told: time makes it so, and what
+other processes say of themselves, which lies in memory and calls nobody. It looks only until it opens, once in all."""
 
 
 def main(settings: Settings) -> None:

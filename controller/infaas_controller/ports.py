@@ -186,7 +186,8 @@ class QueryService(Protocol):
     def recent(self, limit: int) -> Sequence[Decision]: ...
 
     def note_alike(self, id: DecisionId, count: int) -> None:
-        """So many more queries were told what this decision says, without being looked at."""
+        """So many more queries were told what this decision says, without being looked at. Said for all of them when
+        no more can come: a moment after the refusal, or when another takes its place (`api.turned`)."""
 
     def stats(self) -> Mapping[VariantName, VariantStats]: ...
 

@@ -1,7 +1,7 @@
 """Counters per variant since the controller started: what `GET .../stats` shows.
 
 They are rows of a book, so that processes of one controller show their sums, and none forgets what another counted
-before it died.
+before it died, while the variant is in the catalogue.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ class Tally:
         batches[1] += run_s
 
     def forget_but(self, known: Container[VariantName]) -> None:
-        """Nobody can ask for the counts of a variant that is no longer in the catalogue; should it come back, they go
-        on from where they were."""
+        """Nobody can ask for the counts of a variant that is no longer in the catalogue, and ever new ones come: what
+        this process counted of it is no more. Should it come back, it begins anew."""
         self._by_variant = {name: counts for name, counts in self._by_variant.items() if name in known}
         self._by_batch = {key: counts for key, counts in self._by_batch.items() if key[0] in known}
+        for series in (_SERIES, _BATCHES):
+            self._book.forget(series, lambda values: VariantName(values[0]) in known)
 
     def snapshot(self) -> Mapping[VariantName, VariantStats]:
         """Over all processes that share the book."""

@@ -6,7 +6,7 @@ read and that outlives each (`infaas.processes.numbers`), so that whichever is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 Values = tuple[str, ...]
@@ -32,6 +32,10 @@ class Book(Protocol):
     def rows(self, series: str) -> Iterable[tuple[Values, Cells]]:
         """Of all processes: the same values come once for each that has them."""
 
+    def forget(self, series: str, is_kept: Callable[[Values], bool]) -> None:
+        """Take away this process's own rows of which nobody will ask again; the other processes forget theirs. What was
+        given out for them must not be counted in any more: another row may be there."""
+
 
 class OwnBook:
     """Of a process that is alone."""
@@ -50,6 +54,11 @@ class OwnBook:
 
     def rows(self, series: str) -> Iterable[tuple[Values, Cells]]:
         return list(self._series.get(series, {}).items())
+
+    def forget(self, series: str, is_kept: Callable[[Values], bool]) -> None:
+        rows = self._series.get(series, {})
+        for values in [values for values in rows if not is_kept(values)]:
+            del rows[values]
 
 
 def sums(rows: Iterable[tuple[Values, Cells]]) -> dict[Values, list[float]]:

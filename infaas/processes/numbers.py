@@ -4,10 +4,12 @@ A file has no name; the master makes it, keeps it, and hands it to every process
 that wrote them, whatever ended it: the next one in its place goes on with them, and no scrape ever sees a counter fall.
 Counting is a store to memory; nothing is sent and nobody is asked.
 
-A file is chunks of `CHUNK_BYTES`. The first eight bytes say how much of it is written; then come rows, each with its
-key's length and its width (four bytes each), the key, padding to eight bytes, and the numbers. A row never spans two
-chunks, and a key's length of zero says that the rest of a chunk is empty. Rows are never moved or taken away, so that
-who reads one needs no lock; the length is written last, so that half a row is never seen.
+A file is chunks of `CHUNK_BYTES`. The first eight bytes say how much of it is written, the next eight how often names
+were taken away or given anew; then come rows, each with its key's length and its width (four bytes each), the key with
+spaces behind it, and the numbers. A row never spans two chunks, and a key's length of zero says that the rest of a
+chunk is empty. Rows never move. One that is forgotten is marked, and its place goes to the next of the same size. Who
+reads needs no lock: lengths are written last, so that half a row is never seen, and whoever finds that names have
+changed reads all of them again.
 """
 
 from __future__ import annotations
@@ -16,14 +18,20 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from infaas.observe.book import Cells, Values
 
 CHUNK_BYTES = 64 * 1024
-_USED = struct.Struct("<Q")
+_HEAD = struct.Struct("<QQ")
 _ROW = struct.Struct("<II")
 _WORD = 8
+_KEY_BYTES = 32
+"""Keys are as long as a multiple of this, so that the places of forgotten rows suit others."""
+_FORGOTTEN = 1 << 31
+"""In a key's length."""
+_TRIES = 20
+"""To read names that are being changed; that takes microseconds, and comes when a variant leaves or begins to serve."""
 
 
 class NumbersFile:
@@ -33,12 +41,18 @@ class NumbersFile:
         self._descriptor = descriptor
         self._access = mmap.ACCESS_WRITE if is_own else mmap.ACCESS_READ
         self._chunks: list[mmap.mmap] = []
-        self._read_until = _WORD
+        self._read_until = _HEAD.size
+        self._edition = -1
         self._rows: dict[str, dict[Values, memoryview[float]]] = {}
+        self._places: dict[tuple[str, Values], int] = {}
+        self._free: dict[tuple[int, int], list[int]] = {}
+        """Places of forgotten rows, by key's length and width. For who writes."""
         if is_own and os.fstat(descriptor).st_size == 0:
             os.ftruncate(descriptor, CHUNK_BYTES)
-            _USED.pack_into(self._chunk(0), 0, _WORD)
+            _HEAD.pack_into(self._chunk(0), 0, _HEAD.size, 0)
         self._read()
+        if is_own:
+            self._begin_edition()  # who was here before may have died before it said that it had
 
     def cells(self, series: str, values: Values, width: int) -> Cells:
         """Raises ValueError for a row of another width, or one that fits into no chunk."""
@@ -53,21 +67,49 @@ class NumbersFile:
         self._read()
         return list(self._rows.get(series, {}).items())
 
+    def forget(self, series: str, is_kept: Callable[[Values], bool]) -> None:
+        rows = self._rows.get(series, {})
+        gone = [values for values in rows if not is_kept(values)]
+        for values in gone:
+            del rows[values]
+            at = self._places.pop((series, values))
+            chunk, place = self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES
+            length, width = _ROW.unpack_from(chunk, place)
+            _ROW.pack_into(chunk, place, length | _FORGOTTEN, width)
+            self._free.setdefault((length, width), []).append(at)
+        if gone:
+            self._begin_edition()
+
+    def _begin_edition(self) -> None:
+        """Names have changed: of rows that others may have read already."""
+        self._edition += 1
+        _HEAD.pack_into(self._chunk(0), 0, self._read_until, self._edition)
+
     def _append(self, series: str, values: Values, width: int) -> memoryview[float]:
         key = json.dumps((series, *values)).encode()
+        key = key.ljust(-(-len(key) // _KEY_BYTES) * _KEY_BYTES)
         size = _row_bytes(len(key), width)
-        if size > CHUNK_BYTES - _WORD:
+        if free := self._free.get((len(key), width)):
+            cells = self._write(free.pop(), key, width)
+            self._begin_edition()
+            return cells
+        if size > CHUNK_BYTES - _HEAD.size:
             raise ValueError(f"a row of {width} numbers under {series!r} takes {size} bytes, more than a chunk has")
         at = self._read_until
         if at % CHUNK_BYTES + size > CHUNK_BYTES or at % CHUNK_BYTES == 0:
             at = self._begin_chunk(at)
-        chunk, place = self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES
-        chunk[place : place + size] = bytes(size)  # who was here before may have died half-way
-        _ROW.pack_into(chunk, place, len(key), width)
-        chunk[place + _ROW.size : place + _ROW.size + len(key)] = key
+        cells = self._write(at, key, width)
         self._read_until = at + size
-        _USED.pack_into(self._chunk(0), 0, self._read_until)
-        return self._note(key, chunk, place + size - width * _WORD, width)
+        _HEAD.pack_into(self._chunk(0), 0, self._read_until, self._edition)
+        return cells
+
+    def _write(self, at: int, key: bytes, width: int) -> memoryview[float]:
+        """A row of zeros that is not read until its length is there."""
+        chunk, place = self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES
+        begin, end = place + _ROW.size, place + _row_bytes(len(key), width)
+        chunk[begin:end] = key + bytes(end - begin - len(key))  # whoever was here, or died half-way
+        _ROW.pack_into(chunk, place, len(key), width)
+        return self._note(at, key, width)
 
     def _begin_chunk(self, at: int) -> int:
         """Where the next chunk begins, which is there from now on; what is left of this one is marked as empty."""
@@ -81,22 +123,41 @@ class NumbersFile:
         """Take note of the rows that were added since."""
         if os.fstat(self._descriptor).st_size == 0:
             return  # its process has not begun
-        used = _USED.unpack_from(self._chunk(0), 0)[0]
+        for _ in range(_TRIES):
+            used, edition = _HEAD.unpack_from(self._chunk(0), 0)
+            if edition != self._edition:
+                self._rows, self._places, self._free = {}, {}, {}
+                self._edition, self._read_until = edition, _HEAD.size
+            try:
+                self._read_rows(used)
+            except ValueError:  # half of one name and half of the next
+                if _HEAD.unpack_from(self._chunk(0), 0)[1] == edition:
+                    raise
+            if _HEAD.unpack_from(self._chunk(0), 0)[1] == edition:
+                return
+
+    def _read_rows(self, used: int) -> None:
+        """Raises ValueError for a key that is none."""
         while self._read_until < used:
-            chunk, place = self._chunk(self._read_until // CHUNK_BYTES), self._read_until % CHUNK_BYTES
+            at = self._read_until
+            chunk, place = self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES
             length, width = _ROW.unpack_from(chunk, place)
             if not length:
                 self._read_until += CHUNK_BYTES - place
                 continue
-            size = _row_bytes(length, width)
-            key = chunk[place + _ROW.size : place + _ROW.size + length]
-            self._note(key, chunk, place + size - width * _WORD, width)
-            self._read_until += size
+            is_forgotten, length = bool(length & _FORGOTTEN), length & ~_FORGOTTEN
+            if is_forgotten:
+                self._free.setdefault((length, width), []).append(at)
+            else:
+                self._note(at, chunk[place + _ROW.size : place + _ROW.size + length], width)
+            self._read_until += _row_bytes(length, width)
 
-    def _note(self, key: bytes, chunk: mmap.mmap, place: int, width: int) -> memoryview[float]:
+    def _note(self, at: int, key: bytes, width: int) -> memoryview[float]:
         series, *values = json.loads(key)
-        cells = memoryview(chunk)[place : place + width * _WORD].cast("d")
+        end = at % CHUNK_BYTES + _row_bytes(len(key), width)
+        cells = memoryview(self._chunk(at // CHUNK_BYTES))[end - width * _WORD : end].cast("d")
         self._rows.setdefault(series, {})[tuple(values)] = cells
+        self._places[series, tuple(values)] = at
         return cells
 
     def _chunk(self, number: int) -> mmap.mmap:
@@ -116,6 +177,9 @@ class SharedBook:
 
     def cells(self, series: str, values: Values, width: int) -> Cells:
         return self._own.cells(series, values, width)
+
+    def forget(self, series: str, is_kept: Callable[[Values], bool]) -> None:
+        self._own.forget(series, is_kept)
 
     def rows(self, series: str) -> Iterator[tuple[Values, Cells]]:
         for file in (self._own, *self._others):

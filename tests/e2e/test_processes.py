@@ -295,6 +295,38 @@ def test_a_killed_process_takes_its_own_open_queries_along_and_nothing_else(syst
     wait_for(lambda: sum(one.is_leader for one in processes(system)) == 1, "a leader")
 
 
+def test_a_process_that_is_told_to_end_finishes_what_it_has_and_leaves_who_comes_to_the_other(system: System) -> None:
+    wait_for(lambda: len(serving(system)) == PROCESSES, "both processes to serve")
+    count, outcomes = 24, []
+
+    def ask() -> None:
+        with Client(system.endpoints.url, timeout_s=PATIENCE_S) as client:
+            try:
+                outcomes.append(maker(client.infer(SIMPLE_TASK, INPUTS).served.decision_id))
+            except QueryError as error:
+                outcomes.append(f"{error.code.value}: {error.text}")
+
+    worker = psutil.Process(system.program("worker-local-1").pid)
+    (ending,) = (one for one in processes(system) if one.number == 1)
+    worker.suspend()
+    try:
+        callers = [threading.Thread(target=ask, name="caller") for _ in range(count)]
+        for caller in callers:
+            caller.start()
+        wait_for(lambda: gauge(system, "infaas_in_flight") == count, "all queries to be open")
+        os.kill(ending.pid, signal.SIGTERM)
+        wait_for(lambda: [one.pid for one in processes(system) if one.state == "draining"] == [ending.pid], "its drain")
+        ready = f"{system.endpoints.url}/v2/health/ready"
+        assert [httpx.get(ready, trust_env=False).status_code for _ in range(count)] == [200] * count
+        assert psutil.pid_exists(ending.pid), "it has queries to finish"
+    finally:
+        worker.resume()
+    for caller in callers:
+        caller.join()
+    assert {*outcomes} == {one.controller for one in processes(system)}, outcomes
+    wait_for(lambda: len([one for one in serving(system) if one.pid != ending.pid]) == PROCESSES, "it to be back")
+
+
 def test_when_it_is_asked_to_stop_what_is_open_in_both_processes_is_answered(system: System) -> None:
     wait_for(lambda: len(serving(system)) == PROCESSES, "both processes to serve")
     url, count = system.endpoints.url, 40

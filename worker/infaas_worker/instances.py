@@ -42,6 +42,7 @@ from infaas_worker.decide.events import (
     QueriesCancelled,
     Report,
     Run,
+    RunEnded,
     Ticked,
     UnloadAsked,
 )
@@ -320,9 +321,11 @@ class Instances:
         run_s = first.run_s if isinstance(first, BatchOut) else self._clock.now() - members[0][1].started_at
         for (_, held), result in zip(members, results, strict=True):
             held.result = result
+        done: list[WorkDone] = []
         for key, held in members:
             text = held.result.text if isinstance(held.result, InfaasError) else ""
-            self.tell(instance, WorkDone(key, WorkKind.BATCH, held.items, run_s if key == keys[0] else 0.0, text))
+            done.append(WorkDone(key, WorkKind.BATCH, held.items, run_s if key == keys[0] else 0.0, text))
+        self._post(RunEnded(instance, tuple(done)))
 
     def _deliver(self, key: int) -> None:
         held = self._release(key)

@@ -186,7 +186,7 @@ class GrpcInfer:
 
     def count_turned(self, ticket: Ticket, turned: TurnedCall) -> None:
         """The end of one that was turned away."""
-        self.inference.count_turned(ticket.handle, ticket.priority, turned.code, slo_met=turned.slo_met)
+        self.inference.count_turned(ticket.handle, ticket.priority, turned.code, slo_met=turned.outcome.slo_met)
 
     # Who is turned away
 
@@ -199,7 +199,7 @@ class GrpcInfer:
         if before is not None:
             if now < before.until and before.within_s > turned.within_s:
                 return
-            self._note(before)
+            self.inference.alike.over(before)
         form.turned = turned
 
     def _turned(self, asked: Asked, form: Form, turned: TurnedCall) -> TurnedCall | None:
@@ -207,20 +207,17 @@ class GrpcInfer:
         wanted, ticket, left_s = form.known.requirements, asked.ticket, asked.remaining_s
         if self.inference.clock.now() >= turned.until:
             form.turned = None
-            self._note(turned)
+            self.inference.alike.over(turned)
             return None
         if ticket.caller.traceparent is not None:
             return None
         within_s = time_s(wanted)
         if (within_s if left_s is None else min(within_s, left_s)) > turned.within_s:
             return None
-        turned.count += 1
+        self.inference.alike.tell(turned)
         ticket.outcome = turned.outcome
         ticket.priority = wanted.priority
         return turned
-
-    def _note(self, turned: TurnedCall) -> None:
-        self.inference.service.note_alike(turned.decision_id, turned.count)
 
     # From a message to a query
 
@@ -259,7 +256,7 @@ class GrpcInfer:
         if form is None:
             return None
         asked.id = begun.id
-        self._named(asked, form.handle)
+        self._named(asked, form.known.handle)
         if form.turned is not None and (turned := self._turned(asked, form, form.turned)) is not None:
             return turned
         like, task = form.known, self._task(asked)
@@ -305,8 +302,8 @@ class GrpcInfer:
         taught = known(work.task, asked.data, begun, work.request, work.query, wanted)
         if taught is None:
             return
-        asked.form = Form(work.query.handle, work.query.version, taught)
+        asked.form = Form(work.query.version, taught)
         has_deadline = asked.remaining_s is not None
         before = self._calls.remember(asked.call.head, begun, asked.data, asked.form, has_deadline=has_deadline)
         if before is not None and before.turned is not None:
-            self._note(before.turned)
+            self.inference.alike.over(before.turned)

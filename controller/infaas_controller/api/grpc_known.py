@@ -100,7 +100,7 @@ def known(
         return None
     if len(data) - sum([end - first for first, end in spans]) > KNOWN_BYTES:
         return None
-    return known_of(task, RawReader(data[begun.begin :], spans, request.inputs), request, query, wanted)
+    return known_of(Known, task, RawReader(data[begun.begin :], spans, request.inputs), request, query, wanted)
 
 
 def raw_spans(data: bytes, begin: int) -> list[Span] | None:

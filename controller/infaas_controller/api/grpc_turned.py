@@ -11,11 +11,10 @@ from infaas_controller.ports import QueryFailedError
 class TurnedCall(Turned):
     """Made of one refusal."""
 
-    __slots__ = ("error", "outcome")
+    __slots__ = ("error",)
 
     def __init__(self, query: Query, refusal: QueryFailedError, now: float) -> None:
-        super().__init__(query, refusal.code, refusal.outcome.decision_id, now)
-        self.outcome = refusal.outcome
+        super().__init__(query, refusal.code, refusal.outcome, now)
         self.error = InfaasError(  # never raised: `refusal` holds the frames that it came through
             refusal.text,
             code=refusal.code,

@@ -36,10 +36,9 @@ class CallHead:
 class Form:
     """A message that was a good query, and what the last like it was told if it was turned away."""
 
-    __slots__ = ("handle", "known", "turned", "version")
+    __slots__ = ("known", "turned", "version")
 
-    def __init__(self, handle: str, version: int | None, known: KnownMessage) -> None:
-        self.handle = handle
+    def __init__(self, version: int | None, known: KnownMessage) -> None:
         self.version = version
         self.known = known
         self.turned: TurnedCall | None = None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec.structs import replace
+
 from infaas.domain.query import Query
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
@@ -24,7 +26,7 @@ from infaas_controller.api.http_transport import JOIN_BYTES
 from infaas_controller.api.http_way import HEADER_LENGTH, Head
 from infaas_controller.api.intake import answered_outputs, check_json_outputs
 from infaas_controller.api.service import Ticket
-from infaas_controller.api.turned import CODES
+from infaas_controller.api.turned import CODES, outcome_of_turned
 from infaas_controller.ports import Answer, QueryFailedError, Together, Waiter
 
 if TYPE_CHECKING:
@@ -289,15 +291,19 @@ class Exchange(Waiter):
         self._fast.inference.count(ticket, error)
         pieces = self._pieces(status, lines_of(fields), parts)
         if isinstance(exception, QueryFailedError) and exception.code in CODES:
-            self._turn_away(exception, pieces)
+            self._turn_away(exception, error)
         self._send(pieces)
 
-    def _turn_away(self, error: QueryFailedError, pieces: Sequence[Buffer]) -> None:
+    def _turn_away(self, failure: QueryFailedError, error: InfaasError) -> None:
+        """Have those like it be told the same, with nothing in it that is this query's own but its id."""
         head, query = self._head, self._query
         if not self.keep_alive or self._fields is not head.fields or query is None or head.known is None:
             return
         if self._request is head.known.request:
-            self._fast.turn_away(head, query, error, b"".join(pieces), self._ticket.caller.request_id)
+            told = replace(self._ticket, outcome=outcome_of_turned(failure.outcome))
+            status, fields, parts = failed(error, told)
+            answer = b"".join(self._pieces(status, lines_of(fields), parts))
+            self._fast.turn_away(head, query, failure, answer, told.caller.request_id)
 
     def _pieces(self, status: int, lines: str, parts: Sequence[Buffer]) -> Sequence[Buffer]:
         size = sum(map(len, parts))

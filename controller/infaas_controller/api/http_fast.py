@@ -64,14 +64,15 @@ class FastInfer:
     def _turned_away(self, head: Head, turned: TurnedAway, body: bytes) -> bytes | None:
         if self.inference.clock.now() >= turned.until:
             head.turned = None
-            self.inference.service.note_alike(turned.decision_id, turned.count)
+            self.inference.alike.over(turned)
             return None
         if head.known is None or not head.known.inputs.suits(body):
             return None
         answer = turned.answer(fresh_request_id())
         if answer is not None:
+            self.inference.alike.tell(turned)
             priority = head.known.requirements.priority
-            self.inference.count_turned(head.handle, priority, turned.code, slo_met=turned.slo_met)
+            self.inference.count_turned(head.handle, priority, turned.code, slo_met=turned.outcome.slo_met)
         return answer
 
     def teach(self, head: Head, known: KnownBody | None) -> None:
@@ -79,16 +80,14 @@ class FastInfer:
         to these."""
         if (turned := head.turned) is not None:
             head.turned = None
-            self.inference.service.note_alike(turned.decision_id, turned.count)
+            self.inference.alike.over(turned)
         head.known = known
 
     def turn_away(self, head: Head, query: Query, error: QueryFailedError, answer: bytes, request_id: str) -> None:
         """What a query was told goes for those like it, for a moment."""
-        before = head.turned
-        if before is not None:
-            self.inference.service.note_alike(before.decision_id, before.count)
-        decision_id = error.outcome.decision_id
-        head.turned = TurnedAway(query, error.code, decision_id, answer, request_id, self.inference.clock.now())
+        if head.turned is not None:
+            self.inference.alike.over(head.turned)
+        head.turned = TurnedAway(query, error.code, error.outcome, answer, request_id, self.inference.clock.now())
 
     def remember(self, data: bytes, head: Head) -> None:
         """`data` was one whole request of this head, and its fields were the head's."""

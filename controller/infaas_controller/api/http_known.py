@@ -16,8 +16,7 @@ from infaas.errors import InvalidError
 from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import flat_array
 from infaas_controller.api.http_form import Form
-from infaas_controller.api.intake import Outline
-from infaas_controller.api.known import CONSTRAINED, KNOWN_BYTES, Inputs, Known, Part, bare_of, part_of
+from infaas_controller.api.known import CONSTRAINED, KNOWN_BYTES, Inputs, Known, Part, known_of, part_of
 
 _DATA = b'"data"'
 _ARRAY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n\[]*?(\[[^\[\]"{}]*\])')
@@ -36,7 +35,6 @@ class Reader(Protocol):
 class KnownBody(Known[Reader]):
     """And how the last ones like it were answered."""
 
-    handle: str
     form: Form | None = None
     """None: there is none, for what it would be kept under."""
     form_key: tuple[object, ...] | None = None
@@ -52,8 +50,7 @@ def known(task: Task, body: bytes, length: int | None, request: InferRequest, qu
     inputs: Reader | None = _json_reader(body, request) if length is None else _binary_reader(body, length, request)
     if inputs is None:
         return None
-    outline = Outline(query.items, query.signature, query.outputs)
-    return KnownBody(task, inputs, bare_of(request), outline, query.requirements, query.handle)
+    return known_of(KnownBody, task, inputs, request, query, query.requirements)
 
 
 class _BinaryReader:

@@ -1,11 +1,12 @@
-"""One REST connection, as long as its caller behaves and no longer: uvicorn's HTTP/1.1 protocol with bounds.
+"""The requests of one REST connection, as long as its caller behaves: uvicorn's HTTP/1.1 protocol with bounds.
 
 The bounds are those of Apache's mod_reqtimeout and nginx's lingering close: a request's header comes within a time and
-a size, its body at a least rate (a slow caller earns time with every byte), and an answer is taken at some rate. What
-breaks a bound or the protocol itself is answered in the words of SURFACE §3, after the answers of the requests before
-it; what follows a request that asked for the connection's end is nobody's (RFC 9112, 9.6). An answer that was given
-before the request was wholly read closes the connection, but not before the caller had the time to read it: the rest
-of the request is thrown away meanwhile, never kept.
+a size, its body at a least rate (a slow caller earns time with every byte), and an answer is taken at some rate. How
+long it waits beside that for a caller who says or takes nothing is `http_patience`'s part. What breaks a bound or the
+protocol itself is answered in the words of SURFACE §3, after the answers of the requests before it; what follows a
+request that asked for the connection's end is nobody's (RFC 9112, 9.6). An answer that was given before the request was
+wholly read closes the connection, but not before the caller had the time to read it: the rest of the request is thrown
+away meanwhile, never kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from infaas.domain.query import Code
 from infaas.errors import InfaasError
@@ -34,44 +35,35 @@ from infaas_controller.api.http_limits import (
     header_too_large,
 )
 from infaas_controller.api.http_literal import head_without_upgrade, last_answer
+from infaas_controller.api.http_patience import PatientProtocol
 from infaas_controller.api.http_transport import JoiningTransport
 
 _log = get_logger(__name__)
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(PatientProtocol):
     """Parser callbacks and transport events of one connection; all on the loop that serves it."""
 
     cycle: RequestResponseCycle | Exchange  # type: ignore[assignment]
 
     def __init__(self, limits: Limits, fast: FastInfer | None, *args: Any, **options: Any) -> None:
         """`fast` None: every request goes the ordinary way."""
-        super().__init__(*args, **options)
-        self._limits = limits
+        super().__init__(limits, *args, **options)
         self._fast = None if self.root_path or self.limit_concurrency is not None else fast
         self._prepared: Exchange | None = None
         """To be started when all that came with it has been parsed."""
-        self._idle_since: float | None = None
-        """None while a request is here."""
-        self._is_receiving = False
-        """Between a request's first byte and its last."""
         self._is_header = False
         self._began_at = 0.0
         self._received = 0
         self._piece = self._first_piece = 0
         self._keeps_alive = False
         self._is_upgrade = False
-        self._is_deaf = False
-        """What comes is thrown away: the connection is about to end."""
-        self._is_over = False
         self._is_shutting_down = False
         self._unanswered: deque[RequestResponseCycle | Exchange] = deque()
         """Requests whose header was read, oldest first: the first runs, the others wait for its answer."""
         self._refusal: tuple[int, InfaasError] | None = None
         """To be sent once the requests before the refused one are answered."""
         self._watch: asyncio.TimerHandle | None = None
-        self._linger: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
 
     # The connection
 
@@ -92,11 +84,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._send_refusal(503, InfaasError(text, code=Code.UNAVAILABLE, is_retryable=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_over = True
-        for timer in (self._watch, self._linger, self._stall, self.timeout_keep_alive_task):
-            if timer is not None:
-                timer.cancel()
-        self.timeout_keep_alive_task = None
+        self._end_waiting()
+        if self._watch is not None:
+            self._watch.cancel()
         try:
             for cycle in list(self._unanswered):  # uvicorn tells the newest alone
                 cycle.disconnected = True
@@ -108,21 +98,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._is_shutting_down = True
         super().shutdown()
-
-    def _await_first_byte(self, now: float | None = None) -> None:
-        """A connection that says nothing ends like one that has nothing more to say.
-
-        One timer serves many pauses: when it rings too early for the last, it is set anew.
-        """
-        self._idle_since = self.loop.time() if now is None else now
-        if self.timeout_keep_alive_task is None:
-            self._set_keep_alive_timer(self.timeout_keep_alive)
-
-    def _set_keep_alive_timer(self, delay_s: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(delay_s, self.timeout_keep_alive_handler)
-
-    def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = None
 
     # What comes in
 
@@ -392,48 +367,3 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refusal is not None and self.cycle.response_complete and self._linger is None:
             refusal, self._refusal = self._refusal, None
             self._send_refusal(*refusal)
-
-    # The end
-
-    def _takes_close(self) -> bool:
-        """Closing while the caller sends would destroy the answer on its way to him (RFC 9112, 9.6)."""
-        if not self._is_receiving or self._is_over or self._linger is not None or self.transport.is_closing():
-            return False
-        self._is_deaf = True
-        self.transport.write_eof()
-        self.flow.resume_reading()
-        self._linger = self.loop.call_later(self._limits.linger_s, self.transport.abort)
-        return True
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_writing()
-
-    def resume_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-        super().resume_writing()
-
-    def _watch_writing(self) -> None:
-        waiting = self.transport.get_write_buffer_size()
-        self._stall = self.loop.call_later(self._limits.patience_s, self._check_writing, waiting)
-
-    def _check_writing(self, before: int) -> None:
-        """A caller who takes nothing of his answer does not keep it in our memory."""
-        if self.transport.get_write_buffer_size() >= before:
-            self.transport.abort()
-        else:
-            self._watch_writing()
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.timeout_keep_alive_task = None
-        if self._idle_since is None:
-            return  # the next pause sets it
-        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if left_s > 0:
-            self._set_keep_alive_timer(left_s)
-        elif self.transport.get_write_buffer_size():
-            self.transport.abort()  # a close would wait for a caller who takes nothing
-        else:
-            super().timeout_keep_alive_handler()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infaas.domain.ids import DecisionId
 from infaas.domain.query import Code, Query
 from infaas_controller.api.turned import Turned
+from infaas_controller.ports import Outcome
 
 
 class TurnedAway(Turned):
@@ -12,10 +12,8 @@ class TurnedAway(Turned):
 
     __slots__ = ("_around", "_id_bytes")
 
-    def __init__(
-        self, query: Query, code: Code, decision_id: DecisionId, answer: bytes, request_id: str, now: float
-    ) -> None:
-        super().__init__(query, code, decision_id, now)
+    def __init__(self, query: Query, code: Code, refused: Outcome, answer: bytes, request_id: str, now: float) -> None:
+        super().__init__(query, code, refused, now)
         self._around = answer.split(request_id.encode("ascii"))
         self._id_bytes = len(request_id)
 
@@ -23,5 +21,4 @@ class TurnedAway(Turned):
         """The same for another request; None when its id has another length, because the answer says how long it is."""
         if len(request_id) != self._id_bytes:
             return None
-        self.count += 1
         return request_id.encode("ascii").join(self._around)

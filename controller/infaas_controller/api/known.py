@@ -25,6 +25,7 @@ CONSTRAINED = (Datatype.BYTES, Datatype.BOOL)
 
 Inputs = tuple[Tensor, ...]
 Reader = TypeVar("Reader")
+Kind = TypeVar("Kind")
 
 
 @dataclass(slots=True, eq=False)
@@ -39,19 +40,21 @@ class Known(Generic[Reader]):
     outline: Outline
     requirements: Requirements
     """Of whoever waits without a deadline of the call."""
+    handle: str
 
 
 def known_of(
-    task: Task, reader: Reader, request: InferRequest, query: Query, requirements: Requirements
-) -> Known[Reader]:
-    """What a good query teaches."""
+    kind: Callable[[Task, Reader, InferRequest, Outline, Requirements, str], Kind],
+    task: Task,
+    reader: Reader,
+    request: InferRequest,
+    query: Query,
+    requirements: Requirements,
+) -> Kind:
+    """What a good query teaches: a `Known`, or what the protocol makes of it."""
     outline = Outline(query.items, query.signature, query.outputs)
-    return Known(task, reader, bare_of(request), outline, requirements)
-
-
-def bare_of(request: InferRequest) -> InferRequest:
-    """Without what only its values and its caller say."""
-    return InferRequest((), request.outputs, "", request.parameters, request.binary_output)
+    bare = InferRequest((), request.outputs, "", request.parameters, request.binary_output)
+    return kind(task, reader, bare, outline, requirements, query.handle)
 
 
 Part = tuple[Callable[..., Tensor], str, Datatype, tuple[int, ...], int, int]

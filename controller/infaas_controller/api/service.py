@@ -10,7 +10,7 @@ import msgspec
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import TenantName, VariantName
-from infaas.domain.query import HARD_LIMIT_S, AccuracyConfidence, Code, Decision, Priority, Query, Requirements
+from infaas.domain.query import AccuracyConfidence, Code, Decision, Priority, Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError
@@ -36,8 +36,10 @@ from infaas_controller.api.intake import (
     cost_usd,
     find_task,
     reading_deadline,
+    time_s,
 )
 from infaas_controller.api.spans import QuerySpans
+from infaas_controller.api.turned import Alike
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService, Ran
 
 HANDLES_KEPT = 1_024
@@ -85,6 +87,7 @@ class Inference:
         self.service = service
         self.clock = clock
         self.bulk = bulk
+        self.alike = Alike(service, clock)
         self._confidence = confidence
         self._metrics = metrics
         self._explain = explain_lookup or service.decision
@@ -177,7 +180,7 @@ class Inference:
         return Query(
             fresh_request_id() if caller is None else caller.request_id, handle, version, wanted, outline.items,
             outline.signature, inputs, outline.outputs, at,
-            at + (HARD_LIMIT_S if wanted.latency_s is None else wanted.latency_s),
+            at + time_s(wanted),
             None if caller is None else caller.trace, basis,
         )  # fmt: skip
 

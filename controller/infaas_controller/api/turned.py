@@ -9,9 +9,14 @@ What he is told is the protocol's own (`http_turned`, `grpc_turned`).
 
 from __future__ import annotations
 
+import asyncio
+from typing import Protocol
+
+from infaas.clock import Clock
 from infaas.domain.ids import DecisionId
 from infaas.domain.query import Code, Query
 from infaas_controller.api.intake import time_s
+from infaas_controller.ports import Outcome
 
 HOLDS_S = 0.01
 HOLDS_SHARE = 0.1
@@ -23,15 +28,46 @@ CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 class Turned:
     """Made of one refusal."""
 
-    __slots__ = ("code", "count", "decision_id", "slo_met", "until", "within_s")
+    __slots__ = ("code", "count", "outcome", "until", "within_s")
 
-    def __init__(self, query: Query, code: Code, decision_id: DecisionId, now: float) -> None:
+    def __init__(self, query: Query, code: Code, refused: Outcome, now: float) -> None:
         self.code = code
-        self.decision_id = decision_id
-        """Which all of them share."""
-        self.slo_met = None if query.requirements.latency_s is None else False
+        self.outcome = outcome_of_turned(refused)
         self.count = 0
-        """How many were told so since."""
+        """How many were told so, of whom the decision does not know yet."""
         self.within_s = time_s(query.requirements)
         """Who has more time may be told otherwise."""
         self.until = now + min(HOLDS_S, HOLDS_SHARE * self.within_s)
+
+
+class Decisions(Protocol):
+    def note_alike(self, id: DecisionId, count: int) -> None: ...
+
+
+class Alike:
+    """Counts who is told what another was told, and has the decision that they share know of them when the refusal
+    holds no more or when something else is told in its place, whichever comes first. No query needs to come for that.
+    Belongs to one event loop."""
+
+    def __init__(self, decisions: Decisions, clock: Clock) -> None:
+        """`clock` is the one by which refusals hold."""
+        self._decisions = decisions
+        self._clock = clock
+
+    def tell(self, turned: Turned) -> None:
+        """One more is told so."""
+        if not turned.count:
+            asyncio.get_running_loop().call_later(max(0.0, turned.until - self._clock.now()), self.over, turned)
+        turned.count += 1
+
+    def over(self, turned: Turned) -> None:
+        """Nobody is told so any more."""
+        count, turned.count = turned.count, 0
+        if count:
+            self._decisions.note_alike(turned.outcome.decision_id, count)
+
+
+def outcome_of_turned(refused: Outcome) -> Outcome:
+    """What of a refused query's outcome goes for all who are like it: its decision. Its times and attempts are nobody
+    else's: they have not waited, and were sent nowhere."""
+    return Outcome(refused.decision_id, slo_met=refused.slo_met)

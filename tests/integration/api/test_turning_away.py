@@ -88,6 +88,25 @@ async def test_who_comes_right_after_a_refusal_is_told_the_same_unread_and_count
         writer.close()
 
 
+async def test_who_is_told_what_another_was_told_hears_no_times_of_that_one(holds: None) -> None:
+    service = ComputingService()
+    service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        told = [await caller.ask(request(n)) for n in range(6)]
+        asked = len(service.seen)
+        times = [(fields["x-infaas-queue-ms"], fields["server-timing"]) for _, fields, _ in told]
+        assert times[:asked] == [("1.000", "queue;dur=1.000, run;dur=0.000, total;dur=1.000")] * asked
+        assert times[asked:] == [("0.000", "queue;dur=0.000, run;dur=0.000, total;dur=0.000")] * (6 - asked)
+        assert asked < 6
+        own = {"x-request-id", "x-infaas-decision-id", "x-infaas-queue-ms", "server-timing"}
+        others = [[(name, text) for name, text in fields.items() if name not in own] for _, fields, _ in told]
+        assert all(fields == others[0] for fields in others), "all else is the same"
+        writer.close()
+
+
 async def test_what_a_tenant_has_no_room_for_is_told_to_none_but_him(holds: None) -> None:
     service = ComputingService()
     service.refusal = RefusedError("most is team-a's", code=Code.QUOTA, retry_after_s=1.0)

@@ -64,7 +64,7 @@ class Caller:
         made = self._call(message, metadata=metadata, timeout=timeout_s)
         async with asyncio.timeout(PATIENCE_S):
             code = await made.code()
-            trailing = {key: value for key, value in await made.trailing_metadata() if key != "server-timing"}
+            trailing = dict(await made.trailing_metadata())
             return code, await made.details(), trailing
 
 
@@ -94,6 +94,9 @@ async def test_who_comes_right_after_a_refusal_is_told_the_same_unread_and_count
     ids = [fields.pop("x-request-id") for _, _, fields in told]
     assert [ids[1], ids[2], ids[5]] == ["a", "another", "a"]
     assert len({*ids}) == 5
+    times = [(fields.pop("x-infaas-queue-ms"), fields.pop("server-timing")) for _, _, fields in told]
+    assert times[0] == ("1.000", "queue;dur=1.000, run;dur=0.000, total;dur=1.000")
+    assert times[1:] == [("0.000", "queue;dur=0.000, run;dur=0.000, total;dur=0.000")] * 5, "none of another's"
     assert all(fields == told[0][2] for _, _, fields in told), "the decision is shared"
     assert told[0][2]["x-infaas-decision-id"] == "d-0"
     assert "grpc-retry-pushback-ms" in told[0][2]

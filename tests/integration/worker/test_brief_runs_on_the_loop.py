@@ -47,6 +47,7 @@ async def test_batches_of_two_controllers_share_a_brief_run_of_the_loop_and_each
         assert [column(ours, query) for query in range(2)] == [[4.0], [6.0, 8.0]]
         assert column(other, 0) == [10.0]
         assert (ours.run_items, other.run_items) == (4, 4)
+        assert (ours.others, other.others) == (0, 0), "who ran with it is done, too"
         assert (one.started, two.started) == ([before], []), "it was over before anybody could have heard that it began"
         assert [(await end.infer("i1", x(6))).run_items for end in (one, two)] == [0, 0]
 

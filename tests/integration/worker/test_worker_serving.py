@@ -178,6 +178,7 @@ async def test_batches_of_two_controllers_share_a_run_where_it_pays_and_each_get
         assert column(other, 0) == [5.0]
         assert (ours.run_items, other.run_items) == (4, 4)
         assert ours.run_s == other.run_s
+        assert (ours.others, other.others) == (0, 0), "who ran with it is done, too"
         assert one.reports[-1].loads[0].running <= 2
 
 

@@ -27,6 +27,7 @@ from infaas_worker.decide.events import (
     Queries,
     QueriesCancelled,
     Run,
+    RunEnded,
 )
 from infaas_worker.decide.instances import Loaded, WorkDone, WorkKind
 from infaas_worker.decide.serving import Serving, held_for_others
@@ -176,8 +177,8 @@ class Place:
             self._running[key] = self.now, run_s, queries, items if command.mates else 0
             self.engines[name].started(batch.number, self.now, self._others(name))
         self.runs.append((items, len(members)))
-        done = [InstanceTold(INSTANCE, WorkDone(key, WorkKind.BATCH, len(ran), run_s)) for key, ran in members]
-        self.at(self.now + run_s, lambda: [self._post(each) for each in done])
+        done = tuple([WorkDone(key, WorkKind.BATCH, len(ran), run_s) for key, ran in members])
+        self.at(self.now + run_s, lambda: self._post(RunEnded(INSTANCE, done)))
 
     def _others(self, name: str) -> int:
         return held_for_others(self.serving, name, INSTANCE) if self.says_others else 0

@@ -37,6 +37,7 @@ from infaas_worker.decide.events import (
     QueriesCancelled,
     Report,
     Run,
+    RunEnded,
     Ticked,
     UnloadAsked,
 )
@@ -334,8 +335,11 @@ class WorkerLife(RuleBasedStateMachine):
         if self.running:
             key = next(iter(self.running))
             name, kind = self.running.pop(key)
-            for each in (key, *self.mates.pop(key)):
-                self.post(InstanceTold(InstanceId(name), WorkDone(each, kind, 1, 0.1, error)))
+            done = [WorkDone(each, kind, 1, 0.1, error) for each in (key, *self.mates.pop(key))]
+            if kind is WorkKind.BATCH:
+                self.post(RunEnded(InstanceId(name), tuple(done)))
+            else:
+                self.post(InstanceTold(InstanceId(name), *done))
 
     def _loadable(self):
         return [key for key, wait in self.loading.items() if not set(wait) & self.in_executor]

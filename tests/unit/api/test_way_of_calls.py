@@ -56,7 +56,7 @@ def learn(calls: Calls, head: CallHead, data: bytes, *, has_deadline: bool = Fal
     query = build_query("t", None, task, request, WANTED, fresh_caller(), Arrival(0.0))
     taught = known(task, data, begun, request, query, WANTED)
     if taught is not None:
-        calls.remember(head, begun, data, Form("t", None, taught), has_deadline=has_deadline)
+        calls.remember(head, begun, data, Form(None, taught), has_deadline=has_deadline)
 
 
 def recognised(
@@ -84,7 +84,7 @@ def test_a_message_with_another_id_and_other_values_is_recognised(id_: str) -> N
     found = recognised(calls, head, data)
     assert found is not None
     form, begin, read_id = found
-    assert (form.handle, form.version, read_id) == ("t", None, id_)
+    assert (form.known.handle, form.version, read_id) == ("t", None, id_)
     tensors = form.known.inputs(data, begin)
     ordinary = decode_request(pb.ModelInferRequest.FromString(data)).inputs
     assert [tensor._replace(data=bytes(tensor.data)) for tensor in tensors] == list(ordinary)

@@ -286,6 +286,21 @@ def test_beside_what_others_have_at_an_instance_one_batch_of_ours_may_wait_there
     assert lane.free_slots == 1
 
 
+def test_a_word_on_others_that_grows_old_frees_no_slot_and_keeps_none() -> None:
+    ledger = a_ledger()
+    lane = ledger.lanes["i1"]  # type: ignore[index]
+    ledger.others_hold(lane, 4, NOW)
+    ledger.sent(lane, 1, 1, NOW)
+    assert not lane.has_foreign(NOW + 2.0), "predictions go by it no more"
+    assert lane.free_slots == 0, "they may still be there"
+    ledger.started(lane, 1, NOW + 2.0)
+    assert lane.free_slots == 1, "the instance never stands still for them"
+    ledger.reported_load(lane, 1, NOW + 2.0)
+    assert (lane.foreign, lane.free_slots) == (0, 1), "our own is all that is there"
+    ledger.done(lane, 1)
+    assert lane.free_slots == 2
+
+
 def test_an_instance_that_runs_several_batches_at_once_is_shared_as_its_slots_are() -> None:
     ledger = a_ledger()
     lane = ledger.lanes["i1"]  # type: ignore[index]

@@ -19,6 +19,7 @@ from infaas_worker.decide.events import (
     OwnerLeft,
     Queries,
     Run,
+    RunEnded,
 )
 from infaas_worker.decide.instances import ExecutorDied, Loaded, WorkDone, WorkKind
 from infaas_worker.decide.serving import Serving, Work, held_for_others
@@ -115,9 +116,8 @@ class Machine:
         queries = Queries.of((key * 10, 1, deadline), (key * 10 + 1, 1, deadline))
         self.post(BatchArrived(key, owner, I1, queries, 0.011, 0.02, likeness))
 
-    def done(self, *finished: int) -> None:
-        for key in finished:
-            self.post(InstanceTold(I1, WorkDone(key, WorkKind.BATCH, 2, 0.01)))
+    def done(self, *run: int) -> None:
+        self.post(RunEnded(I1, tuple([WorkDone(key, WorkKind.BATCH, 2, 0.01) for key in run])))
 
     def runs(self) -> list[Run]:
         return [each for each in self.said if isinstance(each, Run)]
@@ -139,6 +139,18 @@ def test_what_waits_of_several_controllers_is_one_run_once_the_instance_is_free(
     machine.done(2, 3, 4)
     assert [each.key for each in machine.said if isinstance(each, Deliver)] == [2, 3, 4]
     assert [run.key for run in machine.runs()] == [5]
+
+
+def test_when_answers_of_a_shared_run_are_given_nothing_of_that_run_counts_as_held_any_more() -> None:
+    machine = Machine()
+    for key, owner in ((1, "c1"), (2, "c1"), (3, "c2"), (4, "c3")):
+        machine.arrive(key, owner)
+    machine.done(1)
+    machine.arrive(5, "c1")
+    machine.said.clear()
+    machine.post(RunEnded(I1, tuple([WorkDone(key, WorkKind.BATCH, 2, 0.01) for key in (2, 3, 4)])))
+    assert [each.key for each in machine.said if isinstance(each, Deliver)] == [2, 3, 4], "of one event"
+    assert [held_for_others(machine.serving, owner, I1) for owner in ("c1", "c2", "c3")] == [0, 2, 2]
 
 
 def test_a_member_whose_controller_left_ends_with_the_run_and_one_that_dies_ends_all() -> None:

@@ -36,6 +36,7 @@ from infaas_worker.decide.events import (
     QueriesCancelled,
     Report,
     Run,
+    RunEnded,
     Ticked,
     UnloadAsked,
 )
@@ -119,6 +120,9 @@ class _Machine:
                 self._arrive(event)
             case InstanceTold(instance, told):
                 self._tell(instance, told)
+            case RunEnded(instance, done):
+                for each in done:
+                    self._tell(instance, each)
             case QueriesCancelled(key, queries):
                 self._cancel(key, queries)
             case LoadAsked():

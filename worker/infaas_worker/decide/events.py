@@ -11,7 +11,7 @@ from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import Death
 from infaas.domain.query import Code
 from infaas.domain.variant import Isolation
-from infaas_worker.decide.instances import InstanceEvent, WorkKind
+from infaas_worker.decide.instances import InstanceEvent, WorkDone, WorkKind
 
 
 class Queries(msgspec.Struct, frozen=True):
@@ -108,6 +108,14 @@ class InstanceTold(msgspec.Struct, frozen=True):
     event: InstanceEvent
 
 
+class RunEnded(msgspec.Struct, frozen=True):
+    """A run is over, for all the batches that shared it at once: nobody's answer counts a neighbour in the same run as
+    work that is still to be done."""
+
+    instance: InstanceId
+    done: tuple[WorkDone, ...]
+
+
 class LeaseAsked(msgspec.Struct, frozen=True):
     id: int
     cores: int
@@ -141,6 +149,7 @@ Event = (
     | QueriesCancelled
     | OwnerLeft
     | InstanceTold
+    | RunEnded
     | LeaseAsked
     | LeaseEnded
     | DrainBegan
