@@ -12,8 +12,9 @@ demo: $(VENV)/.installed  ## the main job: register a family of models, serve re
 test: $(VENV)/.installed-dev lint types contracts  ## everything but the long tests
 	$(BIN)/pytest -m "not long"
 
-test-long: $(VENV)/.installed-dev  ## faults, containers, outside clients, the demo itself
+test-long: $(VENV)/.installed-dev  ## faults, containers, outside clients, the demo itself; properties on many examples
 	$(BIN)/pytest -m long
+	$(BIN)/pytest tests/unit tests/scenario -m "not long" --hypothesis-profile=thorough
 
 check: $(VENV)/.installed-dev lint types contracts unit  ## fast: for every edit
 

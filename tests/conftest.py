@@ -14,11 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from infaas.store.redis import RedisStore
 from infaas.store.server import find_redis_server, redis_command, wait_until_serving
 from infaas.testing.clock import ManualClock
 from infaas.testing.postgresql import VARIABLE, PostgresServer, find_binaries
+
+settings.register_profile("quick", max_examples=50)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")
+"""What properties are tried on, where a test says nothing else. `--hypothesis-profile=thorough` is for `test-long`."""
 
 
 class RedisServer:

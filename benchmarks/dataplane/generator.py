@@ -3,7 +3,9 @@
 A connection has one query on its way. In a closed loop each answer lets the next query go; in an open loop queries
 leave by a schedule that nothing moves, on an idle connection or, when all are taken, on the first that becomes idle;
 latency counts from the scheduled moment. Whoever's deadline passes before a connection was free has given up and is
-not sent at all. The generator measures its own processor time, because a generator that is the bound measures itself.
+not sent at all. There, a connection that the server closed is made again, and one that cannot be made is tried again,
+now and then, for as long as queries wait. The generator measures its own processor time, because a generator that is
+the bound measures itself.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from dataplane.wire import ForeignAnswerError, Kept, answer_length, refusal_of
+from dataplane.wire import ForeignAnswerError, Kept, answer_length, closes, refusal_of
 from infaas.bench.pacer import Pacer
 
 KEEP_EVERY, KEEP_MOST = 64, 256
@@ -26,6 +28,7 @@ UNSENT, UNANSWERED = 0, -1
 _FEWEST_S = 0.0002
 """The loop wakes no more often than that for what is due."""
 _PATIENCE_S = 5.0
+_DIAL_AGAIN_S = 0.01
 
 Address = tuple[str, int]
 Connect = Callable[[Callable[["Caller"], None]], Awaitable["Caller"]]
@@ -99,6 +102,8 @@ class RestCaller(asyncio.Protocol):
             return
         self.status = int(data[9:12])
         self._is_waiting = False
+        if closes(data):
+            self.close()  # as it said it would
         self._on_answer(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -145,6 +150,7 @@ class Closed:
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     latencies_s: array[float] = field(default_factory=lambda: array("d"))
+    """Of answers of status 200: what failed has none that counts."""
     kept: list[Kept] = field(default_factory=list)
     cpu_share: float = 0.0
     """Of one core, the generator itself."""
@@ -224,8 +230,8 @@ async def closed_loop(
             return
         if is_counting:
             seen.statuses[caller.status] += 1
-            seen.latencies_s.append(now - caller.sent_at)
             if caller.status == 200:
+                seen.latencies_s.append(now - caller.sent_at)
                 keeping.answer(caller)
         asked += 1
         caller.ask(asked % questions, asked, now)
@@ -270,6 +276,9 @@ class OpenLoop:
         self._began = 0.0
         self._on_way = 0
         self._dialing: set[asyncio.Task[None]] = set()
+        self._missing = 0
+        """Connections that could not be made."""
+        self._dial_at = 0.0
         self._quiet: asyncio.Future[None] | None = None
 
     async def run(self, schedule: Sequence[float]) -> Open:
@@ -299,14 +308,24 @@ class OpenLoop:
         return seen
 
     async def _dial(self) -> None:
-        """One connection more. One that cannot be had is one fewer, as a caller would find it."""
+        """One connection more. One that cannot be had is one fewer, as a caller would find it, until it is tried
+        again."""
         try:
             caller = await self._connect(self._answered)
         except OSError:
             self._seen.refused_connections += 1
+            self._missing += 1
             return
         self._callers.append(caller)
         self._next(caller, time.monotonic())
+
+    def _dial_missing(self, now: float) -> None:
+        """All of them, and no more than once in a while, when somebody waits."""
+        if self._missing and now >= self._dial_at and self._is_anyone_waiting(now):
+            self._dial_at = now + _DIAL_AGAIN_S
+            missing, self._missing = self._missing, 0
+            for _ in range(missing):
+                self._redial()
 
     def _redial(self) -> None:
         task = asyncio.create_task(self._dial(), name="a connection in the place of a closed one")
@@ -319,12 +338,17 @@ class OpenLoop:
         late: array[float] = array("d")
         with Pacer() as pacer:
             while at < count:
-                await pacer.until(max(began + schedule[at], clock() + _FEWEST_S))
+                now = clock()
+                wake = began + schedule[at]
+                if self._missing and self._is_anyone_waiting(now):
+                    wake = min(wake, self._dial_at)
+                await pacer.until(max(wake, now + _FEWEST_S))
                 now = clock()
                 first = at
                 while at < count and schedule[at] <= now - began:
                     self._send(at, now)
                     at += 1
+                self._dial_missing(now)
                 if at > first:
                     late.append(now - began - schedule[first])
         self._seen.late_p99_s = sorted(late)[int(0.99 * (len(late) - 1))] if late else 0.0
@@ -368,15 +392,23 @@ class OpenLoop:
         self._seen.reasons[caller.number] = self._seen.words.index(word)
 
     def _next(self, caller: Caller, now: float) -> None:
+        if self._is_anyone_waiting(now):
+            self._launch(caller, self._waiting.popleft(), now)
+        else:
+            self._idle.append(caller)
+
+    def _is_anyone_waiting(self, now: float) -> bool:
+        """Whoever's deadline has passed waits no more."""
         oldest = now - self._began - self._deadline_s
-        while self._waiting:
-            number = self._waiting.popleft()
-            if self._seen.due_s[number] >= oldest:
-                self._launch(caller, number, now)
-                return
-        self._idle.append(caller)
+        while self._waiting and self._seen.due_s[self._waiting[0]] < oldest:
+            self._waiting.popleft()
+        return bool(self._waiting)
 
     async def _rest(self) -> None:
-        if self._on_way:
+        """What is on its way ends, and who waits for a connection gets one or gives up."""
+        end = time.monotonic() + _PATIENCE_S
+        while (now := time.monotonic()) < end and (self._on_way or self._is_anyone_waiting(now)):
+            self._dial_missing(now)
             self._quiet = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._quiet}, timeout=_PATIENCE_S)
+            left_s = end - now
+            await asyncio.wait({self._quiet}, timeout=min(left_s, _DIAL_AGAIN_S) if self._waiting else left_s)

@@ -64,6 +64,7 @@ class Shipped:
     headers: tuple[str, ...]
     decision: str
     counted: float
+    """What its coming added to the count of queries."""
 
 
 class System:
@@ -108,19 +109,27 @@ class System:
         head, _, body = query.partition(b"\r\n\r\n")
         lines = (line.partition(": ") for line in head.decode().split("\r\n")[1:])
         url = f"{self._client.url}/v2/models/{prepared.model.name}/infer"
+        before = self._counted()
         answer = httpx.post(url, content=body, headers={name: value for name, _, value in lines}, timeout=30.0)
         if missing := [name for name in ANSWER_HEADERS if name not in answer.headers]:
             absent = ", ".join(missing)
             raise SystemExit(f"{self.name} answers {answer.status_code} without {absent}: {answer.text[:200]}")
         decision = self._client.decision(answer.headers["x-infaas-decision-id"])
-        endpoints = endpoints_of(self._state_dir)
-        metrics = "" if endpoints is None else httpx.get(endpoints.metrics_url, timeout=30.0).text
-        counted = sum(float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith(_COUNTED))
-        if not counted:
-            raise SystemExit(f"{self.name} does not count its queries ({_COUNTED})")
+        counted = self._counted() - before
+        if counted != 1:
+            raise SystemExit(f"{self.name} counts one query as {counted:g} ({_COUNTED})")
         return Shipped(
             self.name, self._edition.settings, len(self._client.variants()), ANSWER_HEADERS, decision.id, counted
         )
+
+    def _counted(self) -> float:
+        endpoints = endpoints_of(self._state_dir)
+        return queries_counted("" if endpoints is None else httpx.get(endpoints.metrics_url, timeout=30.0).text)
+
+
+def queries_counted(exposition: str) -> float:
+    """Of all handles, however they ended, since the system came up."""
+    return sum(float(line.rpartition(" ")[2]) for line in exposition.splitlines() if line.startswith(_COUNTED))
 
 
 @contextmanager

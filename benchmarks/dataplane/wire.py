@@ -25,6 +25,7 @@ TOLERANCE = 1e-3
 """Relative and absolute: rounding differs between batch sizes."""
 _DECODER = json.JSONDecoder()
 _END = b"\r\n\r\n"
+_CLOSE = re.compile(rb"\r\n[Cc]onnection: *close\r\n")
 _TOTAL = re.compile(r"total;dur=([0-9.]+)")
 
 
@@ -66,6 +67,11 @@ def answer_length(data: bytes) -> int | None:
     at += 18
     stop = data.find(b"\r", at)
     return end + 4 + int(data[at:stop])
+
+
+def closes(answer: bytes) -> bool:
+    """Whether the server says that the connection ends with it."""
+    return _CLOSE.search(answer, 0, answer.find(_END) + 2) is not None
 
 
 def refusal_of(answer: bytes) -> tuple[str, float]:

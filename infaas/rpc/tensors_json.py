@@ -431,6 +431,18 @@ def encode_data(tensor: Tensor) -> bytes:
     return _encoder.encode(values)
 
 
+def encode_rows(datatype: Datatype, data: bytes | memoryview, count: int) -> Sequence[bytes] | None:
+    """As `encode_data`, of so many tensors of equal size that lie one after the other. None: each is to be written by
+    itself, because it is text, or holds what JSON has no word for, or nothing."""
+    if datatype in (Datatype.BYTES, Datatype.FP16) or count < 1 or not len(data):
+        return None
+    array = np.frombuffer(data, NUMPY[datatype])
+    if datatype in FLOATS and not np.isfinite(array).all():
+        return None
+    rows = _encoder.encode(array.reshape(count, -1).tolist())
+    return [b"[%b]" % row for row in rows[2:-2].split(b"],[")]
+
+
 def _with_infinities(values: Sequence[float]) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode()
 

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 
 from infaas.clock import Clock
 from infaas.domain.ids import InstanceId, VariantName
+from infaas.domain.query import Code
 from infaas.domain.variant import Variant
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
@@ -46,6 +47,7 @@ from infaas_worker.decide.events import (
     UnloadAsked,
 )
 from infaas_worker.decide.instances import ExecutorDied, Instance, InstanceEvent, WorkDone, WorkKind
+from infaas_worker.decide.passing import may_pass, passed
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import BatchIn, BatchOut
 from infaas_worker.loading import Loader
@@ -128,9 +130,12 @@ class Instances:
     ) -> None:
         """`number` is the owner's own for the batch, which may share a run with others' if it says so. The owner may
         be called back before this returns."""
+        now = self._clock.now()
+        if self._may_pass(instance, queries, now):
+            self._pass(owner, number, instance, batch, queries, now)
+            return
         self._keys += 1
         key = self._keys
-        now = self._clock.now()
         useful_until = max(queries.deadlines, default=now)
         self._held[key] = Held(owner, number, instance, batch, queries.ids, now, useful_until)
         self._key_of[owner.id, number] = key
@@ -261,6 +266,33 @@ class Instances:
         future = self._residence.run(instance, batch)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran, keys, instance, done))
+
+    def _may_pass(self, instance: InstanceId, queries: Queries, now: float) -> bool:
+        """Whether a batch runs here and now, and nobody needs to hear of it before it is over."""
+        if self._is_working or not self._residence.is_brief(instance, sum(queries.items)):
+            return False
+        return may_pass(self._serving, instance, queries, now)
+
+    def _pass(
+        self, owner: Owner, number: int, instance: InstanceId, batch: BatchIn, queries: Queries, now: float
+    ) -> None:
+        outcome: BatchOut | Exception
+        try:
+            outcome = self._residence.run_here(instance, batch)
+        except Exception as error:  # it is told as any other outcome
+            outcome = error
+        self._residence.ran(instance)
+        after = self._clock.now()
+        (result,) = _results_of(outcome, [len(queries)])
+        if isinstance(result, UnavailableError):
+            self.tell(instance, ExecutorDied(result.text, self._residence.death_of(instance)))
+            text = f"instance {instance} failed: {result.text}"
+            owner.refused(number, Code.UNAVAILABLE, text, was_running=True, held_s=after - now)
+            return
+        text, run_s = ("", result.run_s) if isinstance(result, BatchOut) else (result.text, after - now)
+        done = WorkDone(0, WorkKind.BATCH, sum(queries.items), run_s, text)
+        self._serving = passed(self._serving, instance, done, after)
+        owner.ran(number, Ran(queries.ids, result, frozenset(), 0.0, run_s))
 
     def _run_here(self, keys: Sequence[int], instance: InstanceId, batch: BatchIn) -> None:
         """Over before this returns, so nobody need be told that it began, and what it tells is worked off after the

@@ -6,8 +6,9 @@
  *
  * In a closed loop each answer lets the next query go. In an open loop queries leave by a schedule that nothing moves,
  * on an idle connection or, when all are taken, on the first that becomes idle; latency counts from the scheduled
- * moment, and whoever's deadline passed before a connection was free is not sent. "begin" and "end" on standard output
- * frame what counts. What was seen goes into FOLDER: summary.json, arrays of doubles (*.f64), of 16 bit (*.i16), and
+ * moment, and whoever's deadline passed before a connection was free is not sent. A connection that the server closed is
+ * made again, in an open loop; one that cannot be made is tried again, now and then, for as long as queries wait. What a
+ * closed loop says of latencies is said of answers of status 200. "begin" and "end" on standard output frame what counts. What was seen goes into FOLDER: summary.json, arrays of doubles (*.f64), of 16 bit (*.i16), and
  * some whole answers with the number of their question (kept.bin).
  *
  * REQUESTS: for each request its size (32 bits, this machine's order) and its bytes. SCHEDULE: doubles, seconds.
@@ -31,7 +32,7 @@
 enum { UNANSWERED = -1, EVENTS = 256, WORDS = 64 };
 enum { KEEP_EVERY = 64, KEEP_MOST = 256 };
 static const size_t FIRST_ROOM = 1 << 14, MOST_ROOM = 1 << 26;
-static const double PATIENCE_S = 5.0, LEAD_S = 0.05;
+static const double PATIENCE_S = 5.0, LEAD_S = 0.05, DIAL_AGAIN_S = 0.01;
 
 typedef enum { DEAD, CONNECTING, IDLE, BUSY, DRAINING } State;
 /* DRAINING: answered before all of its request was written; it can take the next one when that is done. */
@@ -74,9 +75,9 @@ static struct {
     int16_t *outcome, *reason;
     long queries, at, waiting_head, waiting_tail, late_count;
     long *waiting;
-    Connection **idle;
-    int idle_count, on_way, most_on_way;
-    double began, deadline_s;
+    Connection **idle, **missing; /* missing: they could not be made */
+    int idle_count, missing_count, on_way, most_on_way;
+    double began, deadline_s, dial_at;
     char words[WORDS][WORD];
     int words_count;
 } load;
@@ -136,9 +137,16 @@ static int dial(Connection *connection) {
     return 0;
 }
 
+/* It could not be made. */
+static void refused(Connection *connection) {
+    load.refused_connections++;
+    hang_up(connection);
+    if (load.is_open_loop) load.missing[load.missing_count++] = connection;
+}
+
 static void redial(Connection *connection) {
     hang_up(connection);
-    if (dial(connection) < 0) load.refused_connections++;
+    if (dial(connection) < 0) refused(connection);
 }
 
 static void next(Connection *connection, double now);
@@ -150,6 +158,10 @@ static void write_more(Connection *connection) {
         if (wrote < 0 && errno == EINTR) continue;
         if (wrote < 0 && errno == EAGAIN) break;
         if (wrote < 0) {
+            if (connection->state == DRAINING) { /* it has its answer, and the server wants no more of it */
+                lost(connection, strerror(errno));
+                return;
+            }
             /* What the server said before it closed is read first. */
             connection->out_left = 0;
             break;
@@ -180,13 +192,14 @@ static int answered(Connection *connection, const Answer *answer, double now) {
     if (!load.is_open_loop) {
         if (load.is_counting) {
             load.statuses[answer->status]++;
+            if (answer->status != OK) return 1; /* what failed has no latency that counts */
             if (load.latencies_count == load.latencies_room) {
                 load.latencies_room = load.latencies_room ? 2 * load.latencies_room : 1 << 16;
                 load.latencies = realloc(load.latencies, load.latencies_room * sizeof *load.latencies);
                 if (!load.latencies) die("no memory for latencies");
             }
             load.latencies[load.latencies_count++] = now - connection->sent_at;
-            if (answer->status == OK) keep(connection, answer->size);
+            keep(connection, answer->size);
         }
         return 1;
     }
@@ -209,8 +222,7 @@ static void lost(Connection *connection, const char *why) {
         return;
     }
     if (was == CONNECTING) {
-        load.refused_connections++;
-        hang_up(connection);
+        refused(connection);
     } else if (was == IDLE) {
         hang_up(connection); /* it is dialled again when its turn comes */
     } else {
@@ -276,6 +288,7 @@ static void handle(Connection *connection, uint32_t events) {
     }
     if (events & EPOLLOUT) {
         write_more(connection);
+        if (connection->state == CONNECTING || connection->state == DEAD) return; /* another one in its place */
         if (connection->state == DRAINING && !connection->out_left) next(connection, now_s());
     }
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR) && connection->state != DEAD) read_more(connection);
@@ -291,17 +304,22 @@ static void launch(Connection *connection, long number, double now) {
     ask(connection, number, now);
 }
 
+/* Whoever's deadline has passed waits no more. */
+static int is_anyone_waiting(double now) {
+    double oldest = now - load.began - load.deadline_s;
+    while (load.waiting_head < load.waiting_tail && load.due[load.waiting[load.waiting_head]] < oldest)
+        load.waiting_head++;
+    return load.waiting_head < load.waiting_tail;
+}
+
 static void next(Connection *connection, double now) {
     if (!load.is_open_loop) {
         ask(connection, load.asked++, now);
         return;
     }
-    while (load.waiting_head < load.waiting_tail) {
-        long number = load.waiting[load.waiting_head++];
-        if (load.due[number] >= now - load.began - load.deadline_s) {
-            launch(connection, number, now);
-            return;
-        }
+    if (is_anyone_waiting(now)) {
+        launch(connection, load.waiting[load.waiting_head++], now);
+        return;
     }
     connection->state = IDLE;
     load.idle[load.idle_count++] = connection;
@@ -327,6 +345,19 @@ static void send_due(double now) {
     if (load.at > first) load.late[load.late_count++] = now - load.began - load.due[first];
 }
 
+static int is_to_dial(double now) {
+    return load.missing_count && is_anyone_waiting(now);
+}
+
+/* What could not be made is tried again when somebody waits for it: all of it, and no more than once in a while. */
+static void dial_missing(double now) {
+    if (now < load.dial_at || !is_to_dial(now)) return;
+    load.dial_at = now + DIAL_AGAIN_S;
+    int count = load.missing_count;
+    load.missing_count = 0;
+    for (int n = 0; n < count; n++) redial(load.missing[n]); /* those that fail again take places that were read */
+}
+
 static void turn(int timeout_ms) {
     struct epoll_event events[EVENTS];
     int count = epoll_wait(load.epoll, events, EVENTS, timeout_ms);
@@ -350,8 +381,7 @@ static void dial_first(Connection *connection) {
     connection->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connection->fd < 0 || connect(connection->fd, (struct sockaddr *)&load.address, sizeof load.address) < 0) {
         if (!load.is_open_loop) die("no connection: %s", strerror(errno));
-        load.refused_connections++;
-        hang_up(connection);
+        refused(connection);
         return;
     }
     setsockopt(connection->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -436,14 +466,19 @@ static void open_loop(double deadline_s) {
     double cpu = cpu_s(), first = now_s();
     load.began = first + LEAD_S;
     while (load.at < load.queries) {
-        double due = load.began + load.due[load.at];
-        wake_at(due);
-        turn(now_s() < due ? -1 : 0); /* who is behind reads answers too, or no connection would become free */
+        double due = load.began + load.due[load.at], now = now_s();
+        wake_at(is_to_dial(now) && load.dial_at < due ? load.dial_at : due);
+        turn(now < due ? -1 : 0); /* who is behind reads answers too, or no connection would become free */
         send_due(now_s());
+        dial_missing(now_s());
     }
     double took = now_s() - first, used = cpu_s() - cpu, end = now_s() + PATIENCE_S;
-    wake_at(end);
-    while (load.on_way && now_s() < end) turn(-1);
+    for (double now = now_s(); (load.on_way || is_anyone_waiting(now)) && now < end; now = now_s()) {
+        double again = now + DIAL_AGAIN_S; /* deadlines pass, too */
+        wake_at(is_anyone_waiting(now) && again < end ? again : end);
+        turn(-1);
+        dial_missing(now_s());
+    }
     tell("end");
     written("sent.f64", load.sent, count, sizeof *load.sent);
     written("ended.f64", load.ended, count, sizeof *load.ended);
@@ -482,6 +517,7 @@ int main(int count, char **words) {
     if (epoll_ctl(load.epoll, EPOLL_CTL_ADD, load.timer, &event) < 0) die("epoll_ctl: %s", strerror(errno));
     load.connections = room_for((size_t)load.count, sizeof *load.connections);
     load.idle = room_for((size_t)load.count, sizeof(Connection *));
+    load.missing = room_for((size_t)load.count, sizeof(Connection *));
     load.kept = made("kept.bin");
     word_of("");
     for (int n = 0; n < load.count; n++) dial_first(&load.connections[n]);

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from infaas.observe.log import get_logger
-from infaas_controller.api.http_form import Form, Writer, form_of
+from infaas_controller.api.http_form import Form, Texts, Writer, form_of
 from infaas_controller.api.http_known import KnownBody
 from infaas_controller.api.service import Inference
 from infaas_controller.outputs import Outputs
@@ -79,6 +79,7 @@ class FastTogether(Together):
         left: list[int] = []
         known: KnownBody | None = None
         form: Form | None = None
+        texts: Texts = {}
         for at, ended in enumerate(batch.ended):
             exchange, place = cast(Alike, ended.owner), places[ended.number]
             if exchange.done() or not exchange.keep_alive:
@@ -92,11 +93,12 @@ class FastTogether(Together):
             try:
                 if here is not known:
                     known, form = here, _form(here, exchange, batch.ran, outputs, place)
+                    texts = {} if form is None else form.texts(columns)
                 if form is None:
                     left.append(at)
                     continue
                 answer = form.write(
-                    query.id, f"{prefix}{first + at}", ended.queue_s, now - query.arrived_at, columns, place
+                    query.id, f"{prefix}{first + at}", ended.queue_s, now - query.arrived_at, columns, place, texts
                 )
             except Exception:  # the ordinary steps meet it again, and tell of it
                 known = None

@@ -17,12 +17,13 @@ from infaas.errors import RefusedError
 LATENCY_MS = 60_000
 
 
-def request(value: int, priority: str = "standard", tenant: str = "") -> bytes:
+def request(value: int, priority: str = "standard", tenant: str = "", output: str = "") -> bytes:
     inputs = [
         {"name": f"INPUT{n}", "shape": [1, 16], "datatype": "INT32", "parameters": {"binary_data_size": 64}}
         for n in (0, 1)
     ]
-    head = json.dumps({"inputs": inputs}).encode()
+    asked = {"outputs": [{"name": output}]} if output else {}
+    head = json.dumps({"inputs": inputs, **asked}).encode()
     body = head + np.full(32, value, np.int32).tobytes()
     of_tenant = f"x-infaas-tenant: {tenant}\r\n" if tenant else ""
     fields = (
@@ -171,4 +172,30 @@ async def test_how_many_were_told_the_same_is_kept_with_the_decision(monkeypatch
         head.turned.until = 0.0
         await caller.ask(request(1))
         assert service.alike == {shared: 6 - asked}
+        writer.close()
+
+
+async def test_when_the_queries_of_a_head_become_others_they_hear_nothing_of_what_the_last_ones_were_told(
+    holds: None,
+) -> None:
+    service = ComputingService()
+    service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        told = [await caller.ask(request(n, output="OUTPUT0")) for n in range(5)]
+        shared = told[-1][1]["x-infaas-decision-id"]
+        asked = len(service.seen)
+        assert asked < 5, "they are told the same"
+        assert edges.fast is not None
+        (head,) = (head for head in edges.fast._heads._as_sent.values() if head.turned is not None)
+        # The same header fields and as many bytes, but another output: another query, which teaches the head.
+        _, fields, _ = await caller.ask(request(1, output="OUTPUT1"))
+        assert len(service.seen) == asked + 1
+        assert service.alike == {shared: 5 - asked}
+        _, again, _ = await caller.ask(request(2, output="OUTPUT1"))
+        assert shared not in (fields["x-infaas-decision-id"], again["x-infaas-decision-id"])
+        service.refusal = None
+        assert head.turned is None or head.turned.outcome.decision_id != shared
         writer.close()

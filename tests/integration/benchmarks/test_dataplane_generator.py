@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -88,8 +89,11 @@ def said(status: int, content: bytes = b"", more: str = "") -> bytes:
 
 
 @asynccontextmanager
-async def a_server(answer: Callable[[int, int], bytes]) -> AsyncIterator[Address]:
-    """Answers the n-th query of all, and its question; an empty answer closes the connection."""
+async def a_server(
+    answer: Callable[[int, int], bytes], *, closes: bool = False, at: Address = ("127.0.0.1", 0)
+) -> AsyncIterator[Address]:
+    """Answers the n-th query of all, and its question; an empty answer closes the connection, and each does so if it
+    `closes`."""
     count = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,12 +110,14 @@ async def a_server(answer: Callable[[int, int], bytes]) -> AsyncIterator[Address
                 writer.write(said[:half])
                 await writer.drain()
                 writer.write(said[half:])
+                if closes:
+                    break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the caller has gone
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, *at, reuse_port=True)
     try:
         yield server.sockets[0].getsockname()
     finally:
@@ -127,7 +133,7 @@ async def test_a_closed_loop_counts_answers_by_status_and_keeps_some_with_their_
     assert seen.failure == ""
     assert len(edges) == 2
     assert seen.answered == seen.statuses[200] > seen.statuses[429] > 0
-    assert len(seen.latencies_s) == seen.statuses.total()
+    assert len(seen.latencies_s) == seen.answered
     assert seen.kept
     assert all(one.content.endswith(b"\r\n\r\n%d" % one.question) for one in seen.kept)
 
@@ -171,6 +177,51 @@ async def test_every_query_of_a_schedule_has_its_own_outcome(load: PythonLoad | 
     refused = statuses == 429
     assert {seen.words[reason] for reason in np.asarray(seen.reasons)[refused]} == {"deadline-unreachable"}
     assert set(np.frombuffer(seen.stated_s)[refused]) == {0.0015}
+
+
+async def test_connections_that_the_server_says_it_closes_are_made_again(load: PythonLoad | CLoad) -> None:
+    closing = said(200, more="connection: close\r\n")
+    async with a_server(lambda n, question: closing, closes=True) as address:
+        seen = await load.opened(address, list(np.linspace(0.0, 0.2, 40)), deadline_s=60.0, most=2)
+    assert list(seen.statuses) == [200] * 40
+    assert seen.refused_connections == 0
+
+
+async def test_idle_connections_that_the_server_closes_unsaid_are_made_again(load: PythonLoad | CLoad) -> None:
+    """Who asks on one while it is being closed is not answered; everybody else is."""
+    async with a_server(lambda n, question: said(200), closes=True) as address:
+        seen = await load.opened(address, list(np.linspace(0.0, 0.5, 20)), deadline_s=60.0, most=2)
+    assert set(seen.statuses) <= {200, -1}
+    assert list(seen.statuses).count(200) > 2, "more than the first connections could answer"
+
+
+async def test_a_connection_that_cannot_be_made_is_tried_again_while_queries_wait(load: PythonLoad | CLoad) -> None:
+    """The server goes with the first query, and comes back: those that can wait are answered."""
+    gone = asyncio.Event()
+
+    def goes(n: int, question: int) -> bytes:
+        gone.set()
+        return b""
+
+    async def goes_and_comes_back(address: Address) -> None:
+        async with a_server(goes, at=address):
+            listening.set()
+            await gone.wait()
+        await asyncio.sleep(0.3)  # in which nobody listens
+        async with a_server(lambda n, question: said(200), at=address):
+            await done.wait()
+
+    listening, done = asyncio.Event(), asyncio.Event()
+    with socket.socket() as held:  # nobody else gets the port
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        address = held.getsockname()
+        serving = asyncio.create_task(goes_and_comes_back(address), name="server")
+        await listening.wait()
+        seen = await load.opened(address, [0.0, *([0.05] * 5)], deadline_s=60.0, most=1)
+        done.set()
+        await serving
+    assert list(seen.statuses) == [-1, *([200] * 5)]
 
 
 async def test_a_query_whose_deadline_passed_before_a_connection_was_free_is_not_sent(

@@ -14,7 +14,7 @@ from infaas_controller.dispatch import Dispatcher
 from infaas_controller.policies import installed_policies
 from infaas_controller.workers import WorkerLinks
 
-from infaas.clock import SystemClock
+from infaas.clock import Clock, SystemClock
 from infaas.domain.cluster import ClusterView
 from infaas.domain.query import Query
 from infaas.domain.variant import Variant
@@ -35,7 +35,7 @@ class Cluster:
     keeper: ViewKeeper
     links: WorkerLinks
     store: MemoryStore
-    clock: SystemClock
+    clock: Clock
 
     def query(self, handle: str = "digits", **given: object) -> Query:
         return a_query(handle, at=self.clock.now(), **given)  # type: ignore[arg-type]
@@ -65,9 +65,9 @@ def cluster(request: pytest.FixtureRequest) -> Opener:
     @asynccontextmanager
     async def opened(
         variants: Sequence[Variant], workers: Sequence[FakeWorker], *, settings: Settings | None = None,
-        token: str | None = None, book: Book | None = None,
+        token: str | None = None, book: Book | None = None, clock: Clock | None = None,
     ) -> AsyncIterator[Cluster]:  # fmt: skip
-        clock = SystemClock()
+        clock = clock or SystemClock()
         store = MemoryStore(clock)
         await publish(store, a_view(variants=variants))
         keeper = ViewKeeper(store, clock)

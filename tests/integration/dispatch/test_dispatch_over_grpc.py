@@ -201,12 +201,12 @@ async def test_a_variant_that_no_worker_holds_is_loaded_on_demand_once_for_all_w
 async def test_selections_batches_and_loads_are_counted(cluster: Opener) -> None:
     class Counts:
         def __init__(self) -> None:
-            self.selections: list[float] = []
+            self.selections: list[tuple[float, int]] = []
             self.batches: list[tuple[str, int]] = []
             self.loads: list[tuple[str, float]] = []
 
         def observe_selections(self, seconds: float, count: int) -> None:
-            self.selections += [seconds] * count
+            self.selections.append((seconds, count))
 
         def observe_batch(self, variant: str, items: int) -> None:
             self.batches.append((variant, items))
@@ -217,10 +217,14 @@ async def test_selections_batches_and_loads_are_counted(cluster: Opener) -> None
     counts = Counts()
     async with cluster([a_variant("v1"), a_variant("v2", model="m2")], [FakeWorker("w1", [])]) as c:
         c.dispatcher.observe_with(counts)
-        await asyncio.gather(*(c.dispatcher.submit(c.query("v1", inputs=image(n))) for n in range(5)))
-        await c.dispatcher.submit(c.query("v2", items=3, inputs=image(0, items=3)))
-        assert len(counts.selections) == 6
-        assert min(counts.selections) >= 0
+        began = c.clock.now()
+        answers = await asyncio.gather(*(c.dispatcher.submit(c.query("v1", inputs=image(n))) for n in range(5)))
+        answers.append(await c.dispatcher.submit(c.query("v2", items=3, inputs=image(0, items=3))))
+        assert [count for _, count in counts.selections] == [5, 1], "what came together was decided on together"
+        each = [seconds for seconds, count in counts.selections for _ in range(count)]
+        assert each == [answer.outcome.decide_s for answer in answers], "callers are told the same"
+        assert min(each) > 0
+        assert sum(each) < c.clock.now() - began
         assert sum(items for variant, items in counts.batches if variant == "v1") == 5
         assert [items for variant, items in counts.batches if variant == "v2"] == [3]
         assert [variant for variant, _ in counts.loads] == ["v1", "v2"]

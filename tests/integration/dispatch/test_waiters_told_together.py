@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from infaas_controller.ports import Answer, Batch, QueryFailedError, Together, Waiter
+from structlog.testing import capture_logs
 
-from infaas.domain.query import Code
+from infaas.domain.query import Code, Decision
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.testing.builders import a_variant, an_instance
 from infaas.testing.fake_worker import FakeWorker
@@ -222,6 +223,36 @@ async def test_who_does_not_wait_any_more_hears_nothing_and_the_others_do(cluste
         assert {n: c.dispatcher.decision(f"q{n}").outcome for n in gone} == {
             n: "cancelled" if n in (3, 8) else "answered" for n in gone
         }
+
+
+async def test_when_a_batchs_decisions_cannot_be_told_its_callers_have_their_answers_all_the_same(
+    cluster: Opener,
+) -> None:
+    async with cluster([VARIANT], [one_worker()]) as c:
+        faults: list[str] = []
+
+        def breaks(decision: Decision) -> None:
+            faults.append(decision.id)
+            raise RuntimeError("a fault of ours")
+
+        c.dispatcher.decisions.on_decision(breaks)
+        teller = Teller()
+        waiters = [Told(teller) for _ in range(20)]
+        with capture_logs() as lines:
+            begin(c, waiters)
+            await all_ended(waiters)
+        assert teller.told == 20
+        assert [waiter.values for waiter in waiters] == [[number] for number in range(20)]
+        assert {waiter.ends for waiter in waiters} == {1}
+        assert len(faults) == len(teller.batches), "a fault ends the telling of its batch"
+        said = [line for line in lines if line["event"] == "who follows decisions was not told of a batch's"]
+        assert {(line["log_level"], str(line["exc_info"])) for line in said} == {("error", "a fault of ours")}
+        assert len(said) == len(faults)
+        stats = c.dispatcher.stats()["v1"]
+        assert (stats.success_count, stats.inference_count, stats.fail_count) == (20, 20, 0)
+        kept = {decision.id: decision.request_id for decision in c.dispatcher.recent(100)}
+        assert kept == {waiter.ids[0]: f"q{number}" for number, waiter in enumerate(waiters)}
+        await settled(c)
 
 
 @pytest.mark.parametrize("first", ["a task", "a waiter", "a lone waiter"])

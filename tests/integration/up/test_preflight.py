@@ -16,8 +16,10 @@ def settings_with(**controller: object) -> Settings:
     return load_settings(environ={}, overrides={"controller": controller})
 
 
-def test_a_taken_port_is_named_with_its_setting_its_flag_and_its_holder() -> None:
+@pytest.mark.parametrize("would_share", [False, True], ids=["alone", "would share"])
+def test_a_taken_port_is_named_with_its_setting_its_flag_and_its_holder(would_share: bool) -> None:
     with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(would_share))
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]

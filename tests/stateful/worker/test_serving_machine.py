@@ -42,6 +42,7 @@ from infaas_worker.decide.events import (
     UnloadAsked,
 )
 from infaas_worker.decide.instances import ExecutorDied, Loaded, LoadFailed, Unloaded, WorkDone, WorkKind
+from infaas_worker.decide.passing import may_pass, passed
 from infaas_worker.decide.serving import Serving
 
 from infaas.domain.ids import InstanceId, VariantName
@@ -215,8 +216,21 @@ class WorkerLife(RuleBasedStateMachine):
         queries = Queries.of(*((i, 1, self.now + slack) for i, slack in enumerate(slacks)))
         deadlines = dict(zip(queries.ids, queries.deadlines, strict=True))
         self.sent[key] = Sent(owner, name, deadlines, likeness=likeness)
-        self.post(BatchArrived(key, owner, InstanceId(name), queries, 0.2, 0.25, likeness))
+        arrived = BatchArrived(key, owner, InstanceId(name), queries, 0.2, 0.25, likeness)
+        if may_pass(self.serving, arrived.instance, queries, self.now):
+            for error in ("", "raised"):
+                self.check_passing(arrived, error)
+        self.post(arrived)
         return key
+
+    def check_passing(self, arrived, error):
+        """In one step it comes to the same as step by step, and nothing else was to be done."""
+        begun, commands = advance(self.serving, arrived, self.now)
+        assert commands == (Run(arrived.key, WorkKind.BATCH, arrived.instance, arrived.queries.ids, ()),)
+        done = WorkDone(arrived.key, WorkKind.BATCH, len(arrived.queries), 0.2, error)
+        over, commands = advance(begun, InstanceTold(arrived.instance, done), self.now + 0.2)
+        assert commands == (Deliver(arrived.key, frozenset()),)
+        assert over == passed(self.serving, arrived.instance, done, self.now + 0.2)
 
     @rule(key=batches, queries=st.frozensets(st.integers(0, 2), min_size=1))
     def cancel(self, key, queries):

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from infaas.aio import supervise
 from infaas.aio.supervise import Supervisor, TaskCrashedError
 
 
@@ -74,7 +75,8 @@ async def test_stopping_drains_and_cancels_stage_by_stage() -> None:
     assert await supervisor.stop() == []
 
 
-async def test_stopping_is_bounded_and_names_what_did_not_end() -> None:
+async def test_stopping_is_bounded_and_names_what_did_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "_CANCEL_GRACE_S", 0.05)
     supervisor = Supervisor("x")
     release = asyncio.Event()
 

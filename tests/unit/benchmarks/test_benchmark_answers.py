@@ -10,6 +10,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
+
+from infaas.domain.query import Code, Priority
+from infaas.observe.metrics import Metrics
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 Load = Callable[[str], ModuleType]
@@ -90,6 +94,16 @@ def test_an_edition_s_settings_are_variables_and_its_own_come_last(load: Load) -
         "INFAAS_WORKER__INLINE": "false",
     }
     assert own.INLINE.with_settings(more).environ()["INFAAS_WORKER__INLINE"] == "true"
+
+
+def test_queries_are_counted_however_they_ended(load: Load) -> None:
+    counted = load("dataplane.own").queries_counted
+    metrics = Metrics()
+    assert counted(generate_latest(metrics.registry).decode()) == 0
+    for code in (None, None, Code.SATURATED):
+        metrics.observe_request(model="m1", code=code, priority=Priority.STANDARD, total_s=0.001, variant="v1")
+    metrics.observe_batch("v1", 7)
+    assert counted(generate_latest(metrics.registry).decode()) == 3
 
 
 def test_settings_on_the_command_line_are_key_and_value(load: Load, capsys: pytest.CaptureFixture[str]) -> None:

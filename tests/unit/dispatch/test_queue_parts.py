@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.decide.curve import SMALL_BESIDE, Curve, preferred_batch
+from infaas_controller.decide.curve import (
+    BATCH_COST_S,
+    PAYS,
+    PAYS_UNSEEN,
+    SMALL_BESIDE,
+    UNSEEN_S,
+    Curve,
+    preferred_batch,
+)
 from infaas_controller.decide.form import MAX_BATCH_BYTES, Limits, form
 from infaas_controller.lanes import urgency_of
 from infaas_controller.ledger import Ledger
@@ -43,6 +51,15 @@ def test_a_batch_grows_only_where_it_pays() -> None:
     queue = [Entry(NOW + 9) for _ in range(40)]
     assert form(queue, MEMORY_BOUND, limits(), NOW).items > 20
     assert form(queue, CPU_BOUND, limits(), NOW).items == 1
+
+
+def test_where_runs_are_short_a_batch_grows_until_it_has_nearly_all_that_batching_gives() -> None:
+    short, long = (Curve(a_variant("c", p95_ms=ms, per_item_ms=ms)) for ms in (1, 5))
+    shares = [short.preferred / (short.mean_s[short.preferred] + BATCH_COST_S), 32 / (short.mean_s[32] + BATCH_COST_S)]
+    assert PAYS < shares[0] / shares[1] < PAYS_UNSEEN, "ten milliseconds are the bound here"
+    assert short.mean_s[short.preferred] <= UNSEEN_S < short.mean_s[short.preferred + 1]
+    assert long.preferred == 2, "1.5 ms of its own in each batch is too much for one item of 5 ms"
+    assert MEMORY_BOUND.mean_s[1] < UNSEEN_S < MEMORY_BOUND.mean_s[MEMORY_BOUND.preferred], "it pays beyond that"
 
 
 def test_a_batch_stops_growing_where_the_tightest_deadline_would_be_missed() -> None:

@@ -46,11 +46,10 @@ def test_a_variants_name_is_always_a_good_name(model: str, version: int, recipe:
     assert name.endswith(f".v{version}.{recipe}")
 
 
-@given(models=st.lists(st.from_regex(r"[a-z]{110,128}", fullmatch=True), min_size=2, max_size=2, unique=True))
-def test_long_models_that_begin_alike_make_different_variants(models: list[str]) -> None:
-    first, second = (("x" * 100 + model)[:128] for model in models)
-    if first != second:
-        assert variant_name(first, 1, "ort-fp32-t1") != variant_name(second, 1, "ort-fp32-t1")
+@given(ends=st.lists(st.text("abz", min_size=10, max_size=28), min_size=2, max_size=2, unique=True))
+def test_long_models_that_begin_alike_make_different_variants(ends: list[str]) -> None:
+    first, second = ("x" * 100 + end for end in ends)
+    assert variant_name(first, 1, "ort-fp32-t1") != variant_name(second, 1, "ort-fp32-t1")
 
 
 @given(model=MODEL_NAMES, version=st.integers(1, 10**6))

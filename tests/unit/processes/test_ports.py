@@ -57,6 +57,13 @@ def test_a_port_that_somebody_has_is_refused_even_if_he_would_share_it(is_shared
             reserve(HOST, port_of(other), "controller.grpc_port")
 
 
+def test_a_lone_process_has_its_port_to_itself_also_beside_who_would_share_it() -> None:
+    with bind(HOST, 0, "controller.http_port") as listener, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind((HOST, port_of(listener)))
+
+
 def test_a_port_stays_taken_while_all_processes_are_down_and_is_free_when_it_is_given_back() -> None:
     holder = reserve(HOST, 0, "controller.http_port")
     port = port_of(holder)

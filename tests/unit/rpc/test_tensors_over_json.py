@@ -16,7 +16,15 @@ from hypothesis.extra import numpy as hnp
 from infaas.domain.tensor import Datatype, Tensor, TensorSpec
 from infaas.errors import InvalidError, UnsupportedError
 from infaas.rpc.tensors import NUMPY, RequestedOutput, as_array, check_inputs, classify, pack_bytes, unpack_bytes
-from infaas.rpc.tensors_json import FEW, answer_parts, decode_raw_request, decode_request, encode_answer, encode_data
+from infaas.rpc.tensors_json import (
+    FEW,
+    answer_parts,
+    decode_raw_request,
+    decode_request,
+    encode_answer,
+    encode_data,
+    encode_rows,
+)
 
 NUMBERS = [d for d in Datatype if d not in (Datatype.BYTES, Datatype.FP16)]
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
@@ -336,3 +344,20 @@ def test_few_numbers_and_many_are_read_and_written_alike(values: list[float], da
             np.array(values, NUMPY[datatype]).tolist(), nan_ok=True
         )
     assert read[0] == read[1]
+
+
+@given(arrays_of([*NUMBERS, Datatype.FP16]), st.integers(1, 4))
+def test_rows_that_are_written_at_once_read_as_those_written_one_by_one(
+    made: tuple[Datatype, np.ndarray], count: int
+) -> None:
+    datatype, row = made
+    data = [(row if place % 2 else np.flip(row)).tobytes() for place in range(count)]
+    found = encode_rows(datatype, b"".join(data), count)
+    has_words = datatype is not Datatype.FP16 and bool(np.isfinite(row).all())
+    assert (found is not None) == (has_words and row.size > 0)
+    if found is not None:
+        assert list(found) == [encode_data(Tensor("y", datatype, row.shape, one)) for one in data]
+
+
+def test_text_which_may_hold_what_stands_between_rows_is_written_one_by_one() -> None:
+    assert encode_rows(Datatype.BYTES, pack_bytes([b"],[", b"b"]), 2) is None

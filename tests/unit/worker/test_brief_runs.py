@@ -6,10 +6,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from infaas_worker import watch
+from infaas_worker.decide import hang
 from infaas_worker.decide.brief import BRIEF_S, brief_items
 from infaas_worker.executors.base import Brief
 from infaas_worker.executors.onnxruntime import OnnxRuntimeExecutor
-from infaas_worker.watch import Watch
 
 from infaas.domain.tensor import Datatype
 from infaas.testing import graphs
@@ -66,7 +67,29 @@ def test_what_may_take_longer_than_measured_is_left_to_its_thread(
     assert most(graph, tmp_path, **facts) == 0
 
 
-def test_a_run_that_hangs_is_noticed_from_outside_and_named() -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Released as a look begins: once it was acquired twice, a whole look is over. Looks come one after the other."""
+    begun = threading.Semaphore(0)
+
+    def paused_s(last: float, now: float, period_s: float) -> float:
+        begun.release()
+        return hang.paused_s(last, now, period_s)
+
+    monkeypatch.setattr(watch, "paused_s", paused_s)
+    monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.01)
+    return begun
+
+
+def seen_whole(looks: threading.Semaphore) -> None:
+    """Returns when a look that began after the call is over."""
+    while looks.acquire(blocking=False):
+        pass
+    for _ in range(3):
+        assert looks.acquire(timeout=WAIT_S)
+
+
+def test_a_run_that_hangs_is_noticed_from_outside_and_named(looks: threading.Semaphore) -> None:
     found: list[str] = []
     told = threading.Event()
 
@@ -74,22 +97,32 @@ def test_a_run_that_hangs_is_noticed_from_outside_and_named() -> None:
         found.append(reason)
         told.set()
 
-    watch = Watch(0.0, on_hung)
-    watch.began("instance i1 of v1")
-    watch.start()
+    watching = watch.Watch(0.0, on_hung)
+    watching.began("instance i1 of v1")
+    watching.start()
     assert told.wait(WAIT_S)
-    watch.stop()
+    watching.stop()
     (reason,) = found
     assert reason.startswith("instance i1 of v1 hung for ")
     assert reason.endswith("a run of it is given 0.0 s")
 
 
-def test_runs_that_end_are_nobodys_hang() -> None:
+def test_runs_that_end_are_nobodys_hang(looks: threading.Semaphore) -> None:
     found: list[str] = []
-    watch = Watch(WAIT_S, found.append)
-    watch.began("instance i1 of v1")
-    watch.ended()
-    watch.start()
-    watch.began("instance i2 of v2")
-    watch.stop()
+    watching = watch.Watch(0.0, found.append)
+    watching.began("instance i1 of v1")
+    watching.ended()
+    watching.start()
+    seen_whole(looks)
+    watching.stop()
+    assert found == [], "nothing ran when it looked"
+
+
+def test_a_run_that_takes_no_longer_than_it_may_is_no_hang(looks: threading.Semaphore) -> None:
+    found: list[str] = []
+    watching = watch.Watch(60.0, found.append)
+    watching.start()
+    watching.began("instance i1 of v1")
+    seen_whole(looks)
+    watching.stop()
     assert found == []

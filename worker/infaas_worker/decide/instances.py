@@ -255,7 +255,7 @@ def _done(instance: Instance, event: WorkDone, now: float) -> Step:
         return instance, ()
     running = tuple([key for key in instance.running if key != event.key])
     if event.kind is WorkKind.BATCH:
-        return _drained(_ran(instance, event, running, now))
+        return _drained(ran(instance, event, running, now))
     after = replace(instance, running=running)
     if event.error:
         return _fail(after, f"{event.kind.value} failed: {event.error}", now)
@@ -266,7 +266,8 @@ def _done(instance: Instance, event: WorkDone, now: float) -> Step:
     return _drained(after)
 
 
-def _ran(instance: Instance, event: WorkDone, running: tuple[int, ...], now: float) -> Instance:
+def ran(instance: Instance, event: WorkDone, running: tuple[int, ...], now: float) -> Instance:
+    """After a batch; `running` is what still runs."""
     busy_s = instance.busy_s + event.run_s
     if event.error:
         return replace(instance, running=running, busy_s=busy_s)

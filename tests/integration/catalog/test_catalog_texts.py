@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from infaas.catalog.catalog import Catalog
 from infaas.catalog.lost import reason_of
-from infaas.catalog.tables import storable
 from infaas.domain.ids import DecisionId, TaskName
 from infaas.domain.query import Decision, Level
 
@@ -38,16 +35,6 @@ def test_any_text_can_be_an_idempotency_key(catalog: Catalog, text: str) -> None
     assert catalog.claim_key(text, "f" * 64, at=1.0) is None
     catalog.keep_answer(text, "answer")
     assert catalog.claim_key(text, "f" * 64, at=2.0) == "answer"
-
-
-@given(st.text(st.characters()), st.none() | st.integers(0, 20))
-def test_what_is_storable_is_valid_short_enough_and_otherwise_unchanged(text: str, length: int | None) -> None:
-    stored = storable(text, length)
-    stored.encode()
-    assert "\0" not in stored
-    assert length is None or len(stored) <= length
-    if "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text):
-        assert stored == text[:length]
 
 
 def test_a_reason_says_what_the_driver_said_without_the_statement(catalog: Catalog) -> None:

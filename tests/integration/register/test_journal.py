@@ -11,7 +11,7 @@ from infaas_controller.decide.candidates import Admissions
 from infaas_controller.decide.policies.slo import SloPolicy
 from infaas_controller.decide.select import select_traced
 from infaas_controller.decisions import Trace
-from infaas_controller.journal import ALIKE_AT_ONCE, CANDIDATES_PER_S, MAX_CANDIDATES, Allowance, Journal, is_journaled
+from infaas_controller.journal import ALIKE_AT_ONCE, CANDIDATES_PER_S, MAX_CANDIDATES, Journal
 from infaas_controller.ledger import Ledger
 
 from infaas.catalog.catalog import Catalog
@@ -39,12 +39,6 @@ def record(journal: Journal, decision: Decision, trace: Trace | None = None) -> 
     """As the controller does."""
     if journal.take(decision.outcome, decision.handle):
         journal.keep(decision, trace)
-
-
-def test_refusals_are_kept_and_a_sample_of_answers() -> None:
-    assert is_journaled("saturated", 0.0, 0.99)
-    assert is_journaled("answered", 0.1, 0.05)
-    assert not is_journaled("answered", 0.1, 0.1)
 
 
 async def test_decisions_are_found_while_they_wait_and_after(catalog: Catalog) -> None:
@@ -219,13 +213,6 @@ async def test_a_flood_is_journaled_with_candidates_for_some_of_it(catalog: Cata
     with_candidates = [one for one in found if len(one.candidates) == 3 and not one.candidates_left_out]
     without = [one for one in found if not one.candidates and one.candidates_left_out == 3]
     assert (len(with_candidates), len(without)) == (CANDIDATES_PER_S, 20)
-
-
-def test_an_allowance_refills_with_time_up_to_a_seconds_worth() -> None:
-    allowance = Allowance(2)
-    assert [allowance.take(10.0) for _ in range(3)] == [True, True, False]
-    assert [allowance.take(10.5), allowance.take(10.5)] == [True, False]
-    assert [allowance.take(99.0) for _ in range(3)] == [True, True, False]
 
 
 async def test_a_flood_is_written_as_some_of_it_and_the_number_of_the_rest(catalog: Catalog) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from infaas_controller.journal import Journal
 from infaas_controller.peers import Peers
-from infaas_controller.system import LOST, READ_ONLY, UP, SystemWatch, part_state
+from infaas_controller.system import LOST, READ_ONLY, UP, SystemWatch
 
 from infaas.catalog import schema
 from infaas.catalog.catalog import Catalog
@@ -57,14 +57,6 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     yield House(watch, catalog, peers, keeper, store)
     await store.close()
     catalog.close()
-
-
-@pytest.mark.parametrize(
-    ("is_read", "trouble", "state"),
-    [(True, None, UP), (True, "full", READ_ONLY), (False, None, LOST), (False, "full", LOST)],
-)
-def test_a_part_that_answers_and_takes_no_changes_is_read_only(is_read: bool, trouble: str | None, state: str) -> None:
-    assert part_state(is_read=is_read, write_trouble=trouble) == state
 
 
 async def test_a_store_that_was_never_heard_of_is_lost_and_up_once_it_was(house: House) -> None:
