@@ -197,5 +197,5 @@ async def test_when_the_queries_of_a_head_become_others_they_hear_nothing_of_wha
         _, again, _ = await caller.ask(request(2, output="OUTPUT1"))
         assert shared not in (fields["x-infaas-decision-id"], again["x-infaas-decision-id"])
         service.refusal = None
-        assert head.turned is None or head.turned.decision_id != shared
+        assert head.turned is None or head.turned.outcome.decision_id != shared
         writer.close()
