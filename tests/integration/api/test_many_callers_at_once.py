@@ -321,13 +321,12 @@ async def test_answers_written_together_from_shared_memory_are_each_callers_own_
     sharing: Real,
 ) -> None:
     await sharing.until(lambda: sharing.links.documents()[0].shared_memory.is_used)  # type: ignore[union-attr]
-    answers = await all_of(sharing, 30, lambda number, _: [asked(items=250 + number % 2)])
+    answers = await all_of(sharing, 60, lambda number, _: [asked(items=95 + number % 2)])
     await sharing.at_rest()
     assert_all_is_counted(sharing, answers)
     assert sum(sharing.together) > CALLERS, "or this tests something else"
     shared = sharing.links.documents()[0].shared_memory
     assert shared is not None
-    assert shared.inputs > 0
     assert shared.output_bytes > 2 * SHARED_BYTES
     assert shared.without_room == 0
 
