@@ -22,8 +22,9 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Benchmarks are no distribution: they are imported from their folder."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from dataplane import figures, graphs, h2, tables, wire
+    from dataplane.questions import flame
 
-    return SimpleNamespace(figures=figures, graphs=graphs, h2=h2, tables=tables, wire=wire)
+    return SimpleNamespace(figures=figures, flame=flame, graphs=graphs, h2=h2, tables=tables, wire=wire)
 
 
 def a_round(parts: Any, rate: float, **more: Any) -> Any:
@@ -195,3 +196,10 @@ def test_models_are_the_same_every_time_and_answer_their_own_labels(parts: Any, 
 def test_the_residual_net_is_a_graph_that_runs(parts: Any, tmp_path: Path, side: int, width: int) -> None:
     model = parts.graphs.Model("tiny", "", (3, side, side), lambda: parts.graphs.resnet(side, width), questions=2)
     assert np.isfinite(parts.graphs.prepare(model, tmp_path).answers).all()
+
+
+def test_a_flame_graph_is_titled_by_what_it_shows(parts: Any) -> None:
+    drawn = b'<svg><text id="title" x="50%">/home/me/py-spy record --pid 7</text><text id="details"> </text></svg>'
+    assert parts.flame.titled(drawn, "controller") == (
+        b'<svg><text id="title" x="50%">controller</text><text id="details"> </text></svg>'
+    )
