@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import replace
 from operator import attrgetter
 
 from infaas.domain.query import Code, Objective, Query, Refusal
@@ -169,7 +168,7 @@ class Arrivals(Placing):
         if count <= 0:
             return 0
         together = [others[place] for place in range(count)]
-        first.choice = choice = replace(choice, predicted_s=at - now)
+        first.choice = choice = choice._replace(predicted_s=at - now)
         for ticket in together:
             _follow(ticket, first, now)
             ticket.choice = choice
@@ -238,4 +237,4 @@ def _refusal(ticket: Ticket) -> Refusal | None:
     outcome = ticket.selected.outcome
     if not isinstance(outcome, Refusal):
         return None
-    return outcome if outcome.load is None else replace(outcome, load=None)
+    return outcome if outcome.load is None else outcome._replace(load=None)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from infaas_controller.decide.curve import Curve
 from infaas_controller.decide.form import Formed, Limits, form, until
@@ -23,8 +23,7 @@ PASSED_OVER_AT_ONCE = 32
 """Queries promised elsewhere that are looked at and passed over in search of a batch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """What became of the head of a class at one instance. Never empty: something in it is progress."""
 
     batch: list[Ticket]
@@ -127,8 +126,7 @@ class Filling:
             self._queues.put_back(ticket)
 
 
-@dataclass(frozen=True, slots=True)
-class _Late:
+class _Late(NamedTuple):
     """Whether a query alone would on average be late."""
 
     curve: Curve

@@ -147,8 +147,7 @@ class Candidate:
     """None: it did not come to that question."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """Run on `instance`; when that is None, load `variant` on `worker` first."""
 
     variant: VariantName
@@ -166,8 +165,7 @@ class Choice:
     """What to load besides, so that the next query needs no fallback."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     code: Code
     reason: str
     retry_after_s: float | None = None

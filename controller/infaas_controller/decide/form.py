@@ -7,9 +7,8 @@ what pays (the profile's curve) and by the tightest deadline in it. Sizes count 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from math import inf
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from infaas_controller.decide.curve import Curve
 
@@ -33,8 +32,7 @@ class Waiting(Protocol):
 E = TypeVar("E", bound=Waiting)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How the next batch of an instance would fare. `start_s`: until it would start."""
 
     start_s: float
@@ -55,8 +53,7 @@ class Limits:
     """Whether queries that would be late are set aside; a policy that binds keeps them until their deadline."""
 
 
-@dataclass(frozen=True, slots=True)
-class Formed(Generic[E]):
+class Formed(NamedTuple, Generic[E]):
     batch: list[E]
     items: int
     expired: list[E]

@@ -6,8 +6,6 @@ predictions; this function adds what holds under every policy: the fallback that
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from infaas.domain.ids import InstanceId
 from infaas.domain.query import Choice, Code, Objective, Query, Refusal
 from infaas.errors import InfaasError
@@ -53,7 +51,7 @@ def select(
 ) -> Choice | Refusal:
     """The outcome with its candidates, for one query."""
     found = select_traced(query, admission, ledger, policy, now, draw, excluded)
-    return replace(found.outcome, candidates=candidates(found, query.deadline, now))
+    return found.outcome._replace(candidates=candidates(found, query.deadline, now))
 
 
 def select_traced(
@@ -122,4 +120,4 @@ def _choice(option: Option, now: float, reason: str, *, is_bound: bool) -> Choic
 
 def _fallen_back(option: Option, refusal: Refusal, now: float) -> Choice:
     chosen = _choice(option, now, "fallback: most accurate that meets deadline and cap", is_bound=False)
-    return replace(chosen, fallback=refusal.reason, load=refusal.load)
+    return chosen._replace(fallback=refusal.reason, load=refusal.load)

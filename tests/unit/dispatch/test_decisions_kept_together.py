@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
@@ -71,7 +71,7 @@ def a_ticket(number: int, seed: int, batch_items: int) -> Ticket:
     ticket.attempts, ticket.batch_items, ticket.policy = 1, batch_items, of.policy
     ticket.selected, ticket.admission = of.selected, of.selected.admission
     # Who joins a batch shares the choice of the first; it is another than that of who was chosen for alone.
-    ticket.choice = of.choice if rng.randrange(3) else replace(of.choice, predicted_s=rng.random())
+    ticket.choice = of.choice if rng.randrange(3) else of.choice._replace(predicted_s=rng.random())
     ticket.decided_at, ticket.decide_s = at + 1e-5, rng.random() / 1e4
     ticket.selected_at = at + rng.random() / 100
     ticket.queue_s, ticket.run_s = rng.random() / 10, RAN.run_s
