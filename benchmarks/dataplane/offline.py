@@ -24,6 +24,7 @@ import numpy as np
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 3
+_NEARLY = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Limit:
     @property
     def best_batch(self) -> int:
         return max(self.rows_per_s, key=self.rows_per_s.__getitem__)
+
+    @property
+    def gaining_batch(self) -> int:
+        """The smallest that has nearly the best rate: what a larger one seems to gain is noise."""
+        return next(batch for batch, rate in sorted(self.rows_per_s.items()) if rate >= _NEARLY * self.best)
 
     @property
     def best(self) -> float:

@@ -15,8 +15,11 @@ from dataplane.own import editions, fitting, seen
 from dataplane.questions.answer import Answer
 from dataplane.servers import BINARY
 
+CALLERS_PER_ROW = 4
+"""Callers for each row of the largest batch that still gains something: while one batch runs and one is staged, there
+are as many queries again to make the next one of."""
 HEADINGS = (
-    "model", "what", "system", "alone ms", "batch 1 rows/s", "best rows/s", "answers/s", "of the best",
+    "model", "what", "system", "callers", "alone ms", "batch 1 rows/s", "best rows/s", "answers/s", "of the best",
     "CPU µs/query", "CPU µs of", "remark",
 )  # fmt: skip
 
@@ -30,7 +33,7 @@ def of_batching(run: Run, models: Sequence[Model] = (WIDE_MLP, SMALL_CNN, RESNET
                 missing += up.left_out
                 found += _of_model(run, up)
         shipped = seen(own)
-    title = f"Batching: binary, {CONNECTIONS} connections, against the best offline batches"
+    title = "Batching: binary, a connection for each caller, against the best offline batches"
     shares = {
         system.name: [
             next((one.percent for one in found if (one.model, one.system) == (model, system.name)), None)
@@ -53,6 +56,7 @@ class Cell:
 
     model: Model
     system: str
+    callers: int
     rounds: Sequence[Round]
     limits: Sequence[Limit]
     null: float | None
@@ -69,18 +73,21 @@ class Cell:
 def _of_model(run: Run, up: Started) -> list[Cell]:
     limits: list[Limit] = []
     cells: dict[str, list[Round]] = {server.name: [] for server in up.servers}
+    callers = CONNECTIONS
     for _ in range(run.effort.rounds):
         limits.append(limit_of(up.prepared.file, run.kit.pins.server, run.effort.offline_s))
+        if len(limits) == 1:
+            callers = max(CONNECTIONS, CALLERS_PER_ROW * limits[0].gaining_batch)
         for server in up.servers:
-            cells[server.name].append(closed(up, server, BINARY, run.effort))
-    null = null_rate(up, BINARY, run.effort)
-    return [Cell(up.prepared.model, name, rounds, limits, null) for name, rounds in cells.items()]
+            cells[server.name].append(closed(up, server, BINARY, run.effort, connections=callers))
+    null = null_rate(up, BINARY, run.effort, connections=callers)
+    return [Cell(up.prepared.model, name, callers, rounds, limits, null) for name, rounds in cells.items()]
 
 
 def _row(cell: Cell) -> list[str]:
     one, top = throughput(cell.rounds), max(cell.limits, key=lambda limit: limit.best)
     return [
-        cell.model.name, cell.model.what, cell.system, tables.milliseconds(top.alone_s),
+        cell.model.name, cell.model.what, cell.system, str(cell.callers), tables.milliseconds(top.alone_s),
         tables.count(top.rows_per_s[1]), f"{tables.count(top.best)} at {top.best_batch}", tables.count(one.rate),
         tables.share(float("nan") if cell.share is None else cell.share), tables.microseconds(one.cpu_per_query_s),
         tables.parts(one.programs_cpu_per_query_s, 1e-6), why_bound(one.rate, one.generator_share, cell.null),
@@ -89,7 +96,7 @@ def _row(cell: Cell) -> list[str]:
 
 def _data(cell: Cell) -> dict[str, Any]:
     return {
-        "model": cell.model.name, "system": cell.system, "share": cell.share,
+        "model": cell.model.name, "system": cell.system, "callers": cell.callers, "share": cell.share,
         "figures": asdict(throughput(cell.rounds)), "limits": [asdict(limit) for limit in cell.limits],
         "null_rate": cell.null,
     }  # fmt: skip

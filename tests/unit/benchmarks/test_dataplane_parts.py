@@ -21,10 +21,12 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Benchmarks are no distribution: they are imported from their folder."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from dataplane import figures, graphs, h2, tables, wire
+    from dataplane import figures, graphs, h2, offline, tables, wire
     from dataplane.questions import flame
 
-    return SimpleNamespace(figures=figures, flame=flame, graphs=graphs, h2=h2, tables=tables, wire=wire)
+    return SimpleNamespace(
+        figures=figures, flame=flame, graphs=graphs, h2=h2, offline=offline, tables=tables, wire=wire
+    )
 
 
 def a_round(parts: Any, rate: float, **more: Any) -> Any:
@@ -203,3 +205,17 @@ def test_a_flame_graph_is_titled_by_what_it_shows(parts: Any) -> None:
     assert parts.flame.titled(drawn, "controller") == (
         b'<svg><text id="title" x="50%">controller</text><text id="details"> </text></svg>'
     )
+
+
+@pytest.mark.parametrize(
+    ("rates", "batch"),
+    [
+        ({1: 990.0, 2: 1_000.0, 4: 985.0}, 1),
+        ({1: 2_000.0, 16: 9_000.0, 32: 11_000.0}, 32),
+        ({32: 980.0, 8: 1_000.0, 1: 500.0}, 8),
+    ],
+)
+def test_the_batch_that_gains_something_is_the_smallest_near_the_best(
+    parts: Any, rates: dict[int, float], batch: int
+) -> None:
+    assert parts.offline.Limit(rates, 0.001, 0.001, 0.001).gaining_batch == batch
