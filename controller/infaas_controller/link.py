@@ -25,10 +25,11 @@ from infaas.rpc.codec import decode
 from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.endpoint import Connection, Endpoint, refused_version
 from infaas.rpc.hop.frames import VERSION, FrameError
+from infaas.rpc.hop.given import Given, GivenAnswer
 from infaas.rpc.hop.inner import InnerEnd, Meet
 from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2 as pb
-from infaas_controller.answers import batch_result
+from infaas_controller.answers import batch_result, given_result
 from infaas_controller.commands import BatchResult
 from infaas_controller.liveness import redial_pause_s
 from infaas_controller.wire import Outgoing
@@ -113,10 +114,12 @@ class Link:
         endpoint = self._endpoint
         if not self.is_connected or endpoint is None:
             return False
-        if isinstance(message, tuple):
-            endpoint.send(*message)
-        else:
+        if not isinstance(message, Outgoing):
             endpoint.send(message.SerializeToString())
+        elif isinstance(endpoint, InnerEnd) and endpoint.can_give and (given := message.given()) is not None:
+            endpoint.give(given)
+        else:
+            endpoint.send(*message.written())
         return self.is_connected
 
     def hold(self) -> None:
@@ -219,8 +222,23 @@ class Link:
         except InfaasError as error:
             self._endpoint.cut(f"the worker's report cannot be read: {error}")
         except Exception as error:  # a fault of ours must not leave the worker without a link for ever
-            _log.error("what a worker said was not taken in", worker=self.worker, exc_info=error)
+            self._say_fault(error)
             raise
+
+    def given(self, what: Given) -> None:
+        if self._is_closed or self._endpoint is None:
+            return
+        if not isinstance(what, GivenAnswer):
+            raise FrameError("a worker gives answers and nothing else")
+        self.heard_at = self._terms.clock.now()
+        try:
+            self._terms.sink.batch_done(what.number, given_result(what))
+        except Exception as error:
+            self._say_fault(error)
+            raise
+
+    def _say_fault(self, error: Exception) -> None:
+        _log.error("what a worker said was not taken in", worker=self.worker, exc_info=error)
 
     def congested(self, is_congested: bool) -> None:
         """Batches are bounded by the worker's slots, so they go on being written; the connection has a last bound."""

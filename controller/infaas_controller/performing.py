@@ -21,7 +21,7 @@ from infaas_controller.loading import LoadOrders
 from infaas_controller.ports import Answer, Batch, Outcome, QueryFailedError, Ran, Together, Waiter
 from infaas_controller.queues import Ticket
 from infaas_controller.tally import Counts, Tally
-from infaas_controller.wire import encode_batch
+from infaas_controller.wire import Outgoing
 from infaas_controller.workers import WorkerLinks
 
 _log = get_logger(__name__)
@@ -107,10 +107,9 @@ class Performer:
             self._engine.load_unsent(command.instance, self._clock.now())
 
     def _send(self, command: SendBatch) -> None:
-        now = self._clock.now()
-        message = encode_batch(command.number, command.lane.id, command.tickets, now)
+        now, lane = self._clock.now(), command.lane
         try:
-            is_sent = self._links.send(command.lane.worker.id, message)
+            is_sent = self._links.send(lane.worker.id, Outgoing(command.number, lane.id, command.tickets, now))
         except FrameError as error:
             self._engine.done(command.number, BatchResult(Code.TOO_LARGE.value, str(error)), now)
             return

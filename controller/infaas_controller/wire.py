@@ -1,4 +1,5 @@
-"""Batches as frames of the worker protocol: one message for all queries, their tensors beside it as they came.
+"""Batches as frames of the worker protocol: one message for all queries, their tensors beside it as they came. To a
+worker of this process plain ones are given instead.
 
 A message is written in two halves, which protobuf merges where it is read. What every batch of queries of one signature
 says (names, datatypes, shapes) is written once and kept. The other half is numbers in columns, so that one query more
@@ -13,12 +14,30 @@ from typing import NamedTuple
 
 from infaas.domain.tensor import Datatype, Signature, Tensor
 from infaas.rpc.hop.frames import Buffer, flat
+from infaas.rpc.hop.given import GivenBatch, Inputs
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.queues import Ticket
 
 FORMS_KEPT = 512
-Outgoing = tuple[bytes, list[Buffer]]
+Written = tuple[bytes, list[Buffer]]
 """A message and its tensors' bytes, in the order in which it names them."""
+
+
+class Outgoing(NamedTuple):
+    """A batch on its way, in whichever form its worker takes. All queries share a signature and requested outputs, and
+    each input's first dimension is the query's items; `now` is on the clock of their deadlines."""
+
+    number: int
+    instance: str
+    tickets: Sequence[Ticket]
+    now: float
+
+    def written(self) -> Written:
+        return encode_batch(self.number, self.instance, self.tickets, self.now)
+
+    def given(self) -> GivenBatch | None:
+        """For a worker of this process; None: it must be written."""
+        return given_batch(self.number, self.instance, self.tickets)
 
 
 class _Form(NamedTuple):
@@ -31,9 +50,8 @@ class _Form(NamedTuple):
     half: bytes
 
 
-def encode_batch(number: int, instance: str, tickets: Sequence[Ticket], now: float) -> Outgoing:
-    """A `ControllerMessage` with a `Batch`. All queries share a signature and requested outputs, and each input's first
-    dimension is the query's items; `now` is on the clock of their deadlines."""
+def encode_batch(number: int, instance: str, tickets: Sequence[Ticket], now: float) -> Written:
+    """A `ControllerMessage` with a `Batch`."""
     first = tickets[0].query
     form = _form(first.signature, first.outputs)
     message = pb.ControllerMessage()
@@ -53,6 +71,33 @@ def encode_batch(number: int, instance: str, tickets: Sequence[Ticket], now: flo
         if (trace := ticket.query.trace) is not None:
             batch.traces.add(place=place, traceparent=trace.traceparent, tracestate=trace.tracestate)
     return form.half + message.SerializeToString(), segments
+
+
+def given_batch(number: int, instance: str, tickets: Sequence[Ticket]) -> GivenBatch | None:
+    """None unless it is plain."""
+    first = tickets[0].query
+    inputs = _inputs(first.signature)
+    if inputs is None or any(ticket.query.trace is not None for ticket in tickets):
+        return None
+    if len(tickets) == 1 and (tickets[0].deaths or tickets[0].raised):
+        return None
+    segments, count = _segments(tickets, list(inputs.names)), len(tickets)
+    data = tuple([_whole(segments[at : at + count]) for at in range(0, len(segments), count)])
+    return GivenBatch(
+        number, instance, tuple([ticket.number for ticket in tickets]), tuple([ticket.items for ticket in tickets]),
+        tuple([ticket.deadline for ticket in tickets]), inputs, data, first.outputs,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=FORMS_KEPT)
+def _inputs(signature: Signature) -> Inputs | None:
+    """None for those that are not plain: text has elements of any size."""
+    names, datatypes, tails = zip(*signature, strict=True) if signature else ((), (), ())
+    return None if Datatype.BYTES in datatypes else Inputs(names, datatypes, tails)
+
+
+def _whole(segments: Sequence[Buffer]) -> memoryview:
+    return memoryview(segments[0] if len(segments) == 1 else b"".join(segments)).toreadonly()
 
 
 @lru_cache(maxsize=FORMS_KEPT)

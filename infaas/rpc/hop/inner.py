@@ -1,9 +1,10 @@
 """A connection of the hop between two ends in one process, on one event loop: nothing is framed and no system is asked.
 
-Heads and tensors are handed over as they are; only tensors that a reader must have in one piece are joined. To handlers
-and owners it behaves as `endpoint` does: what is sent arrives in order, in a later turn of the loop (or when an owner
-says so: `hold`) and together with all that the same turn sent; a peer that does not read is seen, and has a bound; the
-end is told once to each side. Silence is no sign of anything here: both ends stand and fall with their one loop.
+Heads and tensors are handed over as they are; only tensors that a reader must have in one piece are joined. Between two
+that take what is `given`, plain batches are not even written. To handlers and owners it behaves as `endpoint` does:
+what is sent arrives in order, in a later turn of the loop (or when an owner says so: `hold`) and together with all that
+the same turn sent; a peer that does not read is seen, and has a bound; the end is told once to each side. Silence is no
+sign of anything here: both ends stand and fall with their one loop.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from infaas.rpc.hop import endpoint
 from infaas.rpc.hop.endpoint import HIGH_BYTES, Handler
 from infaas.rpc.hop.frames import LIMIT_BYTES, VERSION, Buffer, FrameError, checked_size
+from infaas.rpc.hop.given import Given
 
 _NOTHING = memoryview(b"")
 _LEFT = "the peer ended the connection"
@@ -29,6 +31,14 @@ class Meet(Protocol):
     def __call__(self, handler: Handler) -> InnerEnd: ...
 
 
+@runtime_checkable
+class Taker(Protocol):
+    """A handler that takes what need not be written for it."""
+
+    def given(self, what: Given) -> None:
+        """As `received`, in its order."""
+
+
 def pair(one: Handler, two: Handler) -> tuple[InnerEnd, InnerEnd]:
     """Two connected ends, with these handlers. Needs a running loop."""
     ends = InnerEnd(one), InnerEnd(two)
@@ -40,7 +50,7 @@ def pair(one: Handler, two: Handler) -> tuple[InnerEnd, InnerEnd]:
 class _Sent(NamedTuple):
     """None for a head: the greeting."""
 
-    head: bytes | None
+    head: bytes | Given | None
     payload: memoryview
     size: int
 
@@ -52,6 +62,7 @@ class InnerEnd:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
+        self._taker = handler if isinstance(handler, Taker) else None
         self._loop = asyncio.get_running_loop()
         self._limit_bytes = LIMIT_BYTES
         self._inbox: deque[_Sent] = deque()
@@ -83,6 +94,7 @@ class InnerEnd:
     def serve(self, handler: Handler, *, silence_s: float = 0.0, limit_bytes: int = LIMIT_BYTES) -> None:
         """From now on it is this handler's. `silence_s` means nothing here."""
         self._handler = handler
+        self._taker = handler if isinstance(handler, Taker) else None
         self._limit_bytes = limit_bytes
 
     def greet(self) -> None:
@@ -92,7 +104,19 @@ class InnerEnd:
         """The segments must not change any more: the peer reads them where they lie. What is sent after the end goes
         nowhere. Raises FrameError, and sends nothing, when it is too large."""
         size = len(head) + checked_size(head, segments)
-        self._put(_Sent(head, _joined(segments), size))
+        self._send(_Sent(head, _joined(segments), size))
+
+    @property
+    def can_give(self) -> bool:
+        """Whether the peer takes what is given."""
+        return self._peer._taker is not None
+
+    def give(self, what: Given) -> None:
+        """As `send`, to a peer that takes it (`can_give`)."""
+        self._send(_Sent(what, _NOTHING, what.checked_size()))
+
+    def _send(self, sent: _Sent) -> None:
+        self._put(sent)
         if self.is_congested and self.unsent_bytes > endpoint.UNSENT_LIMIT_BYTES:
             # Later: whoever sends is in the middle of something that must not hear of the end.
             self._loop.call_soon(self.cut, f"{self.unsent_bytes} bytes were left unread")
@@ -182,8 +206,13 @@ class InnerEnd:
                 raise FrameError(f"a frame of {size} bytes is announced; {self._limit_bytes} are allowed")
             if head is None:
                 self._handler.met(VERSION)
-            elif size:
-                self._handler.received(head, payload)
+            elif isinstance(head, bytes):
+                if size:
+                    self._handler.received(head, payload)
+            elif self._taker is None:
+                raise FrameError("what is given is not taken here")
+            else:
+                self._taker.given(head)
 
     def _note_progress(self) -> None:
         """The peer has taken some of what was sent, or leaves it."""

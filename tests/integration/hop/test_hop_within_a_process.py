@@ -9,11 +9,12 @@ import asyncio
 
 import pytest
 from infaas_controller.queues import Ticket
-from infaas_controller.wire import encode_batch
+from infaas_controller.wire import Outgoing
 from link_values import Told, linked, reason_in
 
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.rpc.hop.frames import HELLO_LIMIT_BYTES, LIMIT_BYTES, FrameError
+from infaas.rpc.hop.given import Given, GivenBatch, Inputs
 from infaas.rpc.hop.inner import pair
 from infaas.rpc.hop.listener import Listener
 from infaas.testing.builders import a_query, an_instance
@@ -203,7 +204,7 @@ async def test_a_batch_goes_there_and_back_over_a_link_within_a_process() -> Non
         async with linked(told, "here", inner={"here": worker.meet}) as (link, _):
             await told.until("connected w1")
             inputs = (Tensor("x", Datatype.UINT8, (1, 3), b"abc"),)
-            assert link.send(encode_batch(7, "i1", [Ticket(1, a_query(inputs=inputs), None)], 0.0))
+            assert link.send(Outgoing(7, "i1", [Ticket(1, a_query(inputs=inputs), None)], 0.0))
             await told.until("done 7 [b'abc']")
         assert told.of_note == [
             "reported w1", "connected w1", "started 7", "done 7 [b'abc']", "stream lost w1", "lost w1"
@@ -234,3 +235,55 @@ async def test_workers_elsewhere_are_dialled_although_one_is_here() -> None:
         told = Told()
         async with linked(told, worker.address, inner={"here": FakeWorker("w2").meet}):
             await told.until("connected w1")
+
+
+class Taking(Heard):
+    """One that takes what is given, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got: list[object] = []
+
+    def received(self, head: bytes, payload: memoryview) -> None:
+        super().received(head, payload)
+        self.got.append(head)
+
+    def given(self, what: Given) -> None:
+        self.got.append(what)
+
+
+def a_given(size: int) -> GivenBatch:
+    inputs = Inputs(("x",), (Datatype.UINT8,), ((size,),))
+    return GivenBatch(1, "i1", (1,), (1,), (9.0,), inputs, (memoryview(bytes(size)),), ())
+
+
+async def test_what_is_given_comes_in_its_order_and_counts_like_what_is_sent() -> None:
+    one, two = Heard(), Taking()
+    end, other = await connected_inside(one, two)
+    await two.until(lambda: two.version is not None)
+    assert (end.can_give, other.can_give) == (True, False)
+    given = a_given(5)
+    end.send(b"a")
+    end.give(given)
+    end.send(b"b")
+    assert (two.got, end.unsent_bytes) == ([], 7)
+    await asyncio.sleep(0)
+    assert two.got == [b"a", given, b"b"]
+    assert end.unsent_bytes == 0
+    end.cut("done")
+
+
+async def test_what_is_given_to_one_that_does_not_take_it_ends_the_connection() -> None:
+    one, two = Heard(), Heard()
+    end, _ = await connected_inside(one, two)
+    end.give(a_given(1))
+    await one.until(lambda: bool(one.reason))
+    assert "what is given is not taken here" in two.reason
+
+
+async def test_more_than_a_frame_holds_is_not_given() -> None:
+    end, _ = await connected_inside(Heard(), Taking())
+    with pytest.raises(FrameError, match="can be sent at once"):
+        end.give(a_given(LIMIT_BYTES + 1))
+    assert end.unsent_bytes == 0
+    end.cut("done")

@@ -13,11 +13,11 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.answers import batch_result
+from infaas_controller.answers import batch_result, given_result
 from infaas_controller.commands import BatchResult
 from infaas_controller.queues import Ticket
-from infaas_controller.wire import encode_batch
-from infaas_worker.api import messages
+from infaas_controller.wire import encode_batch, given_batch
+from infaas_worker.api import handover, messages
 from infaas_worker.batches import Held, Owner, Ran
 from infaas_worker.decide.events import Queries
 from infaas_worker.executors.base import BatchIn, BatchOut, QueryError, Value, Whole
@@ -342,3 +342,57 @@ def test_a_damaged_answer_is_an_answer_or_an_error_of_the_protocol(
         for tensor in tensors:
             fixed = tensor.datatype is not Datatype.BYTES
             assert not fixed or len(tensor.data) == math.prod(tensor.shape) * tensor.datatype.itemsize
+
+
+# -- within a process, where plain batches are not written
+
+
+@given(batches())
+def test_what_is_given_is_what_would_be_written_there_and_back(tickets: list[Ticket]) -> None:
+    first, offered = tickets[0].query, given_batch(7, "i1", tickets)
+    is_plain = all(tensor.datatype is not Datatype.BYTES for tensor in first.inputs)
+    is_plain = is_plain and all(ticket.query.trace is None for ticket in tickets)
+    assert (offered is not None) == is_plain
+    if offered is None:
+        return
+    queries, batch = handover.taken(offered)
+    assert (offered.number, offered.instance, batch.outputs) == (7, "i1", first.outputs)
+    assert queries.deadlines == tuple(ticket.deadline for ticket in tickets)
+    written, said = taken(*sent(tickets))
+    assert (queries.ids, queries.items) == (said.ids, said.items)
+    for ticket, query in zip(tickets, batch.queries, strict=True):
+        columns = zip(batch.input_names, batch.datatypes, query.inputs, strict=True)
+        inputs = {name: Tensor(name, datatype, value.shape, bytes(value.data)) for name, datatype, value in columns}
+        assert inputs == {tensor.name: tensor for tensor in ticket.query.inputs}
+    ran = Ran(queries.ids, echo(batch), frozenset(), 0.1, 0.2, 9)
+    answer = handover.answer(7, queries, ran, 3)
+    assert answer is not None
+    found, expected = given_result(answer), answered(said, ran)
+    assert (found.error, found.was_running, found.staged_s, found.run_s) == ("", True, 0.1, 0.2)
+    assert (found.run_items, found.others, found.failed) == (expected.run_items, 3, expected.failed)
+    for ticket in tickets:
+        assert tensors_of(found, ticket.number) == tensors_of(expected, ticket.number)
+    assert written.outputs == batch.outputs
+
+
+def test_a_query_that_runs_alone_is_written() -> None:
+    ticket = Ticket(1, a_query(inputs=(Tensor("x", Datatype.UINT8, (1, 2), b"ab"),)), None)
+    assert given_batch(7, "i1", [ticket]) is not None
+    ticket.deaths = 1
+    assert given_batch(7, "i1", [ticket]) is None
+
+
+def test_answers_that_are_not_plain_are_written() -> None:
+    queries, whole = Queries.of((1, 1, 9.0), (2, 2, 9.0)), Whole((1, 2), (Value((3, 2), bytes(6)),))
+    result = BatchOut.of_whole(("y",), (Datatype.UINT8,), whole, 0.2)
+    plain = Ran(queries.ids, result, frozenset(), 0.1, 0.2)
+    assert handover.answer(7, queries, plain, 0) is not None
+    short = BatchOut.of_whole(("y",), (Datatype.UINT8,), Whole((1, 2), (Value((3, 2), bytes(5)),)), 0.2)
+    others = [
+        Ran(queries.ids, result, frozenset({2}), 0.1, 0.2),
+        Ran((1,), result, frozenset(), 0.1, 0.2),
+        Ran(queries.ids, ModelError("no"), frozenset(), 0.1, 0.2),
+        Ran(queries.ids, echo(BatchIn(("y",), (Datatype.UINT8,), ()), ()), frozenset(), 0.1, 0.2),
+        Ran(queries.ids, short, frozenset(), 0.1, 0.2),
+    ]
+    assert [handover.answer(7, queries, ran, 0) for ran in others] == [None] * len(others)

@@ -105,7 +105,7 @@ def _add_whole(
     """Everybody who ran has an answer, and the answers lie together as they are sent."""
     left_out = set(queries.ids).difference(ran.queries) if len(ran.queries) < len(queries) else ()
     there = queries.but(left_out) if left_out else queries
-    if problem := _misfit(result, values, sum(there.items)):
+    if problem := misfit(result, values, sum(there.items)):
         raise InfaasError(problem)
     done.queries.extend(there.ids)
     done.items.extend(there.items)
@@ -129,7 +129,7 @@ def _add_parts(done: worker_pb2.BatchDone, queries: Queries, ran: Ran, result: B
             _add_unanswered(done, number, is_cancelled=is_cancelled)
         elif isinstance(outcome, QueryError):
             done.failures.add(id=number, error_code=outcome.code.value, error=outcome.text)
-        elif problem := _misfit(result, outcome):
+        elif problem := misfit(result, outcome):
             done.failures.add(id=number, error_code=Code.INTERNAL.value, error=problem)
         else:
             done.queries.append(number)
@@ -151,7 +151,7 @@ def _add_unanswered(done: worker_pb2.BatchDone, number: int, *, is_cancelled: bo
     done.failures.add(id=number, error_code=code.value, error=text)
 
 
-def _misfit(result: BatchOut, values: Sequence[Value], rows: int | None = None) -> str:
+def misfit(result: BatchOut, values: Sequence[Value], rows: int | None = None) -> str:
     """What is wrong with an executor's values, which its controller would take for a broken connection; empty: nothing.
     `rows`: what the first dimension must be, where it must."""
     if len(values) != len(result.output_names):

@@ -20,15 +20,18 @@ from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
 from infaas.rpc.hop.endpoint import Connection, Endpoint
 from infaas.rpc.hop.frames import LIMIT_BYTES, Buffer, FrameError
+from infaas.rpc.hop.given import Given, GivenBatch
+from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2
-from infaas_worker.api import messages
+from infaas_worker.api import handover, messages
 from infaas_worker.api.auth import is_token
 from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.batches import Ran
 from infaas_worker.decide.events import Queries
 from infaas_worker.decide.serving import held_for_others
+from infaas_worker.executors.base import BatchIn
 from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
@@ -90,6 +93,7 @@ class ControllerStream:
         """`sharing`: None where nothing lies between the two ends, within a process."""
         self._id = stream_id
         self._endpoint = endpoint
+        self._inner = endpoint if isinstance(endpoint, InnerEnd) else None
         self._instances = instances
         self._publisher = publisher
         self._spans = spans
@@ -122,6 +126,15 @@ class ControllerStream:
             raise
         except Exception as error:  # the connection ends of it; why is said here, where it is known
             _log.error("what a controller said was not taken in", controller=self._id, exc_info=error)
+            raise
+
+    def given(self, what: Given) -> None:
+        if not isinstance(what, GivenBatch):
+            raise FrameError("a controller gives batches and nothing else")
+        try:
+            self._take_given(what)
+        except Exception as error:  # as above
+            _log.error("what a controller gave was not taken in", controller=self._id, exc_info=error)
             raise
 
     def congested(self, is_congested: bool) -> None:
@@ -162,9 +175,17 @@ class ControllerStream:
             text = f"the outputs of one batch are {size} bytes, at most {MAX_OUTPUT_BYTES} can be sent: ask for less"
             self._send(messages.refused(batch, Code.TOO_LARGE, text, was_running=True, held_s=0.0, others=others))
         else:
-            self._send(*messages.ran(batch, queries, ran, others))
+            self._answer(batch, queries, ran, others)
         if self._spans is not None:
             self._spans.ran(self._id, batch, ran, self._instances.variants)
+
+    def _answer(self, batch: int, queries: Queries, ran: Ran, others: int) -> None:
+        inner = self._inner
+        given = None if inner is None or not inner.can_give else handover.answer(batch, queries, ran, others)
+        if inner is not None and given is not None:
+            inner.give(given)
+        else:
+            self._send(*messages.ran(batch, queries, ran, others))
 
     def refused(self, batch: int, code: Code, text: str, was_running: bool, held_s: float) -> None:
         others = self._others(batch)
@@ -211,9 +232,21 @@ class ControllerStream:
             case other:
                 _log.warning("message without use", controller=self._id, body=other)
 
+    def _take_given(self, batch: GivenBatch) -> None:
+        if self._is_here(batch.number):
+            return
+        queries, value = handover.taken(batch)
+        self._submit(batch.number, InstanceId(batch.instance), value, queries, may_share=True)
+
+    def _is_here(self, batch: int) -> bool:
+        """Then it is refused: its number is another's."""
+        if batch not in self._queries:
+            return False
+        self._send(messages.refused(batch, Code.INVALID, f"batch {batch} is already here", False, 0.0))
+        return True
+
     def _take_batch(self, batch: worker_pb2.Batch, payload: memoryview) -> None:
-        if batch.id in self._queries:
-            self._send(messages.refused(batch.id, Code.INVALID, f"batch {batch.id} is already here", False, 0.0))
+        if self._is_here(batch.id):
             return
         try:
             queries = messages.to_queries(batch, self._instances.now())
@@ -221,12 +254,15 @@ class ControllerStream:
         except InvalidError as error:
             self._send(messages.refused(batch.id, error.code, error.text, False, 0.0))
             return
-        self._queries[batch.id] = queries
         if self._spans is not None:
             self._spans.arrived(self._id, batch)
-        instance = self._instance_of[batch.id] = InstanceId(batch.instance)
-        may_share = self._publisher.has_several and not batch.alone
-        self._instances.submit(self, batch.id, instance, value, queries, may_share=may_share)
+        self._submit(batch.id, InstanceId(batch.instance), value, queries, may_share=not batch.alone)
+
+    def _submit(self, batch: int, instance: InstanceId, value: BatchIn, queries: Queries, *, may_share: bool) -> None:
+        self._queries[batch] = queries
+        self._instance_of[batch] = instance
+        may_share = may_share and self._publisher.has_several
+        self._instances.submit(self, batch, instance, value, queries, may_share=may_share)
 
     def _others(self, batch: int) -> int:
         """What the batch's instance holds of other controllers; asked for only where there are any."""
