@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 UNITS = ("_seconds", "_bytes", "_ratio", "_usd", "_total", "_info", "_usd_total")
-COUNTED = ("_in_flight", "_size", "_replicas", "_waiting")
+COUNTED = ("_in_flight", "_size", "_replicas", "_waiting", "_tasks", "_tenants", "_processes")
 STATES = ("_up", "_leader")
 CREATED = "_created"
 """When a series began: the text format's own companion of counters and histograms, in seconds since the epoch."""
