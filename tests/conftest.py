@@ -22,7 +22,7 @@ from infaas.testing.clock import ManualClock
 from infaas.testing.postgresql import VARIABLE, PostgresServer, find_binaries
 
 settings.register_profile("quick", max_examples=50)
-settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None, derandomize=True)
 settings.load_profile("quick")
 """What properties are tried on, where a test says nothing else. `--hypothesis-profile=thorough` is for `test-long`."""
 
