@@ -378,7 +378,10 @@ class Dispatcher:
         self._flush_handle = None
         self._links.hold()
         try:
-            self._work_off()
+            if here or self.engine.has_work:  # else all was worked off while it came in
+                self._work_off()
+            else:
+                self._looked = 0
         finally:
             self._links.settle()
 

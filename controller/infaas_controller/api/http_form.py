@@ -19,7 +19,6 @@ from infaas_controller.api.headers import Caller
 from infaas_controller.ports import Answer, Outcome, Ran
 
 Buffer = bytes | memoryview
-Texts = Mapping[int, Sequence[bytes]]
 FORMED_BYTES = 4 * 1024
 """Of an answer, numbers in JSON reckoned with as many as they may be. All answers of a batch are written before the
 first is sent: what is larger is worth its own steps, and may be worth another way."""
@@ -32,6 +31,30 @@ _TIMES = [f"{seconds * 1e3:.3f}" for seconds in (_QUEUE_S, _QUEUE_S, _RUN_S, _TO
 _IN_HEAD = [_REQUEST_ID, _DECISION_ID, *_TIMES]
 _HOLE = re.compile("(" + "|".join(map(re.escape, sorted({*_IN_HEAD, _DATA}))) + ")")
 _SIZES = re.compile(r"(inference-header-content-length: )?(?(1)\d+\r\n)content-length: \d+\r\n\r\n")
+
+
+class Texts:
+    """What goes in JSON of all answers of a batch: of an output that is asked for so, all are written when the first
+    is, which costs little more than that one."""
+
+    __slots__ = ("_columns", "_count", "_rows")
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._columns = columns
+        items = columns[0].items if columns else ()
+        self._count = len(items) if len(set(items)) == 1 else 0
+        """0: the answers are not of one size."""
+        self._rows: dict[int, Sequence[bytes] | None] = {}
+
+    def of(self, at: int, place: int) -> bytes:
+        """An output of the query at that place. Raises InfaasError for data that JSON has no form for."""
+        column = self._columns[at]
+        if at not in self._rows:
+            self._rows[at] = encode_rows(column.datatype, column.data, self._count)
+        rows = self._rows[at]
+        if rows is not None:
+            return rows[place]
+        return encode_data(Tensor(column.name, column.datatype, *column.part(place)))
 
 
 class Writer(Protocol):
@@ -85,16 +108,6 @@ class Form:
         """The next answers are those of a batch that ran so long."""
         self._run = f"{self._head[4]}{run_s * 1e3:.3f}{self._head[5]}"
 
-    def texts(self, columns: Sequence[Column]) -> Texts:
-        """What goes in JSON of all answers of a batch, by output and by place, where the answers are of one size: it
-        costs little more than that of one."""
-        items = columns[0].items
-        in_json = [at for at, is_binary in self._outputs if not is_binary]
-        if not in_json or len(set(items)) > 1:
-            return {}
-        written = {at: encode_rows(columns[at].datatype, columns[at].data, len(items)) for at in in_json}
-        return {at: rows for at, rows in written.items() if rows is not None}
-
     def write(
         self,
         request_id: str,
@@ -121,23 +134,18 @@ class Form:
         text = f"{head}{self._tail}{decision_id}{self._end}".encode("ascii")
         return b"".join([text, *[columns[at].part(place)[1] for at, _ in self._outputs]])
 
-    def _with_json(self, head: str, decision_id: str, columns: Sequence[Column], place: int, every: Texts) -> bytes:
+    def _with_json(self, head: str, decision_id: str, columns: Sequence[Column], place: int, written: Texts) -> bytes:
         body: list[Buffer] = []
         binary: list[Buffer] = []
         length = self._own_bytes + len(decision_id)
         texts = iter(self._json)
         for at, is_binary in self._outputs:
-            if at in every:
-                written = every[at][place]
-            else:
-                column = columns[at]
-                shape, data = column.part(place)
-                if is_binary:
-                    binary.append(data)
-                    continue
-                written = encode_data(Tensor(column.name, column.datatype, shape, data))
-            length += len(written)
-            body += (next(texts).encode("ascii"), written)
+            if is_binary:
+                binary.append(columns[at].part(place)[1])
+                continue
+            text = written.of(at, place)
+            length += len(text)
+            body += (next(texts).encode("ascii"), text)
         end = f"{next(texts)}{decision_id}{self._end}".encode("ascii")
         return b"".join([f"{head}{self._lengths(length)}".encode("ascii"), *body, end, *binary])
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from infaas.observe.log import get_logger
+from infaas.rpc.hop.columns import Column
 from infaas_controller.api.http_form import Form, Texts, Writer, form_of
 from infaas_controller.api.http_known import KnownBody
 from infaas_controller.api.service import Inference
-from infaas_controller.outputs import Outputs
 from infaas_controller.ports import Batch, Ran, Together
 
 _log = get_logger(__name__)
@@ -54,7 +54,7 @@ class FastTogether(Together):
     def answer(self, batch: Batch) -> Sequence[int]:
         written, left = self._written(batch)
         now = batch.now
-        groups: dict[KnownBody, list[int]] = {}
+        groups: dict[tuple[str, int, int], tuple[KnownBody, list[int]]] = {}
         for at, known, exchange, answer in written:
             try:
                 is_sent = exchange.send_whole(answer, now)
@@ -63,10 +63,13 @@ class FastTogether(Together):
                 exchange.abort()
                 is_sent = True
             if is_sent:
-                groups.setdefault(known, []).append(at)
+                of = known.handle, id(known.requirements), known.outline.items
+                if (group := groups.get(of)) is None:
+                    group = groups[of] = known, []
+                group[1].append(at)
             else:
                 left.append(at)
-        for known, places in groups.items():
+        for known, places in groups.values():
             self._count(known, places, batch)
         return left
 
@@ -79,7 +82,13 @@ class FastTogether(Together):
         left: list[int] = []
         known: KnownBody | None = None
         form: Form | None = None
-        texts: Texts = {}
+        texts = Texts(columns)
+        made_of = (
+            batch.ran.variant,
+            batch.ran.version,
+            batch.ran.worker,
+            [(c.name, c.datatype, c.tail) for c in columns],
+        )
         for at, ended in enumerate(batch.ended):
             exchange, place = cast(Alike, ended.owner), places[ended.number]
             if exchange.done() or not exchange.keep_alive:
@@ -92,8 +101,7 @@ class FastTogether(Together):
             query = ended.query
             try:
                 if here is not known:
-                    known, form = here, _form(here, exchange, batch.ran, outputs, place)
-                    texts = {} if form is None else form.texts(columns)
+                    known, form = here, _form(here, exchange, batch.ran, columns, place, made_of)
                 if form is None:
                     left.append(at)
                     continue
@@ -119,16 +127,17 @@ class FastTogether(Together):
         )
 
 
-def _form(known: KnownBody, exchange: Alike, ran: Ran, outputs: Outputs, place: int) -> Form | None:
-    """The one that its last answers had, while it holds. `place`: of a query with as many items as all that are known
-    so."""
+def _form(
+    known: KnownBody, exchange: Alike, ran: Ran, columns: Sequence[Column], place: int, made_of: tuple[object, ...]
+) -> Form | None:
+    """The one that its last answers had, while what it was made of holds. `place`: of a query with as many items as all
+    that are known so."""
     if known.requirements.explain:
         return None
-    standing, shapes = exchange.standing_fields, [(c.name, c.datatype, c.tail) for c in outputs.columns]
-    key = ran.variant, ran.version, ran.worker, shapes
-    if known.form_key != key or known.form_standing is not standing:
-        known.form_key, known.form_standing = key, standing
-        known.form = form_of(exchange, ran, outputs.columns, place)
+    standing = exchange.standing_fields
+    if known.form_key != made_of or known.form_standing is not standing:
+        known.form_key, known.form_standing = made_of, standing
+        known.form = form_of(exchange, ran, columns, place)
     if known.form is not None:
         known.form.ran(ran.run_s)
     return known.form
