@@ -344,8 +344,6 @@ class Dispatcher:
 
     def _on_view(self, old: ClusterView, new: ClusterView) -> None:
         now = self._clock.now()
-        if new.variants is not old.variants and self._keeper.is_synced:  # else it says nothing of who is gone
-            self._tally.forget_but(new.variants)
         try:
             self.engine.view_changed(new, now)
             for variant, load_s in self._orders.take_loaded(self.engine.ledger, now):
@@ -353,6 +351,8 @@ class Dispatcher:
                     self._observer.observe_load(variant, load_s)
         finally:
             self._after()
+        if new.variants is not old.variants and self._keeper.is_synced:  # else it says nothing of who is gone
+            self._tally.forget_but(new.variants)  # last: what ended just now was still counted
 
     # -- turns of the loop -------------------------------------------------------------------------------------------
 

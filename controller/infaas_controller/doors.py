@@ -111,8 +111,9 @@ class Doors:
         if leaving is not None:
             leaving.cancel()
             await asyncio.wait({leaving})
-            if not leaving.cancelled():
-                leaving.result()
+            if not leaving.cancelled() and (error := leaving.exception()) is not None:
+                # What follows ends the same server, and the rest of the controller, in any case.
+                _log.error("gRPC did not begin to end", exc_info=error)
 
     def _listeners(self) -> dict[str, HttpListener]:
         named = {"rest": self._rest, "metrics": self._metrics}

@@ -233,7 +233,7 @@ class Link:
         self.heard_at = self._terms.clock.now()
         try:
             self._terms.sink.batch_done(what.number, given_result(what))
-        except Exception as error:
+        except Exception as error:  # as of what is received
             self._say_fault(error)
             raise
 

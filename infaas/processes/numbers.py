@@ -49,7 +49,7 @@ class NumbersFile:
         """Places of forgotten rows, by key's length and width. For who writes."""
         if is_own and os.fstat(descriptor).st_size == 0:
             os.ftruncate(descriptor, CHUNK_BYTES)
-            _HEAD.pack_into(self._chunk(0), 0, _HEAD.size, 0)
+            _store(self._chunk(0), 0, _HEAD.pack(_HEAD.size, 0))
         self._read()
         if is_own:
             self._begin_edition()  # who was here before may have died before it said that it had
@@ -75,7 +75,7 @@ class NumbersFile:
             at = self._places.pop((series, values))
             chunk, place = self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES
             length, width = _ROW.unpack_from(chunk, place)
-            _ROW.pack_into(chunk, place, length | _FORGOTTEN, width)
+            _store(chunk, place, _ROW.pack(length | _FORGOTTEN, width))
             self._free.setdefault((length, width), []).append(at)
         if gone:
             self._begin_edition()
@@ -83,7 +83,7 @@ class NumbersFile:
     def _begin_edition(self) -> None:
         """Names have changed: of rows that others may have read already."""
         self._edition += 1
-        _HEAD.pack_into(self._chunk(0), 0, self._read_until, self._edition)
+        _store(self._chunk(0), 0, _HEAD.pack(self._read_until, self._edition))
 
     def _append(self, series: str, values: Values, width: int) -> memoryview[float]:
         key = json.dumps((series, *values)).encode()
@@ -100,7 +100,7 @@ class NumbersFile:
             at = self._begin_chunk(at)
         cells = self._write(at, key, width)
         self._read_until = at + size
-        _HEAD.pack_into(self._chunk(0), 0, self._read_until, self._edition)
+        _store(self._chunk(0), 0, _HEAD.pack(self._read_until, self._edition))
         return cells
 
     def _write(self, at: int, key: bytes, width: int) -> memoryview[float]:
@@ -108,13 +108,13 @@ class NumbersFile:
         chunk, place = self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES
         begin, end = place + _ROW.size, place + _row_bytes(len(key), width)
         chunk[begin:end] = key + bytes(end - begin - len(key))  # whoever was here, or died half-way
-        _ROW.pack_into(chunk, place, len(key), width)
+        _store(chunk, place, _ROW.pack(len(key), width))
         return self._note(at, key, width)
 
     def _begin_chunk(self, at: int) -> int:
         """Where the next chunk begins, which is there from now on; what is left of this one is marked as empty."""
         if at % CHUNK_BYTES:
-            _ROW.pack_into(self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES, 0, 0)
+            _store(self._chunk(at // CHUNK_BYTES), at % CHUNK_BYTES, _ROW.pack(0, 0))
         begin = -(-at // CHUNK_BYTES) * CHUNK_BYTES
         os.ftruncate(self._descriptor, max(os.fstat(self._descriptor).st_size, begin + CHUNK_BYTES))
         return begin
@@ -184,6 +184,11 @@ class SharedBook:
     def rows(self, series: str) -> Iterator[tuple[Values, Cells]]:
         for file in (self._own, *self._others):
             yield from file.rows(series)
+
+
+def _store(chunk: mmap.mmap, place: int, packed: bytes) -> None:
+    """In one go: `pack_into` clears what is there first, and others read meanwhile."""
+    chunk[place : place + len(packed)] = packed
 
 
 def _row_bytes(key_bytes: int, width: int) -> int:

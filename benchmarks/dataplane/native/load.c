@@ -6,10 +6,11 @@
  *
  * In a closed loop each answer lets the next query go. In an open loop queries leave by a schedule that nothing moves,
  * on an idle connection or, when all are taken, on the first that becomes idle; latency counts from the scheduled
- * moment, and whoever's deadline passed before a connection was free is not sent. A connection that the server closed is
- * made again, in an open loop; one that cannot be made is tried again, now and then, for as long as queries wait. What a
- * closed loop says of latencies is said of answers of status 200. "begin" and "end" on standard output frame what counts. What was seen goes into FOLDER: summary.json, arrays of doubles (*.f64), of 16 bit (*.i16), and
- * some whole answers with the number of their question (kept.bin).
+ * moment, and whoever's deadline passed before a connection was free is not sent. A connection that the server closed
+ * is made again, in an open loop; one that cannot be made is tried again, now and then, for as long as queries wait.
+ * What a closed loop says of latencies is said of answers of status 200. "begin" and "end" on standard output frame
+ * what counts. What was seen goes into FOLDER: summary.json, arrays of doubles (*.f64), of 16 bit (*.i16), and some
+ * whole answers with the number of their question (kept.bin).
  *
  * REQUESTS: for each request its size (32 bits, this machine's order) and its bytes. SCHEDULE: doubles, seconds.
  */

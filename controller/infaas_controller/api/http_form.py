@@ -35,7 +35,7 @@ _SIZES = re.compile(r"(inference-header-content-length: )?(?(1)\d+\r\n)content-l
 
 class Texts:
     """What goes in JSON of all answers of a batch: of an output that is asked for so, all are written when the first
-    is, which costs little more than that one."""
+    is, which costs little more than that one where most are asked for so."""
 
     __slots__ = ("_columns", "_count", "_rows")
 

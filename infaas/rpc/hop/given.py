@@ -38,7 +38,7 @@ class GivenBatch(NamedTuple):
 
     def checked_size(self) -> int:
         """In bytes. Raises FrameError when it is larger than a frame may be."""
-        size = sum(map(len, self.data))
+        size = max(1, sum(map(len, self.data)))
         if size > LIMIT_BYTES:
             raise FrameError(f"a batch of {size} bytes; {LIMIT_BYTES} can be sent at once")
         return size
@@ -58,8 +58,8 @@ class GivenAnswer(NamedTuple):
     """Items of other controllers that the instance holds."""
 
     def checked_size(self) -> int:
-        """In bytes; the worker bounds what it answers."""
-        return sum([len(column.data) for column in self.columns])
+        """In bytes; the worker bounds what it answers. Tensors without elements have to be taken, too."""
+        return max(1, sum([len(column.data) for column in self.columns]))
 
 
 Given = GivenBatch | GivenAnswer

@@ -273,6 +273,16 @@ async def test_what_is_given_comes_in_its_order_and_counts_like_what_is_sent() -
     end.cut("done")
 
 
+async def test_what_is_given_without_any_bytes_is_waited_for_as_well() -> None:
+    end, _ = await connected_inside(Heard(), Taking())
+    await end.flushed()
+    end.give(a_given(0))
+    assert end.unsent_bytes == 1
+    await asyncio.wait_for(end.flushed(), WAIT_S)
+    assert end.unsent_bytes == 0
+    end.cut("done")
+
+
 async def test_what_is_given_to_one_that_does_not_take_it_ends_the_connection() -> None:
     one, two = Heard(), Heard()
     end, _ = await connected_inside(one, two)
