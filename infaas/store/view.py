@@ -136,8 +136,8 @@ class ViewKeeper:
         self._drop_missing(snapshot, is_same_epoch)
         self._epoch, self._cursor = snapshot.epoch, snapshot.cursor
         self._heard()
+        self._first_sync.set()  # before anybody is told: what they are told is all that there is
         self._commit()
-        self._first_sync.set()
 
     def _drop_missing(self, snapshot: Snapshot, is_same_epoch: bool) -> None:
         present: dict[Kind, set[str]] = {kind: set() for kind in WATCHED}

@@ -118,6 +118,22 @@ async def test_changes_of_one_turn_make_one_view(keeper: ViewKeeper) -> None:
     assert keeper.view.workers[W1].pid == 9
 
 
+async def test_who_is_told_the_first_view_of_the_store_knows_that_it_is_all_there_is(
+    store: MemoryStore, manual_clock: ManualClock
+) -> None:
+    """Whoever forgets what has left the catalogue must not wait for its next change to do so."""
+    await fill(store)
+    keeper = ViewKeeper(store, manual_clock)
+    heard: list[tuple[bool, int]] = []
+    keeper.subscribe(lambda old, new: heard.append((keeper.is_synced, len(new.variants))))
+    task = asyncio.create_task(keeper.run(), name="view")
+    async with asyncio.timeout(10):
+        await keeper.wait_synced()
+    assert heard == [(True, 1)]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_the_same_report_again_makes_no_new_view(keeper: ViewKeeper) -> None:
     keeper.worker_reported(a_worker("w1"))
     before = await until(keeper, lambda view: view.workers)
