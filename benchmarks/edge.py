@@ -72,6 +72,8 @@ class AtOnce:
         waiter.set_result(self._answer)
         return lambda: None
 
+    def decide(self) -> None: ...
+
     def decision(self, key: str) -> Decision | None:
         return None
 

@@ -34,6 +34,7 @@ from infaas_controller.ports import Answer, Outcome, QueryFailedError, VariantSt
 from infaas_controller.queues import Ticket
 from infaas_controller.room import Bounds
 from infaas_controller.tally import Tally
+from infaas_controller.unread import UnreadTime
 from infaas_controller.workers import ViewSource, WorkerLinks
 
 _log = get_logger(__name__)
@@ -114,6 +115,7 @@ class Dispatcher:
         self._looks_until = 0.0
         self._answered = 0
         """Items of the last batch that ran."""
+        self._unread: UnreadTime | None = None
         self._performer = Performer(
             self.engine, links, clock, self.decisions, self._tally, self._orders, self._digesting, self._note_ended
         )
@@ -125,6 +127,7 @@ class Dispatcher:
         self._unsubscribe = self._keeper.subscribe(self._on_view)
         self._on_view(self._keeper.view, self._keeper.view)
         self._links.start(self)
+        self._unread = UnreadTime()
 
     def begin_drain(self) -> None:
         """Refuse what comes from now on, and what is still being digested; the rest of what is here is finished."""
@@ -142,6 +145,8 @@ class Dispatcher:
         if self._unsubscribe is not None:
             self._unsubscribe()
         await self._links.close()
+        if self._unread is not None:
+            self._unread.close()
         await self._performer.close()
         await self._digesting.close()
         for handle in (self._flush_handle, self._timer):
@@ -183,6 +188,10 @@ class Dispatcher:
         if self._is_draining:
             self._refuse_when_draining()
         return partial(self._drop, self._enlist(query, waiter, None))
+
+    def decide(self) -> None:
+        if self._arrived:
+            self._work_off()
 
     def _enlist(self, query: Query, owner: asyncio.Future[Answer] | Waiter, digest: bytes | None) -> Ticket:
         ticket = self.engine.ticket(query, owner)
@@ -389,8 +398,11 @@ class Dispatcher:
         """Decide on what came, and send what can be."""
         self._looked = 0
         try:
+            now = self._clock.now()
+            if self._unread is not None:
+                self.engine.ledger.unread_s = self._unread.at(now)
             self._take_arrived()
-            self.engine.flush(self._clock.now())
+            self.engine.flush(now)
         finally:
             self._after()
 

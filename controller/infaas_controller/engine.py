@@ -233,6 +233,7 @@ class Engine(Arrivals):
             ticket.attempts += 1
             ticket.is_cold = lane.ready_at > ticket.query.arrived_at
         flight.is_next = not was_idle or min([ticket.query.arrived_at for ticket in together]) <= lane.pace.ended_at
+        flight.has_more = lane.ahead[-1] > 0
         if was_idle:
             flight.gathered_s = now - max(ticket.query.arrived_at for ticket in together)
         self._timers.set(

@@ -52,7 +52,7 @@ class Filling:
             most = curve.most_of(lane.ahead[-1])
         limits = Limits(
             start_s=_start(lane, curve, now) - now,
-            overhead_s=lane.worker.hop.at(now),
+            overhead_s=lane.worker.hop.at(now) + (self._ledger.unread_s if lane.flights else 0.0),
             usual=partial(self._ledger.seen.usual, lane.variant, now=now),
             promised=partial(self._ledger.seen.promised, lane.variant, now=now),
             most=most,

@@ -29,7 +29,7 @@ def urgency_of(wanted: Requirements) -> int:
 class Flight:
     """A batch on its way to an instance or running there."""
 
-    __slots__ = ("expected_s", "gathered_s", "is_next", "items", "number", "sent_at", "started_at")
+    __slots__ = ("expected_s", "gathered_s", "has_more", "is_next", "items", "number", "sent_at", "started_at")
 
     def __init__(self, number: int, items: int, expected_s: float, sent_at: float) -> None:
         self.number = number
@@ -41,6 +41,8 @@ class Flight:
         self.started_at: float | None = None
         self.is_next = False
         """Whether all that it waited for was the end of the batch before it."""
+        self.has_more = False
+        """Whether it left queries behind."""
 
 
 class Lane:

@@ -27,6 +27,9 @@ class Ledger(Roster):
     def __init__(self, hop_s: float = DEFAULT_HOP_S, *, needs_streams: bool = False) -> None:
         super().__init__(hop_s, needs_streams=needs_streams)
         self.lines = Lines()
+        self.unread_s = 0.0
+        """How long a query may have been here before it was read, while something runs that the loop shares a core
+        with."""
 
     # -- promises ----------------------------------------------------------------------------------------------------
 
@@ -99,7 +102,7 @@ class Ledger(Roster):
         if lane.curve is not None:
             whole = min(max(items, run_items), lane.curve.hard_limit)
             self.seen.ran(lane.curve, whole, run_s, now)
-            is_full = flight.is_next and whole * 2 >= lane.curve.preferred
+            is_full = flight.is_next and (flight.has_more or whole * 2 >= lane.curve.preferred)
             lane.pace.add(items, now, is_full=is_full)
         lane.worker.hop.add(now - flight.sent_at + flight.gathered_s - staged_s - run_s, now)
 
@@ -134,7 +137,7 @@ class Ledger(Roster):
             flying = sum([flight.items for flight in lane.flights.values()])
             run_s = curve.p95_s[items] * self.seen.promised(lane.variant, items, now)
             at = max(at, lane.pace.end_of(ahead + flying, now) + run_s)
-        return at + deck.hop.at(now)
+        return at + deck.hop.at(now) + (self.unread_s if lane.flights else 0.0)
 
     def at_best(self, variant: Variant, items: int, now: float) -> float:
         """Before this no instance could answer, however idle: what lets a comparison leave slow variants out."""

@@ -22,6 +22,7 @@ import uvloop
 
 from infaas.aio import garbage
 from infaas.aio.supervise import Supervisor
+from infaas.aio.yielding import yield_to_runs
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
 from infaas.domain.cluster import ControllerRecord
@@ -144,6 +145,7 @@ class Controller:
             await doors.take_grpc_port()  # before any lease is taken: a port that is taken ends it here
         supervisor = Supervisor("controller")
         garbage.settle()
+        yield_to_runs()
         _spawn_loops(supervisor, parts)
         supervisor.spawn("garbage", garbage.collect_between(lambda: not parts.dispatcher.in_flight(), self._clock))
         crash = asyncio.create_task(supervisor.wait(), name="crash")

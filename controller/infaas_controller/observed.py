@@ -100,9 +100,10 @@ class Hop:
 
 
 class Pace:
-    """How fast an instance gets through a queue, all in all: from the end of one full batch to the end of the next,
-    while there was always more to do. Under such a load the controller, the way and whoever shares the processor may
-    take longer than the runs do, and neither a profile nor a hop says so."""
+    """How fast an instance gets through a queue, all in all: from the end of one batch to the end of the next, while
+    there was always more to do. Deadlines may keep batches small; they count then for what they are. Under such a load
+    the controller, the way and whoever shares the processor may take longer than the runs do, and neither a profile nor
+    a hop says so."""
 
     __slots__ = ("_item_s", "_seen_at", "ended_at")
 
@@ -113,8 +114,8 @@ class Pace:
         """When the last batch was done."""
 
     def add(self, items: int, now: float, *, is_full: bool) -> None:
-        """A batch is done. `is_full`: it held as many items as pay, or nearly, and the end of the batch before it was
-        all that it waited for."""
+        """A batch is done. `is_full`: it held as many items as pay, or nearly, or left some behind, and the end of the
+        batch before it was all that it waited for."""
         if is_full and now > self.ended_at > float("-inf"):
             each_s = (now - self.ended_at) / items
             is_fresh = now - self._seen_at <= FRESH_S

@@ -180,6 +180,9 @@ class QueryService(Protocol):
         Raises QueryFailedError when nothing is taken any more.
         """
 
+    def decide(self) -> None:
+        """Decide on what has begun, without waiting for what else comes in this turn of the loop."""
+
     def decision(self, key: str) -> Decision | None:
         """By decision id or request id; None when it is no longer kept."""
 

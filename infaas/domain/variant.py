@@ -80,6 +80,10 @@ class LatencyPoint:
     samples: int
 
 
+AS_FAST = 0.97
+"""What measured curves waver by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Measured on `threads` pinned threads of one machine. Raw samples lie in the repository under `samples`."""
@@ -124,6 +128,14 @@ class Profile:
         a, b = float(getattr(low, quantile)), float(getattr(high, quantile))
         return a + (b - a) * share
 
+    def portion(self, most: int) -> int:
+        """The most items that one call of a model should hold, `most` at the outside: larger calls were measured to do
+        clearly fewer items in a second, as convolutions do whose tensors leave the processor's caches."""
+        measured = [point for point in self.latency if point.batch <= most and point.p50_s > 0]
+        best = max((point.batch / point.p50_s for point in measured), default=0.0)
+        fast = [point.batch for point in measured if point.batch / point.p50_s >= AS_FAST * best]
+        return most if not measured or fast[-1] == measured[-1].batch else fast[-1]
+
 
 def _batch_of(point: LatencyPoint) -> int:
     return point.batch
@@ -165,6 +177,14 @@ class Variant:
     """Why it is isolated, when nobody asked for it: what it did in a worker's process."""
     pardoned: tuple[InstanceId, ...] = ()
     """Instances that were known to have died when somebody said where it is to run: they say nothing against that."""
+
+    @property
+    def portion(self) -> int:
+        """The most items that one call of its runtime is given; a larger batch is run in several, one after the other.
+        What is run elsewhere is cut there or not at all."""
+        if self.fixed_batch is not None or self.profile is None or self.runtime is not Runtime.ONNXRUNTIME:
+            return self.fixed_batch or self.max_batch_size
+        return self.profile.portion(self.max_batch_size)
 
     @property
     def memory_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,17 @@ def total() -> Graph:
     """One number for the whole batch: an output without the batch dimension."""
     nodes = [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)]
     return _graph(nodes, (TensorSpec("x", Datatype.FP32, (-1, 4)),), (TensorSpec("y", Datatype.FP32, ()),), {})
+
+
+def company() -> Graph:
+    """`y`: for each row the sum of all rows that were run together with it, and itself; FP32, four columns."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "rows"], ["sum"], keepdims=1),
+        helper.make_node("Sub", ["x", "x"], ["none"]),
+        helper.make_node("Add", ["none", "sum"], ["y"]),
+    ]
+    spec = TensorSpec("x", Datatype.FP32, (-1, 4))
+    return _graph(nodes, (spec,), (replace(spec, name="y"),), {"rows": np.array([0], np.int64)})
 
 
 def open_width(multiple: int = 8) -> Graph:

@@ -24,6 +24,7 @@ from infaas import machine
 from infaas.aio import garbage
 from infaas.aio.every import every
 from infaas.aio.supervise import Supervisor
+from infaas.aio.yielding import yield_to_runs
 from infaas.clock import Clock, SystemClock
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.ids import WorkerId
@@ -215,6 +216,7 @@ class Worker:
         supervisor.spawn("registration", registration.run())
         if self._has_process:
             garbage.settle()
+            yield_to_runs()
             rest = garbage.collect_between(lambda: not instances.serving.has_batches, self._clock)
             supervisor.spawn("garbage", rest)
         _log.info(

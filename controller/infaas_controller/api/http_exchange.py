@@ -208,8 +208,11 @@ class Exchange(Waiter):
             return
         if query is None or self.done():
             return
+        service = self._fast.inference.service
         try:
-            drop = self._fast.inference.service.begin(query, self)
+            drop = service.begin(query, self)
+            if self._head.probes_until > query.arrived_at:
+                service.decide()
         except Exception as exception:
             self._fail(exception)
             return

@@ -87,7 +87,8 @@ class FastInfer:
         """What a query was told goes for those like it, for a moment."""
         if head.turned is not None:
             self.inference.alike.over(head.turned)
-        head.turned = TurnedAway(query, error.code, error.outcome, answer, request_id, self.inference.clock.now())
+        turned = TurnedAway(query, error.code, error.outcome, answer, request_id, self.inference.clock.now())
+        head.turned, head.probes_until = turned, turned.probes_until
 
     def remember(self, data: bytes, head: Head) -> None:
         """`data` was one whole request of this head, and its fields were the head's."""

@@ -53,7 +53,7 @@ class Head:
 
     __slots__ = (
         "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons", "opened",
-        "opened_in", "turned", "version",
+        "opened_in", "probes_until", "turned", "version",
     )  # fmt: skip
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
@@ -74,6 +74,8 @@ class Head:
         self.opened_in = 0
         self.turned: TurnedAway | None = None
         """What the last query like `known` was told, if it was turned away."""
+        self.probes_until = 0.0
+        """Until then each query is decided on by itself: the first that is refused speaks for those behind it."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 

@@ -21,6 +21,9 @@ from infaas_controller.ports import Outcome
 HOLDS_S = 0.01
 HOLDS_SHARE = 0.1
 """Of the time that such a query has in all, at most."""
+PROBES = 2
+"""So many times as long as a refusal holds, queries like the refused one are decided on one by one: else all that one
+look at the sockets brought would be refused after being read, and the first of them can speak for the rest."""
 CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 """What more time or less load would have mended."""
 
@@ -28,7 +31,7 @@ CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 class Turned:
     """Made of one refusal."""
 
-    __slots__ = ("code", "count", "outcome", "until", "within_s")
+    __slots__ = ("code", "count", "outcome", "probes_until", "until", "within_s")
 
     def __init__(self, query: Query, code: Code, refused: Outcome, now: float) -> None:
         self.code = code
@@ -37,7 +40,9 @@ class Turned:
         """How many were told so, of whom the decision does not know yet."""
         self.within_s = time_s(query.requirements)
         """Who has more time may be told otherwise."""
-        self.until = now + min(HOLDS_S, HOLDS_SHARE * self.within_s)
+        holds_s = min(HOLDS_S, HOLDS_SHARE * self.within_s)
+        self.until = now + holds_s
+        self.probes_until = now + PROBES * holds_s
 
 
 class Decisions(Protocol):

@@ -16,6 +16,11 @@ worth making its first query wait for its last."""
 PAYS_UNSEEN, UNSEEN_S = 0.97, 0.010
 """Where the run takes no longer than this, nobody sees that wait, and nearly all of the best is had; measured curves
 waver by the rest."""
+PAYS_DEEP, DEEP_S = 0.99, 0.1
+"""Where so much waits that a batch leaves nobody out, it has all of the best, unless its run takes longer than
+this: what is urgent would come behind it."""
+DEEP_LEAST = 4
+"""Fewer are no deep queue, however few pay."""
 SMALL_BESIDE = 4
 """What is left behind is small beside a batch of so many times its items."""
 BATCH_COST_S = 0.0015
@@ -27,7 +32,7 @@ half of a core to it."""
 class Curve:
     """Latency of one variant's batches in seconds, index = items. Made once per published variant."""
 
-    __slots__ = ("hard_limit", "is_fixed", "least_s", "mean_s", "most_s", "p95_s", "preferred", "variant")
+    __slots__ = ("full", "hard_limit", "is_fixed", "least_s", "mean_s", "most_s", "p95_s", "preferred", "variant")
 
     def __init__(self, variant: Variant) -> None:
         profile = variant.profile
@@ -39,6 +44,11 @@ class Curve:
         """The most items one run may hold; for a fixed batch also the fewest."""
         self.p95_s = [profile.latency_s(n) for n in range(self.hard_limit + 1)]
         self.mean_s = [profile.latency_s(n, "mean_s") for n in range(self.hard_limit + 1)]
+        portion = variant.portion
+        for n in range(portion + 1, self.hard_limit + 1):
+            before = self.mean_s[portion]
+            self.p95_s[n] = before + self.p95_s[n - portion]
+            self.mean_s[n] = before + self.mean_s[n - portion]
         self.least_s = list(self.p95_s)
         """The least p95 of any batch of at least so many items; measured curves need not rise everywhere."""
         for n in range(self.hard_limit - 1, -1, -1):
@@ -46,14 +56,18 @@ class Curve:
         self.most_s = list(accumulate(self.p95_s, max))
         """The greatest p95 of any batch of at most so many items."""
         self.preferred = self.hard_limit if self.is_fixed else preferred_batch(self.mean_s, BATCH_COST_S)
+        self.full = self.hard_limit if self.is_fixed else full_batch(self.mean_s, BATCH_COST_S, self.preferred)
+        """The largest batch that a deep queue is worth."""
 
     def most_of(self, waiting: int) -> int:
         """How many of so many waiting items the next batch may hold: as many as pay, and a few more where those would
         be all that is left. Connections that are answered together come again together; without this they would fall
-        into step as a full batch and a tiny one, which costs nearly as much."""
-        rest = waiting - self.preferred
-        is_small = 0 < rest <= self.preferred // SMALL_BESIDE
-        return waiting if is_small and waiting <= self.hard_limit else self.preferred
+        into step as a full batch and a tiny one, which costs nearly as much. Where at least twice as many wait as pay,
+        the instance has fallen behind, and whoever is left out of a batch waits longer than who is in a larger one."""
+        is_deep = waiting >= max(2 * self.preferred, DEEP_LEAST)
+        most = min(waiting, self.full) if is_deep else self.preferred
+        is_small = 0 < waiting - most <= most // SMALL_BESIDE
+        return waiting if is_small and waiting <= self.hard_limit else most
 
 
 def preferred_batch(mean_s: list[float], overhead_s: float) -> int:
@@ -62,10 +76,25 @@ def preferred_batch(mean_s: list[float], overhead_s: float) -> int:
 
     `mean_s[n]` is the mean latency of n items; index 0 is not used.
     """
-    rates = [0.0, *(n / (latency_s + overhead_s) for n, latency_s in enumerate(mean_s[1:], 1))]
+    rates = _rates(mean_s, overhead_s)
     best = max(rates)
     enough = next(n for n, rate in enumerate(rates) if rate >= PAYS * best)
     nearly_all = next(n for n, rate in enumerate(rates) if rate >= PAYS_UNSEEN * best)
     while enough < nearly_all and mean_s[enough + 1] <= UNSEEN_S:
         enough += 1
     return enough
+
+
+def full_batch(mean_s: list[float], overhead_s: float, preferred: int) -> int:
+    """The smallest batch with all of the best throughput, as far as its run takes no longer than `DEEP_S`; not
+    less than what is preferred."""
+    rates = _rates(mean_s, overhead_s)
+    enough = next(n for n, rate in enumerate(rates) if rate >= PAYS_DEEP * max(rates))
+    while enough > preferred and mean_s[enough] > DEEP_S:
+        enough -= 1
+    return max(enough, preferred)
+
+
+def _rates(mean_s: list[float], overhead_s: float) -> list[float]:
+    """Items per second by batch size."""
+    return [0.0, *(n / (latency_s + overhead_s) for n, latency_s in enumerate(mean_s[1:], 1))]

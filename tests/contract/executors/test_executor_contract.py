@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from infaas.domain.tensor import Datatype
 from infaas.domain.variant import Hardware, Isolation, Runtime, Variant
 from infaas.errors import InvalidError, ModelError, UnavailableError, UnsupportedError
 from infaas.testing import graphs
+from infaas.testing.builders import a_profile
 from infaas.testing.triton import TritonProcess
 
 WAIT_S = 60.0
@@ -341,6 +342,20 @@ def test_a_graph_with_a_fixed_batch_serves_any_number_of_items(load, items):
     values = [float(i) for i in range(items)]
     out = model.submit(fp32_batch(rows(*values))).result(WAIT_S)
     assert first_column(out, 0) == [2 * value for value in values]
+
+
+def test_a_model_that_is_slower_in_large_batches_is_given_them_in_portions(tmp_path):
+    slower = a_profile(p95_ms=1, per_item_ms=1)
+    latency = tuple(replace(p, mean_s=s, p50_s=s) for p, s in zip(slower.latency, (1, 2, 5, 11, 23, 47), strict=True))
+    graph = graphs.company()
+    variant = graph.variant("v1", profile=replace(slower, latency=latency))
+    model = OnnxRuntimeExecutor().load(variant, graph.write(tmp_path))
+    together = model.submit(fp32_batch(rows(1, 2))).result(WAIT_S)
+    cut = model.submit(fp32_batch(rows(1), rows(10, 100), rows(1000, 10000))).result(WAIT_S)
+    model.close()
+    assert variant.portion == 2
+    assert first_column(together, 0) == [3, 3]
+    assert [first_column(cut, query) for query in range(3)] == [[11], [11, 1100], [1100, 10000]]
 
 
 def test_strings_go_in_and_come_out_unchanged(load):

@@ -99,6 +99,8 @@ class ComputingService:
         task.add_done_callback(partial(self._tell, waiter))
         return lambda: None if task.done() else self._cancel(task)
 
+    def decide(self) -> None: ...
+
     def _cancel(self, task: asyncio.Task[Answer]) -> None:
         task.cancel()
 

@@ -57,9 +57,9 @@ def test_what_came_together_leaves_no_tiny_batch_behind() -> None:
     cluster.run_for(1.0)
     assert cluster.sizes == [preferred + 2]
     cluster.ended.clear()
-    cluster.submit_together(2 * preferred)
+    cluster.submit_together(2 * preferred - 5)
     cluster.run_for(1.0)
-    assert cluster.sizes[1:] == [preferred, preferred]
+    assert cluster.sizes[1:] == [preferred, preferred - 5]
 
 
 def test_at_twice_the_capacity_nearly_all_that_is_answered_is_in_time_and_the_rest_is_refused_early() -> None:

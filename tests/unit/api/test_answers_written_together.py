@@ -64,6 +64,8 @@ class Service:
     def _drop(self) -> None:
         self.dropped += 1
 
+    def decide(self) -> None: ...
+
     def decision(self, key: str) -> Decision | None:
         return None
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from infaas_controller.decide.curve import (
     BATCH_COST_S,
+    DEEP_LEAST,
+    DEEP_S,
     PAYS,
     PAYS_UNSEEN,
     SMALL_BESIDE,
@@ -27,7 +29,8 @@ from infaas_controller.queues import Ticket
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Priority
 from infaas.domain.tensor import Datatype, Tensor
-from infaas.testing.builders import a_query, a_variant, a_view, a_worker, an_instance
+from infaas.domain.variant import Runtime
+from infaas.testing.builders import a_profile, a_query, a_variant, a_view, a_worker, an_instance
 
 NOW = 1_000.0
 
@@ -125,11 +128,36 @@ def test_a_few_more_than_pay_go_along_where_they_would_be_all_that_is_left() -> 
     assert MEMORY_BOUND.most_of(few) == few
     assert MEMORY_BOUND.most_of(preferred - 1) == preferred
     assert MEMORY_BOUND.most_of(MEMORY_BOUND.hard_limit + 1) == preferred, "more than a run can hold"
-    assert MEMORY_BOUND.most_of(2 * preferred) == preferred
-    assert CPU_BOUND.most_of(2) == CPU_BOUND.preferred == 1, "what batching does not help is not batched"
+    assert MEMORY_BOUND.most_of(2 * preferred - 1) == preferred
+    assert CPU_BOUND.most_of(3) == CPU_BOUND.preferred == 1, "what batching does not help is not batched"
     queue = [Entry(NOW + 9) for _ in range(few)]
     assert form(queue, MEMORY_BOUND, limits(most=few), NOW).items == few
     assert form(queue, MEMORY_BOUND, limits(), NOW).items == preferred
+
+
+def test_a_deep_queue_is_run_in_batches_that_lose_next_to_nothing_as_long_as_those_are_short() -> None:
+    short = Curve(a_variant("c", p95_ms=1, per_item_ms=1))
+    assert short.preferred < short.full <= short.hard_limit
+    assert short.most_of(2 * short.preferred - 1) == short.preferred
+    assert short.most_of(2 * short.preferred) == 2 * short.preferred
+    assert short.most_of(1_000) == short.full
+    assert CPU_BOUND.full * 0.010 <= DEEP_S < CPU_BOUND.hard_limit * 0.010
+    assert CPU_BOUND.most_of(DEEP_LEAST) == DEEP_LEAST
+    fixed = Curve(a_variant("f", fixed_batch=4))
+    assert fixed.most_of(100) == fixed.full == 4
+
+
+def test_a_curve_follows_the_portions_in_which_its_variant_is_run() -> None:
+    point = a_profile(p95_ms=10, per_item_ms=10).latency[0]
+    seconds = {1: 0.010, 2: 0.020, 4: 0.040, 8: 0.100, 16: 0.210}
+    latency = tuple(replace(point, batch=n, mean_s=s, p50_s=s, p95_s=1.1 * s) for n, s in seconds.items())
+    variant = a_variant("v", max_batch=16, profile=replace(a_profile(), latency=latency))
+    curve = Curve(variant)
+    assert variant.portion == 4
+    assert (curve.mean_s[8], curve.mean_s[13]) == pytest.approx((0.080, 0.130))
+    assert curve.p95_s[13] == pytest.approx(3 * 0.040 + 0.011), "one of them may take long, hardly all"
+    elsewhere = replace(variant, runtime=Runtime.TRITON)
+    assert (elsewhere.portion, Curve(elsewhere).mean_s[8]) == (16, 0.100)
 
 
 # -- ledger

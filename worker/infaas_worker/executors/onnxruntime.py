@@ -159,6 +159,7 @@ class _Graph:
         self._session = session
         self._fixed = variant.fixed_batch
         self._limit = variant.max_batch_size
+        self._portion = variant.portion
         self._inputs = {one.name: _ONNX_TYPES.get(one.type) for one in session.get_inputs()}
         self._outputs = tuple(one.name for one in session.get_outputs())
         self._check(variant)
@@ -223,16 +224,18 @@ class _Graph:
             raise InvalidError(f"{self.name}: a batch needs at least one item")
         if items > self._limit and self._fixed is None:
             raise InvalidError(f"{self.name} takes at most {self._limit} items, the batch has {items}")
-        if self._fixed is None or self._fixed == items:
+        if self._fixed == items or (self._fixed is None and items <= self._portion):
             return self._call(feed, items, names)
-        return self._infer_fixed(feed, items, self._fixed, names)
+        return self._infer_portions(feed, items, names)
 
-    def _infer_fixed(self, feed: dict[str, Array], items: int, size: int, names: tuple[str, ...]) -> list[Array]:
-        """A graph that takes exactly `size` items gets them in such portions, the last filled up with its last item."""
+    def _infer_portions(self, feed: dict[str, Array], items: int, names: tuple[str, ...]) -> list[Array]:
+        """A graph that takes exactly so many items gets them in such portions, the last filled up with its last item;
+        one that is slower in large batches, in portions that it is fastest in."""
         portions: list[list[Array]] = []
-        for at in range(0, items, size):
-            count = min(size, items - at)
+        for at in range(0, items, self._portion):
+            count = min(self._portion, items - at)
             part = {name: array[at : at + count] for name, array in feed.items()}
+            size = count if self._fixed is None else self._fixed
             if count < size:
                 part = {name: np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for name, a in part.items()}
             portions.append([array[:count] for array in self._call(part, size, names)])
