@@ -113,6 +113,7 @@ class Dispatcher:
         self._looked = 0
         """How many of them were here when the turn might have ended; 0: it has not come to that."""
         self._looks_until = 0.0
+        self._is_hearing = False
         self._answered = 0
         """Items of the last batch that ran."""
         self._unread: UnreadTime | None = None
@@ -190,8 +191,12 @@ class Dispatcher:
         return partial(self._drop, self._enlist(query, waiter, None))
 
     def decide(self) -> None:
-        if self._arrived:
-            self._work_off()
+        if not self._arrived:
+            return
+        try:
+            self._take_arrived()  # nothing is sent before the turn's end: a batch for each costs more than this spares
+        finally:
+            self._after()
 
     def _enlist(self, query: Query, owner: asyncio.Future[Answer] | Waiter, digest: bytes | None) -> Ticket:
         ticket = self.engine.ticket(query, owner)
@@ -200,7 +205,7 @@ class Dispatcher:
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
         if len(self._arrived) >= DECIDED_AT_ONCE:
-            self._work_off()
+            self._work_off_and_hear()
         return ticket
 
     def _take_arrived(self) -> None:
@@ -385,14 +390,26 @@ class Dispatcher:
                 self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
                 return
         self._flush_handle = None
+        if here or self.engine.has_work:  # else all was worked off while it came in
+            self._work_off_and_hear()
+        else:
+            self._looked = 0
+
+    def _work_off_and_hear(self) -> None:
+        """And hear what a worker of this process says to it at once, if it does: a turn of the loop that brings in a
+        thousand queries takes a while, and the worker would have nothing to do meanwhile."""
+        if self._is_hearing:  # whoever is told something has brought in more
+            self._work_off()
+            return
+        self._is_hearing = True
         self._links.hold()
         try:
-            if here or self.engine.has_work:  # else all was worked off while it came in
-                self._work_off()
-            else:
-                self._looked = 0
+            self._work_off()
         finally:
-            self._links.settle()
+            try:
+                self._links.settle()
+            finally:
+                self._is_hearing = False
 
     def _work_off(self) -> None:
         """Decide on what came, and send what can be."""

@@ -29,7 +29,7 @@ PRIOR_WEIGHT = 12
 """The profile counts like so many observations until the window is full of real ones."""
 USUAL_WEIGHT = 0.05
 PACE_WEIGHT = 0.1
-PACE_MARGIN = 0.1
+PACE_MARGIN = 0.2
 """A pace is a mean, and whoever admits by a mean admits as many who will be late as who will not. Where more comes than
 can be served the queue is full anyway: a margin costs no answer, and spares those at its end from hearing so late."""
 FRESH_S = 2.0

@@ -68,6 +68,8 @@ class ComputingService:
         self.seen: list[Query] = []
         self.cancelled: list[Query] = []
         self.alike: Counter[str] = Counter()
+        self.decided = 0
+        """How often it was asked not to wait for more."""
         self.arrived = asyncio.Event()
         self.dropped = asyncio.Event()
         self._decisions: dict[str, Decision] = {}
@@ -99,7 +101,8 @@ class ComputingService:
         task.add_done_callback(partial(self._tell, waiter))
         return lambda: None if task.done() else self._cancel(task)
 
-    def decide(self) -> None: ...
+    def decide(self) -> None:
+        self.decided += 1
 
     def _cancel(self, task: asyncio.Task[Answer]) -> None:
         task.cancel()

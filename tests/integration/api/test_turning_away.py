@@ -154,6 +154,30 @@ async def test_a_refusal_that_holds_no_more_is_not_told_again(monkeypatch: pytes
         writer.close()
 
 
+async def test_after_a_refusal_that_holds_no_more_each_is_decided_on_before_the_next_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turned, "HOLDS_S", 1e-6)
+    monkeypatch.setattr(turned, "PROBES", 6e7)
+    service = ComputingService()
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        caller = Caller(reader, writer)
+        service.refusal = RefusedError("too much to do", code=Code.DEADLINE_UNREACHABLE, retry_after_s=1.0)
+        while not service.decided:
+            before = len(service.seen)
+            await caller.ask(request(before))
+            assert len(service.seen) == before + 1
+            assert before < 5, "the first that are read teach what others are compared with"
+        assert before, "who comes first waits for those that came with him"
+        await caller.ask(request(1))
+        assert service.decided == 2
+        await caller.ask(request(1, priority="critical"))
+        assert service.decided == 2, "another priority is another matter"
+        writer.close()
+
+
 async def test_how_many_were_told_the_same_is_kept_with_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turned, "HOLDS_S", 60.0)
     monkeypatch.setattr(turned, "HOLDS_SHARE", 1.0)

@@ -82,6 +82,20 @@ async def after_a_batch_of(c: Any, worker: FakeWorker, items: int) -> Decided:
     return decided
 
 
+async def test_who_asks_for_it_has_what_came_decided_on_before_more_is_read(cluster: Opener) -> None:
+    async with cluster([VARIANT], [FakeWorker("w1", [an_instance("i1")])]) as c:
+        decided = Decided()
+        c.dispatcher.observe_with(decided)
+        told = [begin(c, number) for number in range(3)]
+        assert decided.counts == []
+        c.dispatcher.decide()
+        assert decided.counts == [3]
+        c.dispatcher.decide()
+        assert decided.counts == [3], "nothing came since"
+        await all_ended(told)
+        assert [one.values for one in told] == [[0], [1], [2]]
+
+
 async def test_a_trickle_of_arrivals_holds_back_what_is_there_for_a_moment_at_most(cluster: Opener) -> None:
     clock, worker = ManualClock(), FakeWorker("w1", [an_instance("i1")])
     async with cluster([VARIANT], [worker], clock=clock) as c:

@@ -435,6 +435,21 @@ def test_redialling_backs_off_within_bounds_and_with_jitter() -> None:
     assert redial_pause_s(5, 0.0) < redial_pause_s(5, 0.9)
 
 
+@pytest.mark.parametrize(("left", "is_learnt"), [(1, True), (0, False)])
+def test_small_batches_count_for_a_pace_when_they_leave_queries_behind(left: int, is_learnt: bool) -> None:
+    variant = a_variant("v", per_item_ms=0.1)
+    ledger = Ledger(hop_s=0.0)
+    worker = a_worker("w1", instances=[an_instance("i1", variant="v", state=InstanceState.READY)])
+    ledger.sync(a_view(variants=[variant], workers=[worker]), NOW)
+    (lane,) = ledger.lanes_of(variant.name)
+    for number in range(3):
+        flight = ledger.sent(lane, number, 2, NOW + number)
+        flight.is_next, flight.has_more = True, left > 0
+        ledger.done(lane, number)
+        ledger.observed_batch(lane, flight, 2, 0.0, 0.002, NOW + number)
+    assert (lane.pace.end_of(10, NOW + 2) > NOW + 2) is is_learnt
+
+
 def test_a_pace_is_learnt_from_full_batches_that_only_waited_for_the_one_before() -> None:
     pace, margin = Pace(), 1 + PACE_MARGIN
     assert pace.end_of(100, NOW) == NOW, "nothing is known"
