@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from own_system import BUILT_WITHIN_S, own_state, register
 
-from dataplane.graphs import INPUT, SMALL_MLP, Model, Prepared
+from dataplane.graphs import INPUT, Prepared
 from dataplane.servers import INFAAS, LeftOut, Pins, Server
 from infaas.bench.rest import query_bytes
 from infaas.cli.target import endpoints_of
@@ -157,15 +157,9 @@ def systems(
         yield up, missing
 
 
-def editions(models: Sequence[Model], settings: Mapping[str, str]) -> list[Edition]:
-    """Those that suit any of these models, with these settings besides their own."""
-    wanted = [PLAIN, INLINE] if SMALL_MLP in models else [PLAIN]
-    return [edition.with_settings(settings) for edition in wanted]
-
-
-def fitting(up: Sequence[System], model: Model) -> list[System]:
-    """A worker inside the controller is for tiny models."""
-    return [system for system in up if system.name != INLINE.name or model is SMALL_MLP]
+def editions(settings: Mapping[str, str]) -> list[Edition]:
+    """As it comes, and with the worker inside the controller, with these settings besides their own."""
+    return [edition.with_settings(settings) for edition in (PLAIN, INLINE)]
 
 
 def seen(up: Sequence[System]) -> list[dict[str, object]]:

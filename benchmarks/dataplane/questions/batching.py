@@ -11,7 +11,7 @@ from dataplane.cells import CONNECTIONS, Run, Started, closed, null_rate, own_sy
 from dataplane.figures import Round, ratio, throughput, why_bound
 from dataplane.graphs import RESNET, SMALL_CNN, WIDE_MLP, Model
 from dataplane.offline import Limit, limit_of
-from dataplane.own import editions, fitting, seen
+from dataplane.own import editions, seen
 from dataplane.questions.answer import Answer
 from dataplane.servers import BINARY
 
@@ -27,9 +27,9 @@ HEADINGS = (
 def of_batching(run: Run, models: Sequence[Model] = (WIDE_MLP, SMALL_CNN, RESNET)) -> Answer:
     """INFaaS over binary REST against one process that does nothing but run batches, in turn."""
     found: list[Cell] = []
-    with own_systems(run, editions(models, run.settings)) as (own, missing):
+    with own_systems(run, editions(run.settings)) as (own, missing):
         for model in models:
-            with started(run, model, fitting(own, model), ()) as up:
+            with started(run, model, own, ()) as up:
                 missing += up.left_out
                 found += _of_model(run, up)
         shipped = seen(own)

@@ -16,7 +16,7 @@ from dataplane import tables
 from dataplane.cells import CONNECTIONS, Run, Started, closed, own_systems, started, tell
 from dataplane.environments import CannotMakeError, python_of
 from dataplane.graphs import SMALL_MLP
-from dataplane.own import editions, fitting, seen
+from dataplane.own import editions, seen
 from dataplane.questions.answer import Answer
 from dataplane.servers import BINARY, LeftOut, Server
 
@@ -31,8 +31,8 @@ def of_flame(run: Run) -> Answer:
     """Of INFaaS alone, small MLP, binary REST."""
     rows: list[list[str]] = []
     drawn: dict[str, bytes] = {}
-    with own_systems(run, editions([SMALL_MLP], run.settings)) as (own, missing):
-        with started(run, SMALL_MLP, fitting(own, SMALL_MLP), ()) as up:
+    with own_systems(run, editions(run.settings)) as (own, missing):
+        with started(run, SMALL_MLP, own, ()) as up:
             missing += up.left_out
             try:
                 spy = python_of("py-spy", run.kit.cache).with_name("py-spy")

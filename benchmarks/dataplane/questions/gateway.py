@@ -13,7 +13,7 @@ from dataplane.figures import Round, Throughput, throughput, why_bound
 from dataplane.graphs import RESNET, SMALL_CNN, SMALL_MLP, WIDE_MLP, Model
 from dataplane.h2 import LARGEST_MESSAGE
 from dataplane.offline import Limit, limit_of
-from dataplane.own import editions, fitting, seen
+from dataplane.own import editions, seen
 from dataplane.questions.answer import Answer
 from dataplane.servers import BINARY, GRPC, JSON, LeftOut
 
@@ -30,9 +30,9 @@ def of_gateway(run: Run, models: Sequence[Model] = (SMALL_MLP, WIDE_MLP, SMALL_C
     """Everybody in turn with ONNX Runtime in one process on the same core, round after round."""
     rows: list[list[str]] = []
     data: list[dict[str, Any]] = []
-    with own_systems(run, editions(models, run.settings)) as (own, missing):
+    with own_systems(run, editions(run.settings)) as (own, missing):
         for model in models:
-            with started(run, model, fitting(own, model), run.peers) as up:
+            with started(run, model, own, run.peers) as up:
                 missing += [*up.left_out, *_without_grpc(model)]
                 made = _of_model(run, up)
             rows += [row for row, _ in made]

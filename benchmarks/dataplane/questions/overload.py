@@ -10,7 +10,7 @@ from dataplane import charts, tables
 from dataplane.cells import OpenCell, Run, Started, Steps, closed, null_rate, opened, own_systems, started
 from dataplane.figures import throughput, why_bound
 from dataplane.graphs import SMALL_CNN, SMALL_MLP, Model
-from dataplane.own import PLAIN, seen
+from dataplane.own import editions, seen
 from dataplane.questions.answer import Answer
 from dataplane.servers import BINARY, Server
 
@@ -33,7 +33,7 @@ def of_overload(
     """Open loop with a deadline, at multiples of what each system itself answers in a closed loop."""
     rows: list[list[str]] = []
     data: list[dict[str, Any]] = []
-    with own_systems(run, [PLAIN.with_settings(run.settings)]) as (own, missing):
+    with own_systems(run, editions(run.settings)) as (own, missing):
         for model in models:
             with started(run, model, own, run.peers) as up:
                 missing += up.left_out

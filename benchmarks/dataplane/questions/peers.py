@@ -42,7 +42,7 @@ Cells = dict[tuple[str, str], list[Round]]
 def of_peers(run: Run) -> Answer:
     """Closed loop over 32 connections, all systems in turn, round after round."""
     with (
-        own_systems(run, editions((SMALL_MLP,), run.settings)) as (own, missing),
+        own_systems(run, editions(run.settings)) as (own, missing),
         started(run, SMALL_MLP, own, run.peers) as up,
     ):
         cells: Cells = {}
