@@ -183,7 +183,7 @@ def _registered(client: Client, prepared: Prepared) -> None:
     for one in variants:
         if one.name not in kept:
             client.disable_variant(one.name)
-    loaded = httpx.post(f"{client.url}/v2/repository/models/{kept[0]}/load", timeout=30.0)
+    loaded = httpx.post(f"{client.url}/v2/repository/models/{kept[0]}/load", timeout=BUILT_WITHIN_S)
     if loaded.status_code != httpx.codes.OK:  # another one may have been warmed, and nobody has asked for this one yet
         raise SystemExit(f"{kept[0]} cannot be loaded: {loaded.text[:200]}")
     while client.variant(kept[0]).replicas < 1:

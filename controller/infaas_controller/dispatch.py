@@ -113,6 +113,8 @@ class Dispatcher:
         self._looked = 0
         """How many of them were here when the turn might have ended; 0: it has not come to that."""
         self._looks_until = 0.0
+        self._decided_alone = 0
+        """How many that came in this turn were decided on before its end."""
         self._is_hearing = False
         self._answered = 0
         """Items of the last batch that ran."""
@@ -193,6 +195,7 @@ class Dispatcher:
     def decide(self) -> None:
         if not self._arrived:
             return
+        self._decided_alone += len(self._arrived)
         try:
             self._take_arrived()  # nothing is sent before the turn's end: a batch for each costs more than this spares
         finally:
@@ -204,7 +207,7 @@ class Dispatcher:
         self._arrived.append(ticket)
         if self._flush_handle is None:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
-        if len(self._arrived) >= DECIDED_AT_ONCE:
+        if len(self._arrived) + self._decided_alone >= DECIDED_AT_ONCE:
             self._work_off_and_hear()
         return ticket
 
@@ -396,8 +399,8 @@ class Dispatcher:
             self._looked = 0
 
     def _work_off_and_hear(self) -> None:
-        """And hear what a worker of this process says to it at once, if it does: a turn of the loop that brings in a
-        thousand queries takes a while, and the worker would have nothing to do meanwhile."""
+        """And hear what a worker of this process says to it at once, as it does to brief runs: a turn of the loop that
+        brings in a thousand queries takes a while, and the worker would have nothing to do meanwhile."""
         if self._is_hearing:  # whoever is told something has brought in more
             self._work_off()
             return
@@ -413,7 +416,7 @@ class Dispatcher:
 
     def _work_off(self) -> None:
         """Decide on what came, and send what can be."""
-        self._looked = 0
+        self._looked = self._decided_alone = 0
         try:
             now = self._clock.now()
             if self._unread is not None:

@@ -52,7 +52,7 @@ class Filling:
             most = curve.most_of(lane.ahead[-1])
         limits = Limits(
             start_s=_start(lane, curve, now) - now,
-            overhead_s=lane.worker.hop.at(now) + (self._ledger.unread_s if lane.flights else 0.0),
+            overhead_s=self._ledger.way_s(lane.worker, now),
             usual=partial(self._ledger.seen.usual, lane.variant, now=now),
             promised=partial(self._ledger.seen.promised, lane.variant, now=now),
             most=most,
@@ -100,7 +100,7 @@ class Filling:
             return float("inf")
         start = _start(lane, curve, now)
         run_s = curve.p95_s[ticket.items] * self._ledger.seen.promised(lane.variant, ticket.items, now)
-        return start + run_s + lane.worker.hop.at(now)
+        return start + run_s + self._ledger.way_s(lane.worker, now)
 
     def _may_come(self, ticket: Ticket, lane: Lane) -> bool:
         """Whether it could run here at all; one that could not stands in nobody's way."""

@@ -28,8 +28,7 @@ class Ledger(Roster):
         super().__init__(hop_s, needs_streams=needs_streams)
         self.lines = Lines()
         self.unread_s = 0.0
-        """How long a query may have been here before it was read, while something runs that the loop shares a core
-        with."""
+        """How long a query may have been here before it was read, because the loop waited for a core."""
 
     # -- promises ----------------------------------------------------------------------------------------------------
 
@@ -137,7 +136,11 @@ class Ledger(Roster):
             flying = sum([flight.items for flight in lane.flights.values()])
             run_s = curve.p95_s[items] * self.seen.promised(lane.variant, items, now)
             at = max(at, lane.pace.end_of(ahead + flying, now) + run_s)
-        return at + deck.hop.at(now) + (self.unread_s if lane.flights else 0.0)
+        return at + self.way_s(deck, now)
+
+    def way_s(self, deck: Deck, now: float) -> float:
+        """To a worker and back, and what passed before a query was read: nothing of that while nothing runs there."""
+        return deck.hop.at(now) + (self.unread_s if deck.busy else 0.0)
 
     def at_best(self, variant: Variant, items: int, now: float) -> float:
         """Before this no instance could answer, however idle: what lets a comparison leave slow variants out."""

@@ -128,6 +128,7 @@ class Controller:
     async def run(self) -> None:
         """Until told to stop. Raises TaskCrashedError when a part that should live for ever did not."""
         settings, own = self._settings, self._settings.controller
+        yield_to_runs()  # before any thread is started: gRPC's are to yield as well
         _on_stop_signal(self._stop)
         connections = raise_descriptor_limit(own.max_connections)
         scratch = await asyncio.to_thread(Scratch.open, settings.state_dir)
@@ -145,7 +146,6 @@ class Controller:
             await doors.take_grpc_port()  # before any lease is taken: a port that is taken ends it here
         supervisor = Supervisor("controller")
         garbage.settle()
-        yield_to_runs()
         _spawn_loops(supervisor, parts)
         supervisor.spawn("garbage", garbage.collect_between(lambda: not parts.dispatcher.in_flight(), self._clock))
         crash = asyncio.create_task(supervisor.wait(), name="crash")

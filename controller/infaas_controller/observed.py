@@ -105,10 +105,10 @@ class Pace:
     the controller, the way and whoever shares the processor may take longer than the runs do, and neither a profile nor
     a hop says so."""
 
-    __slots__ = ("_item_s", "_seen_at", "ended_at")
+    __slots__ = ("_items", "_seconds", "_seen_at", "ended_at")
 
     def __init__(self) -> None:
-        self._item_s = 0.0
+        self._seconds = self._items = 0.0
         self._seen_at = float("-inf")
         self.ended_at = float("-inf")
         """When the last batch was done."""
@@ -117,9 +117,9 @@ class Pace:
         """A batch is done. `is_full`: it held as many items as pay, or nearly, or left some behind, and the end of the
         batch before it was all that it waited for."""
         if is_full and now > self.ended_at > float("-inf"):
-            each_s = (now - self.ended_at) / items
-            is_fresh = now - self._seen_at <= FRESH_S
-            self._item_s += PACE_WEIGHT * (each_s - self._item_s) if is_fresh else each_s - self._item_s
+            kept = 1 - PACE_WEIGHT if now - self._seen_at <= FRESH_S else 0.0
+            self._seconds = kept * self._seconds + now - self.ended_at
+            self._items = kept * self._items + items
             self._seen_at = now
         self.ended_at = now
 
@@ -128,7 +128,7 @@ class Pace:
         when there was no queue lately."""
         if now - self._seen_at > FRESH_S:
             return now
-        return max(now, self.ended_at + (1 + PACE_MARGIN) * items * self._item_s)
+        return max(now, self.ended_at + (1 + PACE_MARGIN) * items * self._seconds / self._items)
 
 
 class _Runs:

@@ -36,7 +36,11 @@ class UnreadTime:
         if self._file is None or now - self._asked_at < ASK_EVERY_S:
             return self._longest_s
         self._asked_at = now
-        waited_ns, turns = self._read(self._file)
+        try:
+            waited_ns, turns = self._read(self._file)
+        except (OSError, ValueError):
+            self.close()
+            return 0.0
         if turns > self._turns:
             mean_s = (waited_ns - self._waited_ns) / (turns - self._turns) / 1e9
             self._longest_s = min(MOST_S, LONGEST * mean_s)
@@ -44,9 +48,10 @@ class UnreadTime:
         return self._longest_s
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None
+        self._longest_s = 0.0
+        if file is not None:
+            os.close(file)
 
     @staticmethod
     def _read(file: int) -> tuple[int, int]:

@@ -17,9 +17,9 @@ _log = get_logger(__name__)
 
 
 def yield_to_runs() -> None:
-    """For the calling thread, and those that it starts. Needs no privilege; where the system has no such class or
-    forbids it, all stays as it is and is said once."""
-    if not hasattr(os, "SCHED_BATCH"):
+    """For the calling thread, and those that it starts. Needs no privilege. All stays as it is where the system has no
+    such class, where it forbids it, which is logged, and where somebody has chosen another class already."""
+    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return
     try:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -178,13 +178,33 @@ class Variant:
     pardoned: tuple[InstanceId, ...] = ()
     """Instances that were known to have died when somebody said where it is to run: they say nothing against that."""
 
-    @property
-    def portion(self) -> int:
-        """The most items that one call of its runtime is given; a larger batch is run in several, one after the other.
-        What is run elsewhere is cut there or not at all."""
-        if self.fixed_batch is not None or self.profile is None or self.runtime is not Runtime.ONNXRUNTIME:
-            return self.fixed_batch or self.max_batch_size
-        return self.profile.portion(self.max_batch_size)
+    def portion(self, items: int) -> int:
+        """How many of so many items one call of its runtime is given: all, or the most that it is fastest with, where
+        calls of so many one after the other take less. What is run elsewhere is cut there or not at all."""
+        if self.fixed_batch is not None:
+            return self.fixed_batch
+        if items <= 1 or self.profile is None or self.runtime is not Runtime.ONNXRUNTIME:
+            return items
+        most = self.profile.portion(self.max_batch_size)
+        if items <= most:
+            return items
+        return most if self._cut_s(items, most, "mean_s") < self.profile.latency_s(items, "mean_s") else items
+
+    def run_s(self, items: int, quantile: str = "p95_s") -> float:
+        """Seconds for so many items run together, in the calls that they are run in. Infinite without a profile."""
+        if self.profile is None:
+            return float("inf")
+        portion = self.portion(items)
+        if self.fixed_batch is not None or portion >= items:
+            return self.profile.latency_s(items, quantile)
+        return self._cut_s(items, portion, quantile)
+
+    def _cut_s(self, items: int, portion: int, quantile: str) -> float:
+        """One of the calls may take as long as the quantile says, hardly all."""
+        assert self.profile is not None
+        before, rest = divmod(items - 1, portion)
+        usual = "p50_s" if quantile == "p50_s" else "mean_s"
+        return before * self.profile.latency_s(portion, usual) + self.profile.latency_s(rest + 1, quantile)
 
     @property
     def memory_bytes(self) -> int:

@@ -95,6 +95,19 @@ def company() -> Graph:
     return _graph(nodes, (spec,), (replace(spec, name="y"),), {"rows": np.array([0], np.int64)})
 
 
+def widest() -> Graph:
+    """`y`: as many columns of `x` as its greatest value says; FP32, four columns come in."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["whole", "one"], ["end"]),
+        helper.make_node("Slice", ["x", "begin", "end", "columns"], ["y"]),
+    ]
+    constants = {"one": np.array([1], np.int64), "begin": np.array([0], np.int64), "columns": np.array([1], np.int64)}
+    spec = TensorSpec("x", Datatype.FP32, (-1, 4))
+    return _graph(nodes, (spec,), (TensorSpec("y", Datatype.FP32, (-1, -1)),), constants)
+
+
 def open_width(multiple: int = 8) -> Graph:
     """Takes rows of any width that `multiple` divides; `y` is their mean."""
     nodes = [

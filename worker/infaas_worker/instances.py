@@ -141,9 +141,9 @@ class Instances:
         self._key_of[owner.id, number] = key
         variant = self.variants.get(instance)
         items = sum(queries.items)
-        profile = variant.profile if variant else None
-        expected_s = profile.latency_s(items, "p50_s") if profile else None
-        slow_s = profile.latency_s(items, "p99_s") if profile else None
+        is_measured = variant is not None and variant.profile is not None
+        expected_s = variant.run_s(items, "p50_s") if variant is not None and is_measured else None
+        slow_s = variant.run_s(items, "p99_s") if variant is not None and is_measured else None
         likeness = batch.likeness if may_share else None
         self._post(BatchArrived(key, owner.id, instance, queries, expected_s, slow_s, likeness))
 

@@ -166,6 +166,8 @@ class Worker:
         Raises TaskCrashedError when a part that should live for ever did not.
         """
         settings, place = self._settings, self.place
+        if self._has_process:
+            yield_to_runs()  # before any thread is started
         host = host_of(place.listen)
         if host is not None:
             require_safe_binding("worker.listen", host, settings.token())
@@ -216,7 +218,6 @@ class Worker:
         supervisor.spawn("registration", registration.run())
         if self._has_process:
             garbage.settle()
-            yield_to_runs()
             rest = garbage.collect_between(lambda: not instances.serving.has_batches, self._clock)
             supervisor.spawn("garbage", rest)
         _log.info(

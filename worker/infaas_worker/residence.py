@@ -314,10 +314,10 @@ def _load_asked(instance: InstanceId, variant: Variant, memory_bytes: int) -> Lo
     most = variant.fixed_batch or variant.max_batch_size
     return replace(
         asked,
-        warm_up_s=sum(profile.latency_s(size) for size in sizes),
+        warm_up_s=sum(variant.run_s(size) for size in sizes),
         probe_s=profile.latency_s(probe),
-        warm_up_slow_s=sum(profile.latency_s(size, "p99_s") for size in sizes),
+        warm_up_slow_s=sum(variant.run_s(size, "p99_s") for size in sizes),
         probe_slow_s=profile.latency_s(probe, "p99_s"),
         load_s=profile.cold_load_s,
-        latencies=tuple([profile.latency_s(items, "p50_s") for items in range(1, most + 1)]),
+        latencies=tuple([variant.run_s(items, "p50_s") for items in range(1, most + 1)]),
     )

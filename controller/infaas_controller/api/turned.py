@@ -22,8 +22,8 @@ HOLDS_S = 0.01
 HOLDS_SHARE = 0.1
 """Of the time that such a query has in all, at most."""
 PROBES = 2
-"""So many times as long as a refusal holds, queries like the refused one are decided on one by one: else all that one
-look at the sockets brought would be refused after being read, and the first of them can speak for the rest."""
+"""So many times as long as a refusal holds, queries like the refused one are decided on one by one over REST: else all
+that one look at the sockets brought would be refused after being read, and the first can speak for the rest."""
 CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 """What more time or less load would have mended."""
 

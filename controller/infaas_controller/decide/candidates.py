@@ -202,7 +202,7 @@ def cost_of(variant: Variant) -> float:
 
 def best_latency_s(variant: Variant, items: int) -> float:
     """p95 of the batch that these items alone would be."""
-    return variant.profile.latency_s(items) if variant.profile is not None else float("inf")
+    return variant.run_s(items)
 
 
 def _named(

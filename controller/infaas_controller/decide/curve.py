@@ -16,9 +16,9 @@ worth making its first query wait for its last."""
 PAYS_UNSEEN, UNSEEN_S = 0.97, 0.010
 """Where the run takes no longer than this, nobody sees that wait, and nearly all of the best is had; measured curves
 waver by the rest."""
-PAYS_DEEP, DEEP_S = 0.99, 0.1
-"""Where so much waits that a batch leaves nobody out, it has all of the best, unless its run takes longer than
-this: what is urgent would come behind it."""
+PAYS_DEEP, DEEPER_S = 0.99, 0.020
+"""Where so much waits that the instance has fallen behind, a batch has all of the best, as long as its run takes no
+more than so much longer: what is urgent comes behind two of them, one that runs and one that is next."""
 DEEP_LEAST = 4
 """Fewer are no deep queue, however few pay."""
 SMALL_BESIDE = 4
@@ -42,13 +42,8 @@ class Curve:
         self.is_fixed = variant.fixed_batch is not None
         self.hard_limit = variant.fixed_batch or variant.max_batch_size
         """The most items one run may hold; for a fixed batch also the fewest."""
-        self.p95_s = [profile.latency_s(n) for n in range(self.hard_limit + 1)]
-        self.mean_s = [profile.latency_s(n, "mean_s") for n in range(self.hard_limit + 1)]
-        portion = variant.portion
-        for n in range(portion + 1, self.hard_limit + 1):
-            before = self.mean_s[portion]
-            self.p95_s[n] = before + self.p95_s[n - portion]
-            self.mean_s[n] = before + self.mean_s[n - portion]
+        self.p95_s = [variant.run_s(n) for n in range(self.hard_limit + 1)]
+        self.mean_s = [variant.run_s(n, "mean_s") for n in range(self.hard_limit + 1)]
         self.least_s = list(self.p95_s)
         """The least p95 of any batch of at least so many items; measured curves need not rise everywhere."""
         for n in range(self.hard_limit - 1, -1, -1):
@@ -65,7 +60,9 @@ class Curve:
         into step as a full batch and a tiny one, which costs nearly as much. Where at least twice as many wait as pay,
         the instance has fallen behind, and whoever is left out of a batch waits longer than who is in a larger one."""
         is_deep = waiting >= max(2 * self.preferred, DEEP_LEAST)
-        most = min(waiting, self.full) if is_deep else self.preferred
+        if is_deep:
+            return min(waiting, self.full)
+        most = self.preferred
         is_small = 0 < waiting - most <= most // SMALL_BESIDE
         return waiting if is_small and waiting <= self.hard_limit else most
 
@@ -86,11 +83,11 @@ def preferred_batch(mean_s: list[float], overhead_s: float) -> int:
 
 
 def full_batch(mean_s: list[float], overhead_s: float, preferred: int) -> int:
-    """The smallest batch with all of the best throughput, as far as its run takes no longer than `DEEP_S`; not
-    less than what is preferred."""
+    """The smallest batch with all of the best throughput, as far as its run takes no more than `DEEPER_S` longer than
+    the preferred one's."""
     rates = _rates(mean_s, overhead_s)
     enough = next(n for n, rate in enumerate(rates) if rate >= PAYS_DEEP * max(rates))
-    while enough > preferred and mean_s[enough] > DEEP_S:
+    while enough > preferred and mean_s[enough] > mean_s[preferred] + DEEPER_S:
         enough -= 1
     return max(enough, preferred)
 

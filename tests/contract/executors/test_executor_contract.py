@@ -353,9 +353,22 @@ def test_a_model_that_is_slower_in_large_batches_is_given_them_in_portions(tmp_p
     together = model.submit(fp32_batch(rows(1, 2))).result(WAIT_S)
     cut = model.submit(fp32_batch(rows(1), rows(10, 100), rows(1000, 10000))).result(WAIT_S)
     model.close()
-    assert variant.portion == 2
+    assert variant.portion(5) == 2
     assert first_column(together, 0) == [3, 3]
     assert [first_column(cut, query) for query in range(3)] == [[11], [11, 1100], [1100, 10000]]
+
+
+def test_outputs_that_depend_on_all_that_is_run_together_are_not_cut(tmp_path):
+    slower = a_profile(p95_ms=1, per_item_ms=1)
+    latency = tuple(replace(p, mean_s=s, p50_s=s) for p, s in zip(slower.latency, (1, 2, 5, 11, 23, 47), strict=True))
+    graph = graphs.widest()
+    model = OnnxRuntimeExecutor().load(
+        graph.variant("v1", profile=replace(slower, latency=latency)), graph.write(tmp_path)
+    )
+    batch = fp32_batch(rows(1, 2, 3, 3))
+    outs = [model.submit(batch).result(WAIT_S) for _ in range(2)]
+    model.close()
+    assert [out.queries[0][0].shape for out in outs] == [(4, 3), (4, 3)]
 
 
 def test_strings_go_in_and_come_out_unchanged(load):

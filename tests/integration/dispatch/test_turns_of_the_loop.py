@@ -96,6 +96,20 @@ async def test_who_asks_for_it_has_what_came_decided_on_before_more_is_read(clus
         assert [one.values for one in told] == [[0], [1], [2]]
 
 
+async def test_those_that_are_decided_on_alone_leave_together_by_so_many(cluster: Opener) -> None:
+    worker = FakeWorker("w1", [an_instance("i1")])
+    async with cluster([VARIANT], [worker]) as c:
+        decided = Decided()
+        c.dispatcher.observe_with(decided)
+        told = []
+        for number in range(DECIDED_AT_ONCE):
+            told.append(begin(c, number))
+            c.dispatcher.decide()
+        assert decided.counts == [1] * DECIDED_AT_ONCE
+        assert c.dispatcher.engine.queues.waiting < DECIDED_AT_ONCE, "the turn is not over, and some have left"
+        await all_ended(told)
+
+
 async def test_a_trickle_of_arrivals_holds_back_what_is_there_for_a_moment_at_most(cluster: Opener) -> None:
     clock, worker = ManualClock(), FakeWorker("w1", [an_instance("i1")])
     async with cluster([VARIANT], [worker], clock=clock) as c:

@@ -169,9 +169,7 @@ class SimulatedCluster:
 
     def _run_s(self, batch: SendBatch) -> float:
         items = sum(ticket.items for ticket in batch.tickets)
-        profile = self.variants[batch.lane.variant].profile
-        assert profile is not None
-        return profile.latency_s(items, "mean_s") * self.slow.get(batch.lane.variant, 1.0)
+        return self.variants[batch.lane.variant].run_s(items, "mean_s") * self.slow.get(batch.lane.variant, 1.0)
 
     def _perform(self) -> None:
         while self.engine.commands:

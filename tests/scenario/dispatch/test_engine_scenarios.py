@@ -62,6 +62,22 @@ def test_what_came_together_leaves_no_tiny_batch_behind() -> None:
     assert cluster.sizes[1:] == [preferred, preferred - 5]
 
 
+def test_what_is_urgent_is_served_however_deep_the_rest_waits() -> None:
+    cluster = SimulatedCluster([a_variant("v", p95_ms=17 / 0.92, per_item_ms=17 / 0.92)], ["v"])
+    bulk = 0
+    for urgent in range(50):
+        end = cluster.now + 0.2
+        while cluster.now < end:
+            while bulk - sum(id.startswith("bulk") for id in cluster.ended) < 12:
+                cluster.submit(id=f"bulk-{bulk}")
+                bulk += 1
+            cluster.run_for(0.005)
+        cluster.submit(id=f"urgent-{urgent}", latency_ms=120, priority=Priority.CRITICAL)
+    cluster.run_for(2.0)
+    assert max(cluster.sizes) == 2, "bulk is run in twos"
+    assert Counter(code for id, code in cluster.ended.items() if id.startswith("urgent")) == {None: 50}
+
+
 def test_at_twice_the_capacity_nearly_all_that_is_answered_is_in_time_and_the_rest_is_refused_early() -> None:
     cluster = SimulatedCluster([a_variant("v", p95_ms=10, per_item_ms=10, max_batch=4)], ["v"])
     capacity = 1 / (0.92 * 0.010)

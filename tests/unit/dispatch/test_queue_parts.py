@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from infaas_controller.decide.curve import (
     BATCH_COST_S,
     DEEP_LEAST,
-    DEEP_S,
+    DEEPER_S,
     PAYS,
     PAYS_UNSEEN,
     SMALL_BESIDE,
@@ -141,8 +141,10 @@ def test_a_deep_queue_is_run_in_batches_that_lose_next_to_nothing_as_long_as_tho
     assert short.most_of(2 * short.preferred - 1) == short.preferred
     assert short.most_of(2 * short.preferred) == 2 * short.preferred
     assert short.most_of(1_000) == short.full
-    assert CPU_BOUND.full * 0.010 <= DEEP_S < CPU_BOUND.hard_limit * 0.010
-    assert CPU_BOUND.most_of(DEEP_LEAST) == DEEP_LEAST
+    assert short.mean_s[short.full] <= short.mean_s[short.preferred] + DEEPER_S
+    slow = Curve(a_variant("s", p95_ms=18, per_item_ms=18))
+    assert (slow.preferred, slow.full) == (1, 2), "another run of 18 ms in front of what is urgent, and no more"
+    assert (slow.most_of(DEEP_LEAST - 1), slow.most_of(DEEP_LEAST), slow.most_of(1_000)) == (1, 2, 2)
     fixed = Curve(a_variant("f", fixed_batch=4))
     assert fixed.most_of(100) == fixed.full == 4
 
@@ -153,11 +155,20 @@ def test_a_curve_follows_the_portions_in_which_its_variant_is_run() -> None:
     latency = tuple(replace(point, batch=n, mean_s=s, p50_s=s, p95_s=1.1 * s) for n, s in seconds.items())
     variant = a_variant("v", max_batch=16, profile=replace(a_profile(), latency=latency))
     curve = Curve(variant)
-    assert variant.portion == 4
+    assert [variant.portion(items) for items in (1, 4, 5, 8, 16)] == [1, 4, 4, 4, 4]
     assert (curve.mean_s[8], curve.mean_s[13]) == pytest.approx((0.080, 0.130))
     assert curve.p95_s[13] == pytest.approx(3 * 0.040 + 0.011), "one of them may take long, hardly all"
     elsewhere = replace(variant, runtime=Runtime.TRITON)
-    assert (elsewhere.portion, Curve(elsewhere).mean_s[8]) == (16, 0.100)
+    assert (elsewhere.portion(16), Curve(elsewhere).mean_s[8]) == (16, 0.100)
+
+
+def test_what_is_just_above_a_portion_is_cut_only_where_that_takes_less() -> None:
+    point = a_profile(p95_ms=10, per_item_ms=10).latency[0]
+    seconds = {1: 0.005, 2: 0.0055, 4: 0.006, 8: 0.007, 16: 0.016}
+    latency = tuple(replace(point, batch=n, mean_s=s, p50_s=s, p95_s=s) for n, s in seconds.items())
+    variant = a_variant("v", max_batch=16, profile=replace(a_profile(), latency=latency))
+    assert [variant.portion(items) for items in (8, 9, 12, 16)] == [8, 9, 12, 8]
+    assert (variant.run_s(9), variant.run_s(16)) == pytest.approx((0.008125, 0.014))
 
 
 # -- ledger
@@ -433,6 +444,31 @@ def test_redialling_backs_off_within_bounds_and_with_jitter() -> None:
     assert pauses == sorted(pauses)
     assert pauses[-1] <= LONGEST_PAUSE_S
     assert redial_pause_s(5, 0.0) < redial_pause_s(5, 0.9)
+
+
+def test_a_pace_is_of_items_however_they_fell_into_batches() -> None:
+    pace, now = Pace(), NOW
+    pace.add(1, now, is_full=True)
+    for _ in range(50):
+        for items, seconds in ((1, 0.005), (32, 0.020)):
+            now += seconds
+            pace.add(items, now, is_full=True)
+    assert pace.end_of(330, now) - now == pytest.approx(330 * 0.025 / 33 * (1 + PACE_MARGIN), rel=0.1)
+
+
+def test_who_comes_while_something_runs_may_have_lain_unread() -> None:
+    variant = a_variant("v", p95_ms=10, per_item_ms=1)
+    ledger = Ledger(hop_s=0.001)
+    worker = a_worker("w1", instances=[an_instance("i1", variant="v", state=InstanceState.READY)])
+    ledger.sync(a_view(variants=[variant], workers=[worker]), NOW)
+    (lane,) = ledger.lanes_of(variant.name)
+    alone = ledger.predict(lane, urgency(1), 1, NOW)
+    ledger.unread_s = 0.003
+    assert ledger.predict(lane, urgency(1), 1, NOW) == alone, "nothing runs that the loop could have waited for"
+    ledger.others_hold(lane, 1, NOW)
+    busy = ledger.predict(lane, urgency(1), 1, NOW)
+    ledger.unread_s = 0.0
+    assert busy - ledger.predict(lane, urgency(1), 1, NOW) == pytest.approx(0.003)
 
 
 @pytest.mark.parametrize(("left", "is_learnt"), [(1, True), (0, False)])

@@ -159,7 +159,8 @@ class _Graph:
         self._session = session
         self._fixed = variant.fixed_batch
         self._limit = variant.max_batch_size
-        self._portion = variant.portion
+        self._portions = [0, *(variant.portion(items) for items in range(1, self._limit + 1))]
+        """How many of a batch's items one call is given, by how many there are."""
         self._inputs = {one.name: _ONNX_TYPES.get(one.type) for one in session.get_inputs()}
         self._outputs = tuple(one.name for one in session.get_outputs())
         self._check(variant)
@@ -224,22 +225,34 @@ class _Graph:
             raise InvalidError(f"{self.name}: a batch needs at least one item")
         if items > self._limit and self._fixed is None:
             raise InvalidError(f"{self.name} takes at most {self._limit} items, the batch has {items}")
-        if self._fixed == items or (self._fixed is None and items <= self._portion):
+        portion = self._portions[items] if self._fixed is None else self._fixed
+        if portion == items:
             return self._call(feed, items, names)
-        return self._infer_portions(feed, items, names)
+        portions = self._infer_portions(feed, items, portion, names)
+        if len(portions) == 1:
+            return portions[0]
+        try:
+            return [np.concatenate(arrays) for arrays in zip(*portions, strict=True)]
+        except ValueError as error:
+            if self._fixed is not None:
+                raise ModelError(f"{self.name} gave outputs that do not go together: {_first_line(error)}") from error
+            self._portions = list(range(self._limit + 1))  # how wide they are depends on all that is run together
+            return self._call(feed, items, names)
 
-    def _infer_portions(self, feed: dict[str, Array], items: int, names: tuple[str, ...]) -> list[Array]:
+    def _infer_portions(
+        self, feed: dict[str, Array], items: int, portion: int, names: tuple[str, ...]
+    ) -> list[list[Array]]:
         """A graph that takes exactly so many items gets them in such portions, the last filled up with its last item;
         one that is slower in large batches, in portions that it is fastest in."""
         portions: list[list[Array]] = []
-        for at in range(0, items, self._portion):
-            count = min(self._portion, items - at)
+        for at in range(0, items, portion):
+            count = min(portion, items - at)
             part = {name: array[at : at + count] for name, array in feed.items()}
             size = count if self._fixed is None else self._fixed
             if count < size:
                 part = {name: np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for name, a in part.items()}
             portions.append([array[:count] for array in self._call(part, size, names)])
-        return portions[0] if len(portions) == 1 else [np.concatenate(arrays) for arrays in zip(*portions, strict=True)]
+        return portions
 
     def _call(self, feed: dict[str, Array], items: int, names: tuple[str, ...]) -> list[Array]:
         try:
