@@ -29,13 +29,14 @@ from infaas_controller.api.http import create_app
 from infaas_controller.api.http_limits import Limits
 from infaas_controller.api.http_protocol import BoundedProtocol
 from infaas_controller.api.http_server import server_config
-from infaas_controller.ports import Answer, Outcome, QueryService, VariantStats, Waiter
+from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService, VariantStats, Waiter
 from uvicorn.server import ServerState
 
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import DecisionId, InstanceId, VariantName, WorkerId
 from infaas.domain.query import Decision, Query
 from infaas.domain.tensor import Datatype, Tensor, TensorSpec
+from infaas.errors import InfaasError
 from infaas.observe.metrics import Metrics
 from infaas.settings import Settings
 from infaas.testing.builders import a_task, a_variant, a_view, a_worker, an_instance
@@ -71,6 +72,9 @@ class AtOnce:
     def begin(self, query: Query, waiter: Waiter) -> Callable[[], None]:
         waiter.set_result(self._answer)
         return lambda: None
+
+    def refused(self, query: Query, error: InfaasError) -> QueryFailedError:
+        raise NotImplementedError("nothing here turns a query away")
 
     def decide(self) -> None: ...
 

@@ -256,6 +256,9 @@ class Dispatcher:
             )
             raise QueryFailedError(error, Outcome(self.decisions.next_id()))
 
+    def refused(self, query: Query, error: InfaasError) -> QueryFailedError:
+        return self._performer.refused(query, error)
+
     def decision(self, key: str) -> Decision | None:
         return self.decisions.get(key)
 

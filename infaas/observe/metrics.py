@@ -199,6 +199,16 @@ class Metrics:
         if is_cold_start:
             self._cold_start.of(model or UNKNOWN).observe(total_s)
 
+    def observe_turned(self, model: str, code: Code, priority: Priority, *, slo_met: bool | None, count: int) -> None:
+        """So many infer requests ended without being read; what they add is what `observe_request` would."""
+        ended = self._known(model, None, code, priority)
+        ended.requests.cells[0] += count
+        ended.duration.observe(0.0, count)
+        if ended.dropped is not None:
+            ended.dropped.cells[0] += count
+        if slo_met is False:
+            self._slo_violations.of("latency").inc(count)
+
     def account(self, model: str | None, variant: str | None, priority: Priority, cost_each: float) -> Account:
         """For usual answers; what they add is what `observe_request` would. `cost_each`: USD for an item."""
         ended = self._known(model, variant, None, priority)

@@ -57,19 +57,31 @@ class Connection(Protocol):
         """What goes with every answer; another list when it is anything else."""
 
 
+Remember = Callable[[Head, Query, QueryFailedError, bytes, str], None]
+
+
 class Exchange(Waiter):
     """One request and its answer. To the connection it is what uvicorn's cycle is for an ordinary request, and has the
     names that uvicorn's protocol knows one by."""
 
     __slots__ = (
         "_arrived_at", "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked",
-        "_made", "_query", "_request", "_task", "disconnected", "keep_alive", "known", "more_body",
+        "_is_shed", "_made", "_query", "_request", "_task", "disconnected", "keep_alive", "known", "more_body",
         "response_complete", "response_started",
     )  # fmt: skip
 
     def __init__(
-        self, fast: FastInfer, connection: Connection, head: Head, fields: dict[str, str], body: bytes = b""
+        self,
+        fast: FastInfer,
+        connection: Connection,
+        head: Head,
+        fields: dict[str, str],
+        body: bytes = b"",
+        *,
+        is_shed: bool = False,
     ) -> None:
+        """`is_shed`: it is read, but turned away."""
+        self._is_shed = is_shed
         self.disconnected = self.response_started = self.response_complete = self._is_checked = False
         self.keep_alive = self.more_body = True
         self.known: KnownBody | None = None
@@ -208,6 +220,10 @@ class Exchange(Waiter):
             return
         if query is None or self.done():
             return
+        if self._is_shed:
+            shedding = self._fast.shedding
+            self._fail(shedding.refusal(query, self._head), shedding.remember)
+            return
         service = self._fast.inference.service
         try:
             drop = service.begin(query, self)
@@ -284,7 +300,8 @@ class Exchange(Waiter):
     def abort(self) -> None:
         self._connection.abort()
 
-    def _fail(self, exception: Exception) -> None:
+    def _fail(self, exception: Exception, remember: Remember | None = None) -> None:
+        """`remember` keeps what those like the query are told; without one, they are told so for a moment."""
         self._drop = self._failure = None
         ticket = self._ticket
         if isinstance(exception, QueryFailedError):
@@ -294,10 +311,10 @@ class Exchange(Waiter):
         self._fast.inference.count(ticket, error)
         pieces = self._pieces(status, lines_of(fields), parts)
         if isinstance(exception, QueryFailedError) and exception.code in CODES:
-            self._turn_away(exception, error)
+            self._turn_away(exception, error, remember or self._fast.turn_away)
         self._send(pieces)
 
-    def _turn_away(self, failure: QueryFailedError, error: InfaasError) -> None:
+    def _turn_away(self, failure: QueryFailedError, error: InfaasError, remember: Remember) -> None:
         """Have those like it be told the same, with nothing in it that is this query's own but its id."""
         head, query = self._head, self._query
         if not self.keep_alive or self._fields is not head.fields or query is None or head.known is None:
@@ -306,7 +323,7 @@ class Exchange(Waiter):
             told = replace(self._ticket, outcome=outcome_of_turned(failure.outcome))
             status, fields, parts = failed(error, told)
             answer = b"".join(self._pieces(status, lines_of(fields), parts))
-            self._fast.turn_away(head, query, failure, answer, told.caller.request_id)
+            remember(head, query, failure, answer, told.caller.request_id)
 
     def _pieces(self, status: int, lines: str, parts: Sequence[Buffer]) -> Sequence[Buffer]:
         size = sum(map(len, parts))

@@ -18,6 +18,7 @@ from infaas_controller.api.bulk.weigh import is_large_body
 from infaas_controller.api.headers import fresh_request_id
 from infaas_controller.api.http_exchange import Connection, Exchange
 from infaas_controller.api.http_known import KnownBody
+from infaas_controller.api.http_shedding import Shedding
 from infaas_controller.api.http_together import FastTogether
 from infaas_controller.api.http_turned import TurnedAway
 from infaas_controller.api.http_way import Head, Heads, RawFields
@@ -34,6 +35,7 @@ class FastInfer:
     ) -> None:
         self.inference = inference
         self.together = FastTogether(inference)
+        self.shedding = Shedding(inference)
         self._authenticator = authenticator
         self._max_body_bytes = max_body_bytes
         self._max_json_bytes = max_json_bytes
@@ -59,7 +61,10 @@ class FastInfer:
         head, body = found
         if head.turned is not None and (answer := self._turned_away(head, head.turned, body)) is not None:
             return answer
-        return Exchange(self, connection, head, head.fields, body)
+        shed = self.shedding.turns_away(head, body)
+        if isinstance(shed, bytes):
+            return shed
+        return Exchange(self, connection, head, head.fields, body, is_shed=shed)
 
     def _turned_away(self, head: Head, turned: TurnedAway, body: bytes) -> bytes | None:
         if self.inference.clock.now() >= turned.until:
@@ -81,6 +86,8 @@ class FastInfer:
         if (turned := head.turned) is not None:
             head.turned = None
             self.inference.alike.over(turned)
+        if head.shed is not None:
+            self.shedding.no_more(head)
         head.known = known
 
     def turn_away(self, head: Head, query: Query, error: QueryFailedError, answer: bytes, request_id: str) -> None:

@@ -106,6 +106,8 @@ class BoundedProtocol(PatientProtocol):
             self._is_receiving = True  # a close must still wait for the caller to hear his answer
             return
         self._idle_since = None
+        if self._fast is not None:
+            self._fast.shedding.turns.reads(self._joining)
         was_between = not self._is_receiving and not self._unanswered
         if was_between and self._unparsed(data):
             return
@@ -135,7 +137,7 @@ class BoundedProtocol(PatientProtocol):
         if isinstance(exchange, bytes):
             self._joining.write_whole(exchange)
             self.server_state.total_requests += 1
-            self._await_first_byte()
+            self._await_first_byte(self._fast.shedding.turns.began_at)
             return True
         if exchange is None or not exchange.prepare():
             return False

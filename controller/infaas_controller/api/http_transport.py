@@ -54,6 +54,12 @@ class JoiningTransport:
         if not self._takes_close():
             self._transport.close()
 
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
     def write_eof(self) -> None:
         self._flush()
         self._transport.write_eof()

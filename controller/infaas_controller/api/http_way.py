@@ -17,6 +17,7 @@ from infaas_controller.api.compression import coding_of
 from infaas_controller.api.headers import REQUEST_ID, TRACEPARENT, TRACESTATE
 from infaas_controller.api.http_known import KnownBody
 from infaas_controller.api.http_turned import TurnedAway
+from infaas_controller.decide.shed import Shed
 
 RawFields = Sequence[tuple[bytes, bytes]]
 """Header fields as they came, names in lower case."""
@@ -53,7 +54,7 @@ class Head:
 
     __slots__ = (
         "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons", "opened",
-        "opened_in", "probes_until", "turned", "version",
+        "opened_in", "probes_until", "shed", "shed_count", "shed_told", "shed_turn", "turned", "version",
     )  # fmt: skip
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
@@ -76,6 +77,12 @@ class Head:
         """What the last query like `known` was told, if it was turned away."""
         self.probes_until = 0.0
         """Until then each query is decided on by itself: the first that is refused speaks for those behind it."""
+        self.shed: Shed | None = None
+        """While turns of the loop are long, or were lately (`http_shedding`, whose are the next three as well)."""
+        self.shed_turn = -1
+        self.shed_told: TurnedAway | None = None
+        self.shed_count = 0
+        """Who were told so, and are not counted yet."""
         self._defaults: TaskDefaults | None = None
         self._requirements: Requirements | None = None
 

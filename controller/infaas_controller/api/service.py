@@ -307,10 +307,12 @@ class Inference:
             self._accounts[key] = account
         return account
 
-    def count_turned(self, handle: str, priority: Priority, code: Code, *, slo_met: bool | None) -> None:
-        """As `count`, of a query that was turned away unread."""
+    def count_turned(
+        self, handle: str, priority: Priority, code: Code, *, slo_met: bool | None, count: int = 1
+    ) -> None:
+        """As `count`, of so many queries that were turned away unread."""
         if self._metrics is not None:
-            self._metrics.observe_request(model=handle, code=code, priority=priority, total_s=0.0, slo_met=slo_met)
+            self._metrics.observe_turned(handle, code, priority, slo_met=slo_met, count=count)
 
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""

@@ -31,11 +31,12 @@ CODES = frozenset({Code.DEADLINE_UNREACHABLE, Code.SATURATED, Code.QUOTA})
 class Turned:
     """Made of one refusal."""
 
-    __slots__ = ("code", "count", "outcome", "probes_until", "until", "within_s")
+    __slots__ = ("code", "count", "outcome", "priority", "probes_until", "until", "within_s")
 
     def __init__(self, query: Query, code: Code, refused: Outcome, now: float) -> None:
         self.code = code
         self.outcome = outcome_of_turned(refused)
+        self.priority = query.requirements.priority
         self.count = 0
         """How many were told so, of whom the decision does not know yet."""
         self.within_s = time_s(query.requirements)
@@ -59,11 +60,11 @@ class Alike:
         self._decisions = decisions
         self._clock = clock
 
-    def tell(self, turned: Turned) -> None:
-        """One more is told so."""
+    def tell(self, turned: Turned, count: int = 1) -> None:
+        """So many more are told so."""
         if not turned.count:
             asyncio.get_running_loop().call_later(max(0.0, turned.until - self._clock.now()), self.over, turned)
-        turned.count += 1
+        turned.count += count
 
     def over(self, turned: Turned) -> None:
         """Nobody is told so any more."""

@@ -66,6 +66,8 @@ class ComputingService:
         self.hold: asyncio.Event | None = None
         self.refusal: InfaasError | None = None
         self.seen: list[Query] = []
+        self.turned_away: list[Query] = []
+        """By the edge, which asked for a decision that says so."""
         self.cancelled: list[Query] = []
         self.alike: Counter[str] = Counter()
         self.decided = 0
@@ -100,6 +102,10 @@ class ComputingService:
         self._tasks.add(task)
         task.add_done_callback(partial(self._tell, waiter))
         return lambda: None if task.done() else self._cancel(task)
+
+    def refused(self, query: Query, error: InfaasError) -> QueryFailedError:
+        self.turned_away.append(query)
+        return QueryFailedError(error, Outcome(DecisionId(f"d-turned-{len(self.turned_away)}"), slo_met=False))
 
     def decide(self) -> None:
         self.decided += 1

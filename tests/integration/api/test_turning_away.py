@@ -8,10 +8,11 @@ import json
 import numpy as np
 import pytest
 from computing_service import ComputingService
-from infaas_controller.api import turned
+from infaas_controller.api import http_shedding, http_turns, turned
+from infaas_controller.decide import shed
 from serving import serving
 
-from infaas.domain.query import Code
+from infaas.domain.query import Code, Priority
 from infaas.errors import RefusedError
 
 LATENCY_MS = 60_000
@@ -47,8 +48,12 @@ class Caller:
         status, *lines = head.strip().split("\r\n")
         fields = dict(line.split(": ", 1) for line in lines)
         body = json.loads(await self._reader.readexactly(int(fields["content-length"])))
-        assert body["request_id"] == fields["x-request-id"]
-        return int(status.split(" ")[1]), fields, body
+        code = int(status.split(" ")[1])
+        assert code == 200 or body["request_id"] == fields["x-request-id"]
+        return code, fields, body
+
+    def leave(self) -> None:
+        self._writer.close()
 
 
 @pytest.fixture
@@ -223,3 +228,78 @@ async def test_when_the_queries_of_a_head_become_others_they_hear_nothing_of_wha
         service.refusal = None
         assert head.turned is None or head.turned.outcome.decision_id != shared
         writer.close()
+
+
+def drown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every turn of the loop is too long from now on, however little it reads."""
+    monkeypatch.setattr(http_turns, "MANY", 1)
+    monkeypatch.setattr(http_shedding, "LEAST_S", 0.0)
+    monkeypatch.setattr(shed, "LEAST_S", 0.0)
+    monkeypatch.setattr(shed, "TURN_SHARE", dict.fromkeys(Priority, 0.0))
+    monkeypatch.setattr(shed, "UP_PER_S", 1e9)
+
+
+async def test_a_loop_that_reads_too_much_turns_queries_away_with_a_decision_and_lets_some_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = ComputingService()
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        caller = Caller(*await asyncio.open_connection(host, int(port)))
+        assert {(await caller.ask(request(n)))[0] for n in range(3)} == {200}
+        drown(monkeypatch)
+        told = [await caller.ask(request(n)) for n in range(101)]
+        refused = [(fields, body) for status, fields, body in told if status == 429]
+        assert len(refused) + len(service.seen) == 104
+        assert len(refused) >= 90, "nearly all"
+        assert len(service.seen) > 3, "never all"
+        assert {body["code"] for _, body in refused} == {"saturated"}
+        assert all("retry-after" in fields and "controller.processes" in str(body["error"]) for fields, body in refused)
+        assert {fields["x-infaas-dropped-reason"] for fields, _ in refused} == {"saturated"}
+        assert len({fields["x-request-id"] for fields, _ in refused}) == len(refused)
+        assert len(service.turned_away) == 1, "one was read for the decision that they share"
+        assert len({fields["x-infaas-decision-id"] for fields, _ in refused}) == 1
+        await caller.ask(request(1))  # what is counted is counted at the end of a turn
+        counted = sum(
+            sample.value
+            for family in edges.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "infaas_requests_total" and sample.labels["code"] == "saturated"
+        )
+        assert counted >= len(refused)
+        caller.leave()
+
+
+async def test_when_turns_are_short_again_nobody_is_turned_away_and_the_decision_knows_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = ComputingService()
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        caller = Caller(*await asyncio.open_connection(host, int(port)))
+        with monkeypatch.context() as drowning:
+            drown(drowning)
+            told = [await caller.ask(request(n)) for n in range(60)]
+        monkeypatch.setattr(shed, "DOWN_PER_S", 1e9)
+        (shared,) = {fields["x-infaas-decision-id"] for status, fields, _ in told if status == 429}
+        refused = sum(status == 429 for status, _, _ in told)
+        after = [await caller.ask(request(n)) for n in range(10)]
+        assert {status for status, _, _ in after[2:]} == {200}
+        more = sum(status == 429 for status, _, _ in after)
+        assert service.alike == {shared: refused + more - 1}, "all but the one that was read"
+        caller.leave()
+
+
+async def test_what_a_query_says_in_its_body_keeps_it_from_what_others_under_its_header_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = ComputingService()
+    async with serving(service) as edges:
+        host, port = edges.http.rsplit(":", 1)
+        caller = Caller(*await asyncio.open_connection(host, int(port)))
+        drown(monkeypatch)
+        for n in range(10):
+            await caller.ask(request(n, output="OUTPUT0"))
+        status, _, _ = await caller.ask(request(1, output="OUTPUT1"))
+        assert status == 200, "another query: nothing is known of those like it"
+        caller.leave()
