@@ -17,12 +17,16 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+async def started(listener: HttpListener) -> None:
+    while not listener._server.started:  # noqa: ASYNC110  uvicorn tells nobody
+        await asyncio.sleep(0)
+
+
 def test_many_are_accepted_in_a_turn_of_the_loop() -> None:
     async def turns_until_all_are_in() -> int:
         listener = HttpListener(app, bind("127.0.0.1", 0, "controller.http_port"), drain_timeout_s=1.0)
         serving = asyncio.create_task(listener.run())
-        while not listener._server.started:
-            await asyncio.sleep(0)
+        await started(listener)
         callers = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(CALLERS)]
         turns, connections = 0, listener._server.server_state.connections
         while len(connections) < CALLERS:
@@ -42,8 +46,7 @@ def test_every_descriptor_that_listens_is_closed_at_the_end() -> None:
         listener = HttpListener(app, bind("127.0.0.1", 0, "controller.http_port"), drain_timeout_s=1.0)
         port = listener.port
         serving = asyncio.create_task(listener.run())
-        while not listener._server.started:
-            await asyncio.sleep(0)
+        await started(listener)
         listener.stop()
         await serving
         return port
