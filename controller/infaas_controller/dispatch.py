@@ -257,6 +257,7 @@ class Dispatcher:
             raise QueryFailedError(error, Outcome(self.decisions.next_id()))
 
     def refused(self, query: Query, error: InfaasError) -> QueryFailedError:
+        self._refuse_when_draining()
         return self._performer.refused(query, error)
 
     def decision(self, key: str) -> Decision | None:

@@ -21,12 +21,13 @@ from infaas_controller.api.http_limits import Limits
 from infaas_controller.api.http_server import server_config
 
 _BACKLOG = 2048
-_OWN_DESCRIPTORS = 512
-"""For everything but callers: workers, store, catalogue, uploads, and refused callers who still read why."""
-_WITHOUT_LIMIT = 1 << 20
 ACCEPTED_AT_ONCE = 32
 """Connections a turn of the loop: libuv takes one for each descriptor that listens, and where turns are long, whoever
 connects would wait for seconds. One that comes alone costs some 3 µs more by that, of 30."""
+_OWN_DESCRIPTORS = 512 + 3 * ACCEPTED_AT_ONCE
+"""For everything but callers: workers, store, catalogue, uploads, and refused callers who still read why; and for our
+listeners."""
+_WITHOUT_LIMIT = 1 << 20
 _log = get_logger(__name__)
 
 
@@ -104,8 +105,16 @@ class HttpListener:
         return int(self._listener.getsockname()[1])
 
     async def run(self) -> None:
-        more = [self._listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1)]
-        await self._server.serve(sockets=[self._listener, *more])
+        await self._server.serve(sockets=[self._listener, *self._more()])
+
+    def _more(self) -> list[socket.socket]:
+        """Of the same socket; as many as can be had."""
+        made: list[socket.socket] = []
+        try:
+            made.extend(self._listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))
+        except OSError as error:
+            _log.warning("fewer connections than usual are accepted at once", at_once=len(made) + 1, reason=str(error))
+        return made
 
     def give_back(self) -> None:
         """Close the socket of a listener that never ran."""

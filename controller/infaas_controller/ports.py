@@ -184,7 +184,10 @@ class QueryService(Protocol):
         """Decide on what has begun, without waiting for what else comes in this turn of the loop."""
 
     def refused(self, query: Query, error: InfaasError) -> QueryFailedError:
-        """What the caller of a query is told that its edge turns away; the query leaves a decision like any other."""
+        """What the caller of a query is told that its edge turns away; the query leaves a decision like any other.
+
+        Raises QueryFailedError when nothing is taken any more.
+        """
 
     def decision(self, key: str) -> Decision | None:
         """By decision id or request id; None when it is no longer kept."""

@@ -170,6 +170,7 @@ class Exchange(Waiter):
         body, before = self.body, head.known
         if before is not None and before.task is task and (inputs := before.inputs(body)) is not None:
             return self._like(before, version, inputs)
+        self._is_shed = False  # it is not like those that are turned away
         ticket, fields = self._ticket, self._fields
         length = header_length(fields)
         request = fast.decoded(body, length, task)
@@ -220,12 +221,12 @@ class Exchange(Waiter):
             return
         if query is None or self.done():
             return
-        if self._is_shed:
-            shedding = self._fast.shedding
-            self._fail(shedding.refusal(query, self._head), shedding.remember)
-            return
         service = self._fast.inference.service
         try:
+            if self._is_shed:
+                shedding = self._fast.shedding
+                self._fail(shedding.refusal(query, self._head), shedding.remember)
+                return
             drop = service.begin(query, self)
             if self._head.probes_until > query.arrived_at:
                 service.decide()

@@ -86,7 +86,7 @@ class FastInfer:
         if (turned := head.turned) is not None:
             head.turned = None
             self.inference.alike.over(turned)
-        if head.shed is not None:
+        if head.shed is not None or head.shed_told is not None:
             self.shedding.no_more(head)
         head.known = known
 

@@ -96,8 +96,10 @@ class _JsonReader:
         self._count = len(tensor.data) // tensor.datatype.itemsize
 
     def suits(self, body: bytes) -> bool:
-        is_long = len(body) > len(self._before) + len(self._after)
-        return is_long and body.startswith(self._before) and body.endswith(self._after)
+        begin, end = len(self._before), len(body) - len(self._after)
+        if end <= begin or not body.startswith(self._before) or not body.endswith(self._after):
+            return False
+        return body.find(b'"', begin, end) < 0  # between them are numbers, and nothing that has a name
 
     def __call__(self, body: bytes) -> Inputs | None:
         if not self.suits(body):

@@ -102,12 +102,12 @@ class BoundedProtocol(PatientProtocol):
     # What comes in
 
     def data_received(self, data: bytes) -> None:
+        if self._fast is not None:
+            self._fast.shedding.turns.reads(self._joining)
         if self._is_deaf:
             self._is_receiving = True  # a close must still wait for the caller to hear his answer
             return
         self._idle_since = None
-        if self._fast is not None:
-            self._fast.shedding.turns.reads(self._joining)
         was_between = not self._is_receiving and not self._unanswered
         if was_between and self._unparsed(data):
             return

@@ -64,13 +64,13 @@ class Shedding:
         return answer
 
     def refusal(self, query: Query, head: Head) -> QueryFailedError:
-        """What the query is told that was read for it."""
+        """What the query is told that was read for it. Raises QueryFailedError while draining."""
         shed, within_s = head.shed, query.deadline - query.arrived_at
-        share = 0.0 if shed is None else shed.share
+        share, turn_s = (0.0, 0.0) if shed is None else (shed.share, shed.last_long_s)
         text = (
-            f"more queries come than this controller can read: the last turn of its loop took "
-            f"{self.turns.reading_s * 1e3:.3g} ms, and of queries with {within_s * 1e3:.4g} ms {share:.0%} are turned "
-            "away unread; try again later, or spread them over more processes (controller.processes) or controllers"
+            f"more queries come than this controller can read: a turn of its loop took {turn_s * 1e3:.3g} ms, and of "
+            f"queries with {within_s * 1e3:.4g} ms {share:.0%} are turned away unread; try again later, or spread them "
+            "over more processes (controller.processes) or controllers"
         )
         error = InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=RETRY_AFTER_S)
         return self._inference.service.refused(query, error)

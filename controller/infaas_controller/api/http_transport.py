@@ -26,6 +26,7 @@ class JoiningTransport:
         self._loop = loop
         self._takes_close = takes_close
         self._held: bytes | memoryview | None = None
+        self._is_paused = self._is_resting = False
 
     def write(self, data: bytes | memoryview) -> None:
         held, self._held = self._held, None
@@ -55,10 +56,23 @@ class JoiningTransport:
             self._transport.close()
 
     def pause_reading(self) -> None:
+        self._is_paused = True
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        self._transport.resume_reading()
+        self._is_paused = False
+        if not self._is_resting:
+            self._transport.resume_reading()
+
+    def rest(self) -> None:
+        """Read nothing until `wake`, whatever the flow of what is read says meanwhile."""
+        self._is_resting = True
+        self._transport.pause_reading()
+
+    def wake(self) -> None:
+        self._is_resting = False
+        if not self._is_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def write_eof(self) -> None:
         self._flush()

@@ -12,21 +12,28 @@ from collections.abc import Callable
 from typing import Protocol
 
 from infaas.clock import Clock
+from infaas.observe.log import get_logger
 
 READ_FREELY = 1_000
 """Pieces; below what makes libuv look again."""
 MANY = 256
 """A long turn that read fewer pieces was long for something else: a model that runs inside, most of all."""
 
+FOLLOWS = 1.0
+"""A turn that begins later than so many times the length of the one before has not waited for it."""
+
+_log = get_logger(__name__)
+
 
 class Reader(Protocol):
-    """A connection's transport (`asyncio.ReadTransport`)."""
+    """A connection's transport (`http_transport.JoiningTransport`)."""
 
-    def is_closing(self) -> bool: ...
+    def rest(self) -> None:
+        """Read nothing until `wake`."""
 
-    def pause_reading(self) -> None: ...
+    def wake(self) -> None: ...
 
-    def resume_reading(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Turns:
@@ -39,9 +46,11 @@ class Turns:
         self.number = 0
         """Of the turn at hand."""
         self.reading_s = 0.0
-        """How long the last turn took, from its first piece to its end; 0 if it read few."""
+        """How long the turn before took to read all that was there; 0 if that was little, or if it was not just before:
+        who comes after a pause has not waited for it."""
         self.began_at = 0.0
-        """The turn at hand, once something was read in it."""
+        """The turn at hand, once something was read in it; on the loop's clock, too."""
+        self._ended_at = 0.0
         self._pieces = 0
         self._resting: list[Reader] = []
 
@@ -50,18 +59,23 @@ class Turns:
         self._pieces += 1
         if self._pieces == 1:
             self.began_at = self._clock.now()
+            if self.began_at - self._ended_at > FOLLOWS * self.reading_s:
+                self.reading_s = 0.0
             asyncio.get_running_loop().call_soon(self._ends)
         elif self._pieces > READ_FREELY:
-            connection.pause_reading()
+            connection.rest()
             self._resting.append(connection)
 
     def _ends(self) -> None:
         pieces, self._pieces = self._pieces, 0
         self.number += 1
-        self.reading_s = self._clock.now() - self.began_at if pieces >= MANY else 0.0
-        if self._resting:
-            resting, self._resting = self._resting, []
-            for connection in resting:
-                if not connection.is_closing():
-                    connection.resume_reading()
+        self._ended_at = self._clock.now()
+        self.reading_s = self._ended_at - self.began_at if pieces >= MANY else 0.0
+        resting, self._resting = self._resting, []
+        for connection in resting:
+            try:
+                connection.wake()
+            except Exception as error:  # it costs this caller his connection, and the others nothing
+                _log.error("a connection could not be read on", exc_info=error)
+                connection.abort()
         self._ended()

@@ -19,7 +19,7 @@ LEAST_S = 0.005
 """A turn that is shorter is long for nobody."""
 UP_PER_S, DOWN_PER_S = 4.0, 1.0
 STEP_S = 0.1
-"""What passed since the last turn counts for as much at most."""
+"""What passed since the last turn counts for as much at most, upwards: one long turn is no queue."""
 MOST = 0.98
 """Some are always let in: what they meet is what the decision knows."""
 
@@ -27,12 +27,14 @@ MOST = 0.98
 class Shed:
     """Of queries that are alike."""
 
-    __slots__ = ("_due", "_seen_at", "long_s", "share")
+    __slots__ = ("_due", "_seen_at", "last_long_s", "long_s", "share")
 
     def __init__(self, within_s: float, priority: Priority, now: float) -> None:
         """`within_s`: the time such a query has in all."""
         self.long_s = max(LEAST_S, TURN_SHARE[priority] * within_s)
         """Turns of the loop beyond that are too long for them, in seconds."""
+        self.last_long_s = 0.0
+        """The last one that was."""
         self.share = 0.0
         """Of them all, is turned away."""
         self._seen_at = now
@@ -40,10 +42,11 @@ class Shed:
 
     def saw(self, turn_s: float, now: float) -> None:
         """The last turn of the loop took that long, and reading was what took it; else it is 0."""
-        passed_s = min(now - self._seen_at, STEP_S)
+        passed_s = now - self._seen_at
         self._seen_at = now
         if turn_s > self.long_s:
-            self.share = min(MOST, self.share + UP_PER_S * passed_s)
+            self.last_long_s = turn_s
+            self.share = min(MOST, self.share + UP_PER_S * min(passed_s, STEP_S))
         else:
             self.share = max(0.0, self.share - DOWN_PER_S * passed_s)
 

@@ -233,6 +233,7 @@ async def test_when_the_queries_of_a_head_become_others_they_hear_nothing_of_wha
 def drown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every turn of the loop is too long from now on, however little it reads."""
     monkeypatch.setattr(http_turns, "MANY", 1)
+    monkeypatch.setattr(http_turns, "FOLLOWS", 1e9)
     monkeypatch.setattr(http_shedding, "LEAST_S", 0.0)
     monkeypatch.setattr(shed, "LEAST_S", 0.0)
     monkeypatch.setattr(shed, "TURN_SHARE", dict.fromkeys(Priority, 0.0))

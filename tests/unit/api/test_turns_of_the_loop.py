@@ -12,18 +12,20 @@ from infaas.testing.clock import ManualClock
 
 
 class Connection:
-    def __init__(self, *, closes: bool = False) -> None:
-        self.closes = closes
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
         self.said: list[str] = []
 
-    def is_closing(self) -> bool:
-        return self.closes
+    def rest(self) -> None:
+        self.said.append("rest")
 
-    def pause_reading(self) -> None:
-        self.said.append("pause")
+    def wake(self) -> None:
+        if self.fails:
+            raise OSError("gone")
+        self.said.append("wake")
 
-    def resume_reading(self) -> None:
-        self.said.append("resume")
+    def abort(self) -> None:
+        self.said.append("abort")
 
 
 class Ends:
@@ -36,17 +38,17 @@ class Ends:
 async def test_who_is_read_late_in_a_long_turn_rests_until_it_has_ended() -> None:
     ended = Ends()
     turns = Turns(ManualClock(), ended)
-    early, late, gone = Connection(), Connection(), Connection(closes=True)
+    early, gone, late = Connection(), Connection(fails=True), Connection()
     for _ in range(READ_FREELY):
         turns.reads(early)
-    turns.reads(late)
     turns.reads(gone)
-    assert (early.said, late.said, gone.said) == ([], ["pause"], ["pause"])
+    turns.reads(late)
+    assert (early.said, gone.said, late.said) == ([], ["rest"], ["rest"])
     await asyncio.sleep(0)
-    assert (late.said, gone.said) == (["pause", "resume"], ["pause"])
+    assert (gone.said, late.said) == (["rest", "abort"], ["rest", "wake"]), "one's fault is not another's"
     assert ended.count == 1
     turns.reads(late)
-    assert late.said == ["pause", "resume"], "the next turn begins anew"
+    assert late.said == ["rest", "wake"], "the next turn begins anew"
 
 
 async def test_a_turn_takes_from_its_first_piece_to_its_end_and_counts_by_what_it_read() -> None:
@@ -66,6 +68,20 @@ async def test_a_turn_takes_from_its_first_piece_to_its_end_and_counts_by_what_i
     await asyncio.sleep(0)
     assert turns.reading_s == 0.0, "something else made it long"
     assert turns.number == 2
+
+
+async def test_who_comes_after_a_pause_has_not_waited_for_the_turn_before_it() -> None:
+    clock = ManualClock()
+    turns = Turns(clock, Ends())
+    for pause_s, expected_s in ((0.0, MANY * 0.001), (1.0, 0.0)):
+        for _ in range(MANY):
+            turns.reads(Connection())
+            clock.advance(0.001)
+        await asyncio.sleep(0)
+        clock.advance(pause_s)
+        turns.reads(Connection())
+        assert turns.reading_s == pytest.approx(expected_s)
+        await asyncio.sleep(0)
 
 
 def test_no_turn_reads_so_much_that_libuv_would_look_again_for_it() -> None:

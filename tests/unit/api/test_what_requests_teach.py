@@ -135,3 +135,13 @@ def test_a_byte_that_is_no_truth_value_is_refused_as_when_it_was_read_first() ->
     assert learnt is not None
     with pytest.raises(InvalidError):
         learnt.inputs(head + b"\0\2")
+
+
+def test_text_that_names_more_than_numbers_is_of_another_query() -> None:
+    """It may state another priority, which nobody but who reads it knows."""
+    body = body_of([1.0, 2.0])
+    learnt = taught(body)
+    assert learnt is not None
+    assert learnt.inputs.suits(body.replace(b"1.0, 2.0", b"-3, 4e1"))
+    more = b'1, 2]}], "parameters": {"priority": "critical"}, "outputs": [{"name": "y", "data": [3'
+    assert not learnt.inputs.suits(body.replace(b"1.0, 2.0", more))

@@ -51,6 +51,22 @@ def test_one_long_pause_says_no_more_than_a_tenth_of_a_second_of_it_would() -> N
     assert shed.share == pytest.approx(STEP_S * UP_PER_S)
 
 
+def test_who_comes_after_a_pause_finds_what_the_pause_has_left_of_the_share() -> None:
+    shed = a_shed()
+    *_, high = turns(shed, 0.05, 50)
+    shed.saw(0.0, 2.5 + 0.5)
+    assert shed.share == pytest.approx(high - 0.5 * DOWN_PER_S)
+    shed.saw(0.0, 3_600.0)
+    assert shed.share == 0
+
+
+def test_what_is_told_is_the_last_turn_that_was_long() -> None:
+    shed = a_shed()
+    shed.saw(0.03, 0.1)
+    shed.saw(0.001, 0.2)
+    assert shed.last_long_s == 0.03
+
+
 def test_the_less_urgent_go_first_and_who_has_all_the_time_never() -> None:
     long = [a_shed(priority=each).long_s for each in (Priority.SHEDDABLE, Priority.STANDARD, Priority.CRITICAL)]
     assert long == sorted(set(long))
