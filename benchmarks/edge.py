@@ -74,7 +74,7 @@ class AtOnce:
         return lambda: None
 
     def refused(self, query: Query, error: InfaasError) -> QueryFailedError:
-        raise NotImplementedError("nothing here turns a query away")
+        return QueryFailedError(error, self._answer.outcome)
 
     def decide(self) -> None: ...
 
