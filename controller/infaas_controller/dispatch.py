@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from infaas.clock import Clock
-from infaas.domain.cluster import ClusterView, WorkerRecord
+from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import ControllerId, DecisionId, InstanceId, VariantName, WorkerId, fresh_id
 from infaas.domain.query import AccuracyConfidence, Code, Decision, Query
 from infaas.errors import InfaasError, NotFoundError
@@ -21,10 +21,10 @@ from infaas.observe.book import Book
 from infaas.observe.log import get_logger
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
-from infaas_controller.commands import BatchResult
 from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
+from infaas_controller.heard import BatchObserver, Heard
 from infaas_controller.liveness import can_serve
 from infaas_controller.loading import LoadOrders, loaded_on, place_to_load
 from infaas_controller.performing import Performer
@@ -47,19 +47,17 @@ LOOKS_ON_S = 0.0002
 """How long a turn goes on at most because it brings queries: less than what a batch costs by itself."""
 
 
-class Observer(Protocol):
+class Observer(BatchObserver, Protocol):
     """Who counts what is done here (`infaas.observe.metrics.Metrics` does). Calls must be quick and must not raise."""
 
     def observe_selections(self, seconds: float, count: int) -> None:
         """Of each of so many queries."""
 
-    def observe_batch(self, variant: str, items: int) -> None: ...
-
     def observe_load(self, variant: str, load_s: float) -> None: ...
 
 
 class Dispatcher:
-    """Implements `ports.QueryService` and is the sink of the workers' streams."""
+    """Implements `ports.QueryService`."""
 
     def __init__(
         self,
@@ -116,12 +114,11 @@ class Dispatcher:
         self._decided_alone = 0
         """How many that came in this turn were decided on before its end."""
         self._is_hearing = False
-        self._answered = 0
-        """Items of the last batch that ran."""
         self._unread: UnreadTime | None = None
         self._performer = Performer(
             self.engine, links, clock, self.decisions, self._tally, self._orders, self._digesting, self._note_ended
         )
+        self.heard = Heard(self.engine, view_keeper, clock, self._tally, self._after)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +126,7 @@ class Dispatcher:
         """Follow the view and dial the workers. Needs a running loop."""
         self._unsubscribe = self._keeper.subscribe(self._on_view)
         self._on_view(self._keeper.view, self._keeper.view)
-        self._links.start(self)
+        self._links.start(self.heard)
         self._unread = UnreadTime()
 
     def begin_drain(self) -> None:
@@ -270,7 +267,7 @@ class Dispatcher:
         self.decisions.note_alike(id, count)
 
     def observe_with(self, observer: Observer) -> None:
-        self._observer = observer
+        self._observer = self.heard.observer = observer
 
     def stats(self) -> Mapping[VariantName, VariantStats]:
         return self._tally.snapshot()
@@ -322,46 +319,7 @@ class Dispatcher:
             lane.is_leaving = self._links.send(lane.worker.id, pb.ControllerMessage(unload=order))
         return len(lanes)
 
-    # -- what comes up the streams -----------------------------------------------------------------------------------
-
-    def worker_connected(self, record: WorkerRecord) -> None:
-        try:
-            self.engine.worker_reported(record, self._clock.now())
-        finally:
-            self._after()
-
-    def worker_lost(self, worker: WorkerId) -> None:
-        _log.warning("worker lost", worker=worker, in_flight=self.engine.live)
-        try:
-            self.engine.worker_lost(worker, self._clock.now())
-            if worker in self._keeper.view.workers:
-                self.engine.view_changed(self._keeper.view, self._clock.now())
-        finally:
-            self._after()
-
-    def batch_started(self, batch: int, others: int) -> None:
-        self.engine.started(batch, self._clock.now(), others)
-        if self.engine.has_work:
-            self._after()
-
-    def batch_done(self, batch: int, result: BatchResult) -> None:
-        try:
-            if not result.error and (ran := self.engine.ran(batch, result)) is not None:
-                lane, items = ran
-                self._answered = items
-                self._tally.batch_ran(lane.variant, items, result.run_s)
-                if self._observer is not None:
-                    self._observer.observe_batch(lane.variant, items)
-            self.engine.done(batch, result, self._clock.now())
-        finally:
-            self._after()
-
-    def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
-        now = self._clock.now()
-        for load in loads:
-            self.engine.load_reported(InstanceId(load.instance), load.held_items, now)
-        if self.engine.has_work:
-            self._after()
+    # -- the view ----------------------------------------------------------------------------------------------------
 
     def _on_view(self, old: ClusterView, new: ClusterView) -> None:
         now = self._clock.now()
@@ -388,7 +346,7 @@ class Dispatcher:
         """For a moment, as long as each look at the sockets brings more queries, they are read first, up to as many as
         may come again after the last answers and once more as many: callers that are answered together come again one
         after the other, and a batch for each would cost nearly as much as one for all."""
-        if self._looked < (here := len(self._arrived)) < 2 * self._answered - 1:
+        if self._looked < (here := len(self._arrived)) < 2 * self.heard.answered - 1:
             now = self._clock.now()
             if not self._looked:
                 self._looks_until = now + LOOKS_ON_S
