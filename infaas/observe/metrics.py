@@ -142,6 +142,11 @@ class Metrics:
         self._bulk_losses = counter(
             "infaas_bulk_losses_total", "Processes for large requests that ended, were stuck or failed", ["reason"]
         )
+        self._rested = counter(
+            "infaas_connections_rested_total",
+            "Connections that were not read for a while because turning their queries away took too long",
+            [],
+        )
         self._journal_dropped = counter("infaas_journal_dropped_total", "Decisions that the journal could not keep", [])
         self._process_starts = counter(
             "infaas_controller_process_starts_total", "Processes of this controller that were started", []
@@ -242,6 +247,9 @@ class Metrics:
 
     def observe_bulk_loss(self, reason: str) -> None:
         self._bulk_losses.of(reason).inc()
+
+    def observe_rested(self, count: int) -> None:
+        self._rested.of().inc(count)
 
     def observe_journal_drop(self) -> None:
         self._journal_dropped.of().inc()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from infaas.domain.query import Code, Query
 from infaas.errors import InfaasError
 from infaas_controller.api.headers import fresh_request_id
+from infaas_controller.api.http_resting import RESTS_S, Resting
 from infaas_controller.api.http_turned import TurnedAway
 from infaas_controller.api.http_turns import Turns
 from infaas_controller.api.http_way import Head
@@ -19,7 +20,7 @@ from infaas_controller.ports import QueryFailedError
 
 SHARED_FOR_S = 1.0
 """How long a decision stands for those who are told the same."""
-RETRY_AFTER_S = 1.0
+RETRY_AFTER_S = RESTS_S
 
 
 class Shedding:
@@ -29,20 +30,24 @@ class Shedding:
         self._inference = inference
         self._clock = inference.clock
         self.turns = Turns(inference.clock, self._turn_ended)
+        self.resting = Resting(inference.clock, inference.count_rested)
         self._told: list[Head] = []
         """Under whom queries were turned away in this turn."""
 
     def _turn_ended(self) -> None:
+        self.resting.turn_ended(self.turns.reading_s)
         if self._told:
             heads, self._told = self._told, []
             for head in heads:
                 self._count(head)
 
-    def turns_away(self, head: Head, body: bytes) -> bytes | bool:
+    def turns_away(self, head: Head, body: bytes, *, has_rested: bool = False) -> bytes | bool:
         """Whether a query is turned away, if it is like those that the head is known by; bytes are its whole answer.
-        Without one, it must be read, and told with a decision of its own (`refusal`)."""
+        Without one, it must be read, and told with a decision of its own (`refusal`). One that may have waited unread
+        for long is turned away as long as any are."""
         shed, turns, known = head.shed, self.turns, head.known
-        if (shed is None and turns.reading_s <= LEAST_S) or known is None or not known.inputs.suits(body):
+        is_unneeded = shed is None and turns.reading_s <= LEAST_S and not has_rested
+        if is_unneeded or known is None or not known.inputs.suits(body):
             return False
         if shed is None:
             wanted = known.requirements
@@ -50,10 +55,10 @@ class Shedding:
         if head.shed_turn != turns.number:
             head.shed_turn = turns.number
             shed.saw(turns.reading_s, turns.began_at)
-            if not shed.share and turns.reading_s <= LEAST_S:
+            if not shed.share and turns.reading_s <= LEAST_S and not self.resting:
                 self.no_more(head)
                 return False
-        if not shed.takes():
+        if not has_rested and not shed.takes():
             return False
         told = head.shed_told
         if told is None or turns.began_at >= told.until or (answer := told.answer(fresh_request_id())) is None:
@@ -69,11 +74,15 @@ class Shedding:
         share, turn_s = (0.0, 0.0) if shed is None else (shed.share, shed.last_long_s)
         text = (
             f"more queries come than this controller can read: a turn of its loop took {turn_s * 1e3:.3g} ms, and of "
-            f"queries with {within_s * 1e3:.4g} ms {share:.0%} are turned away unread; try again later, or spread them "
-            "over more processes (controller.processes) or controllers"
+            f"queries with {within_s * 1e3:.4g} ms {share:.0%} are turned away unread{self._resting_words()}; try "
+            "again later, or spread them over more processes (controller.processes) or controllers"
         )
         error = InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=RETRY_AFTER_S)
         return self._inference.service.refused(query, error)
+
+    def _resting_words(self) -> str:
+        count = len(self.resting)
+        return f" and {count} connections are not read for up to {RESTS_S:g} s" if count else ""
 
     def remember(self, head: Head, query: Query, failure: QueryFailedError, answer: bytes, request_id: str) -> None:
         """What those like the query are told from now on."""
@@ -81,8 +90,7 @@ class Shedding:
         if head.shed_told is not None:
             self._inference.alike.over(head.shed_told)
         now = self._clock.now()
-        head.shed_told = TurnedAway(query, failure.code, failure.outcome, answer, request_id, now)
-        head.shed_told.until = now + SHARED_FOR_S
+        head.shed_told = TurnedAway(query, failure.code, failure.outcome, answer, request_id, now, holds_s=SHARED_FOR_S)
 
     def no_more(self, head: Head) -> None:
         """Nobody is turned away under this head, until turns are long again."""

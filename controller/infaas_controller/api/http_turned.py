@@ -12,8 +12,18 @@ class TurnedAway(Turned):
 
     __slots__ = ("_around", "_id_bytes")
 
-    def __init__(self, query: Query, code: Code, refused: Outcome, answer: bytes, request_id: str, now: float) -> None:
-        super().__init__(query, code, refused, now)
+    def __init__(
+        self,
+        query: Query,
+        code: Code,
+        refused: Outcome,
+        answer: bytes,
+        request_id: str,
+        now: float,
+        *,
+        holds_s: float | None = None,
+    ) -> None:
+        super().__init__(query, code, refused, now, holds_s=holds_s)
         self._around = answer.split(request_id.encode("ascii"))
         self._id_bytes = len(request_id)
 

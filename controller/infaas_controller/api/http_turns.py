@@ -16,8 +16,8 @@ from infaas.observe.log import get_logger
 
 READ_FREELY = 1_000
 """Pieces; below what makes libuv look again."""
-MANY = 256
-"""A long turn that read fewer pieces was long for something else: a model that runs inside, most of all."""
+MANY_PER_S = 10_000
+"""A turn that read fewer pieces for what it took was long for something else: a model that runs inside, most of all."""
 
 FOLLOWS = 1.0
 """A turn that begins later than so many times the length of the one before has not waited for it."""
@@ -70,7 +70,8 @@ class Turns:
         pieces, self._pieces = self._pieces, 0
         self.number += 1
         self._ended_at = self._clock.now()
-        self.reading_s = self._ended_at - self.began_at if pieces >= MANY else 0.0
+        took_s = self._ended_at - self.began_at
+        self.reading_s = took_s if pieces >= MANY_PER_S * took_s else 0.0
         resting, self._resting = self._resting, []
         for connection in resting:
             try:

@@ -314,6 +314,11 @@ class Inference:
         if self._metrics is not None:
             self._metrics.observe_turned(handle, code, priority, slo_met=slo_met, count=count)
 
+    def count_rested(self, count: int) -> None:
+        """So many connections are not read for a while."""
+        if self._metrics is not None:
+            self._metrics.observe_rested(count)
+
     def count(self, ticket: Ticket, error: InfaasError | None) -> None:
         """Call once per request, at its end."""
         if self._spans is not None:

@@ -33,7 +33,8 @@ class Turned:
 
     __slots__ = ("code", "count", "outcome", "priority", "probes_until", "until", "within_s")
 
-    def __init__(self, query: Query, code: Code, refused: Outcome, now: float) -> None:
+    def __init__(self, query: Query, code: Code, refused: Outcome, now: float, *, holds_s: float | None = None) -> None:
+        """`holds_s`: how long it holds, where that does not follow from the time that the query had."""
         self.code = code
         self.outcome = outcome_of_turned(refused)
         self.priority = query.requirements.priority
@@ -41,7 +42,8 @@ class Turned:
         """How many were told so, of whom the decision does not know yet."""
         self.within_s = time_s(query.requirements)
         """Who has more time may be told otherwise."""
-        holds_s = min(HOLDS_S, HOLDS_SHARE * self.within_s)
+        if holds_s is None:
+            holds_s = min(HOLDS_S, HOLDS_SHARE * self.within_s)
         self.until = now + holds_s
         self.probes_until = now + PROBES * holds_s
 

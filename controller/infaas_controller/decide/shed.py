@@ -5,34 +5,54 @@ Where the model is the bound, the queues say how late an answer would be. Where 
 their sockets, and nobody knows for how long; but the loop knows how long its own turns take, and whoever is read in one
 has waited for some part of the one before. Long turns that do not end are a standing queue (Nichols and Jacobson,
 "Controlling Queue Delay", CACM 2012): more comes than is disposed of. Refusing costs a part of what serving does, so
-there is a share of refusals at which the loop keeps up, and serves as many as it can. It is found by going up while
-turns are long for what time such queries have, and down, more slowly, while they are not.
+there is a share of refusals at which the loop keeps up, and serves as many as it can. A turn costs something by itself,
+so its length tells how near to its bound a loop is that keeps up: it goes as one over what is left. The share is moved
+by the logarithm of how far a turn is from what it should take.
+
+Callers who each wait for an answer before they ask again make long turns too, and nothing is wrong. So it begins only
+when turns take so much of a query's time that being on time is in danger, and then holds them well below: the fewer
+connections have something on the way, the warmer each is, and the less a query costs, whether answered or refused.
 """
 
 from __future__ import annotations
 
+import math
+
 from infaas.domain.query import Priority
 
-TURN_SHARE = {Priority.CRITICAL: 0.2, Priority.STANDARD: 0.1, Priority.SHEDDABLE: 0.05}
-"""Of a query's time: a turn of the loop that takes more of it is long. The less urgent are turned away first."""
+BEGIN_SHARE = {Priority.CRITICAL: 0.3, Priority.STANDARD: 0.15, Priority.SHEDDABLE: 0.075}
+"""Of a query's time: a turn of the loop that takes more of it is long, and some are turned away from then on. The less
+urgent are the first."""
+HOLD_SHARE = {Priority.CRITICAL: 0.1, Priority.STANDARD: 0.05, Priority.SHEDDABLE: 0.025}
+"""Of a query's time: what a turn should take while some are turned away. The more urgent are let in again first."""
 LEAST_S = 0.005
 """A turn that is shorter is long for nobody."""
-UP_PER_S, DOWN_PER_S = 4.0, 1.0
+LEAST_HELD_S = 0.002
+"""No turn is held below that: a batch and what comes with it take a part of it whatever is turned away."""
+GAIN_PER_S = 3.0
+"""How fast the share goes when turns take e times what they should."""
+MOST_UP, MOST_DOWN = 3.0, 1.0
+"""Of that, at most: one very long turn is no queue, and a short one does not say that the queue is gone."""
 STEP_S = 0.1
-"""What passed since the last turn counts for as much at most, upwards: one long turn is no queue."""
+"""What passed since the last turn counts for as much at most, upwards."""
 MOST = 0.98
 """Some are always let in: what they meet is what the decision knows."""
+LONG_REFUSING_S, HELD_REFUSING_S = 0.012, 0.005
+"""A turn in which queries are turned away unread takes long when telling them so is more than the loop can do, and
+what it should take. More queries come in the longer one than in the time that is left for them."""
 
 
 class Shed:
     """Of queries that are alike."""
 
-    __slots__ = ("_due", "_seen_at", "last_long_s", "long_s", "share")
+    __slots__ = ("_due", "_seen_at", "held_s", "last_long_s", "long_s", "share")
 
     def __init__(self, within_s: float, priority: Priority, now: float) -> None:
         """`within_s`: the time such a query has in all."""
-        self.long_s = max(LEAST_S, TURN_SHARE[priority] * within_s)
+        self.long_s = max(LEAST_S, BEGIN_SHARE[priority] * within_s)
         """Turns of the loop beyond that are too long for them, in seconds."""
+        self.held_s = max(LEAST_HELD_S, HOLD_SHARE[priority] * within_s)
+        """What a turn should take while some of them are turned away."""
         self.last_long_s = 0.0
         """The last one that was."""
         self.share = 0.0
@@ -46,9 +66,14 @@ class Shed:
         self._seen_at = now
         if turn_s > self.long_s:
             self.last_long_s = turn_s
-            self.share = min(MOST, self.share + UP_PER_S * min(passed_s, STEP_S))
+        elif not self.share:
+            return
+        if turn_s > self.held_s:
+            up = min(MOST_UP, math.log(turn_s / self.held_s))
+            self.share = min(MOST, self.share + GAIN_PER_S * up * min(passed_s, STEP_S))
         else:
-            self.share = max(0.0, self.share - DOWN_PER_S * passed_s)
+            down = MOST_DOWN if turn_s <= 0.0 else min(MOST_DOWN, math.log(self.held_s / turn_s))
+            self.share = max(0.0, self.share - GAIN_PER_S * down * passed_s)
 
     def takes(self) -> bool:
         """Whether the next one is turned away: as evenly as the share allows."""
@@ -57,3 +82,8 @@ class Shed:
             return False
         self._due -= 1.0
         return True
+
+
+def resting_of(told: int, turn_s: float) -> int:
+    """How many of the connections whose queries were turned away in a turn are not to be read in the next ones."""
+    return 0 if turn_s <= LONG_REFUSING_S else int(told * (1.0 - HELD_REFUSING_S / turn_s))

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 from computing_service import ComputingService
-from infaas_controller.api import http_shedding, http_turns, turned
+from infaas_controller.api import http_resting, http_shedding, http_turns, turned
 from infaas_controller.decide import shed
 from serving import Serving, serving
 
@@ -234,12 +234,14 @@ async def test_when_the_queries_of_a_head_become_others_they_hear_nothing_of_wha
 
 def drown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every turn of the loop is too long from now on, however little it reads."""
-    monkeypatch.setattr(http_turns, "MANY", 1)
+    monkeypatch.setattr(http_turns, "MANY_PER_S", 0)
     monkeypatch.setattr(http_turns, "FOLLOWS", 1e9)
     monkeypatch.setattr(http_shedding, "LEAST_S", 0.0)
     monkeypatch.setattr(shed, "LEAST_S", 0.0)
-    monkeypatch.setattr(shed, "TURN_SHARE", dict.fromkeys(Priority, 0.0))
-    monkeypatch.setattr(shed, "UP_PER_S", 1e9)
+    monkeypatch.setattr(shed, "LEAST_HELD_S", 1e-9)
+    monkeypatch.setattr(shed, "BEGIN_SHARE", dict.fromkeys(Priority, 0.0))
+    monkeypatch.setattr(shed, "HOLD_SHARE", dict.fromkeys(Priority, 0.0))
+    monkeypatch.setattr(shed, "GAIN_PER_S", 1e9)
 
 
 @asynccontextmanager
@@ -287,7 +289,7 @@ async def test_when_turns_are_short_again_nobody_is_turned_away_and_the_decision
         with monkeypatch.context() as drowning:
             drown(drowning)
             told = [await caller.ask(request(n)) for n in range(60)]
-        monkeypatch.setattr(shed, "DOWN_PER_S", 1e9)
+        monkeypatch.setattr(shed, "GAIN_PER_S", 1e9)
         (shared,) = {fields["x-infaas-decision-id"] for status, fields, _ in told if status == 429}
         refused = sum(status == 429 for status, _, _ in told)
         after = [await caller.ask(request(n)) for n in range(10)]
@@ -305,3 +307,26 @@ async def test_what_a_query_says_in_its_body_keeps_it_from_what_others_under_its
             await caller.ask(request(n, output="OUTPUT0"))
         status, _, _ = await caller.ask(request(1, output="OUTPUT1"))
         assert status == 200, "another query: nothing is known of those like it"
+
+
+async def test_who_asks_again_while_telling_him_is_too_much_is_heard_later_and_told_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with calling() as (service, edges, caller):
+        await caller.ask(request(0))
+        await caller.ask(request(0))
+        drown(monkeypatch)
+        told = [await caller.ask(request(n)) for n in range(30)]
+        assert told[-1][0] == 429
+        monkeypatch.setattr(http_resting, "resting_of", lambda told, _: told)
+        rested = [await caller.ask(request(n)) for n in range(4)]
+        monkeypatch.setattr(http_resting, "resting_of", lambda told, _: 0)
+        assert [status for status, _, _ in rested] == [429] * 4, "who may have waited for long is not let in"
+        counted = sum(
+            sample.value
+            for family in edges.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "infaas_connections_rested_total"
+        )
+        assert counted >= 3
+        assert len(service.turned_away) == 1

@@ -1,4 +1,4 @@
-"""The share of queries that a loop turns away which cannot read them all."""
+"""The share of queries that a loop turns away which cannot read them all, and who is not heard for a while."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_controller.decide.shed import DOWN_PER_S, LEAST_S, MOST, STEP_S, TURN_SHARE, UP_PER_S, Shed
+from infaas_controller.decide.shed import (
+    BEGIN_SHARE,
+    GAIN_PER_S,
+    HELD_REFUSING_S,
+    LEAST_HELD_S,
+    LEAST_S,
+    LONG_REFUSING_S,
+    MOST,
+    MOST_DOWN,
+    MOST_UP,
+    STEP_S,
+    Shed,
+    resting_of,
+)
 
 from infaas.domain.query import Priority
 
@@ -28,34 +41,60 @@ def test_nobody_is_turned_away_at_first() -> None:
     assert not any(shed.takes() for _ in range(100))
 
 
+def test_callers_whose_turns_endanger_nobody_are_left_alone_however_many_they_are() -> None:
+    shed = a_shed()
+    assert shed.held_s < 0.99 * shed.long_s
+    assert set(turns(shed, 0.99 * shed.long_s, 1_000)) == {0.0}
+
+
 def test_while_turns_are_long_the_share_goes_up_with_time_and_stops_short_of_all() -> None:
     shed = a_shed()
     first, second, *_, last = turns(shed, 0.02, 100)
-    assert first == pytest.approx(0.02 * UP_PER_S)
+    assert 0 < first < second
     assert second == pytest.approx(2 * first)
     assert last == MOST < 1
 
 
-def test_it_goes_down_more_slowly_and_to_nothing_when_they_are_short() -> None:
+def test_the_longer_a_turn_the_faster_it_goes_but_no_turn_settles_it() -> None:
+    ups = []
+    for times in (4.0, 8.0, 1e6):
+        shed = a_shed()
+        shed.saw(times * shed.held_s, 0.01)
+        ups.append(shed.share)
+    assert ups[0] < ups[1] < ups[2] == pytest.approx(GAIN_PER_S * MOST_UP * 0.01)
+
+
+def test_once_some_are_turned_away_turns_are_held_well_below_what_began_it() -> None:
+    shed = a_shed()
+    (high,) = turns(shed, 0.03, 1)
+    (higher,) = turns(shed, 0.9 * shed.long_s, 1, now=0.03)
+    assert higher > high, "not long enough to begin with, and too long to go on with"
+    *_, lower = turns(shed, 0.5 * shed.held_s, 20, now=0.05)
+    assert lower < higher
+    *_, last = turns(shed, 0.001, 2_000, now=0.2)
+    assert last == 0
+
+
+def test_a_turn_of_the_length_that_is_held_moves_nothing() -> None:
     shed = a_shed()
     *_, high = turns(shed, 0.05, 3)
-    first, *_, last = turns(shed, 0.001, 1_000, now=0.15)
-    assert high - first == pytest.approx(0.001 * DOWN_PER_S)
-    assert last == 0
-    assert DOWN_PER_S < UP_PER_S
+    *_, last = turns(shed, shed.held_s, 50, now=0.15)
+    assert last == pytest.approx(high)
 
 
 def test_one_long_pause_says_no_more_than_a_tenth_of_a_second_of_it_would() -> None:
     shed = a_shed()
     shed.saw(0.02, 3_600.0)
-    assert shed.share == pytest.approx(STEP_S * UP_PER_S)
+    again = a_shed()
+    again.saw(0.02, STEP_S)
+    assert shed.share == again.share > 0
 
 
 def test_who_comes_after_a_pause_finds_what_the_pause_has_left_of_the_share() -> None:
     shed = a_shed()
     *_, high = turns(shed, 0.05, 50)
-    shed.saw(0.0, 2.5 + 0.5)
-    assert shed.share == pytest.approx(high - 0.5 * DOWN_PER_S)
+    shed.saw(0.0, 2.5 + 0.1)
+    assert shed.share == pytest.approx(high - 0.1 * GAIN_PER_S * MOST_DOWN)
     shed.saw(0.0, 3_600.0)
     assert shed.share == 0
 
@@ -67,10 +106,11 @@ def test_what_is_told_is_the_last_turn_that_was_long() -> None:
     assert shed.last_long_s == 0.03
 
 
-def test_the_less_urgent_go_first_and_who_has_all_the_time_never() -> None:
-    long = [a_shed(priority=each).long_s for each in (Priority.SHEDDABLE, Priority.STANDARD, Priority.CRITICAL)]
-    assert long == sorted(set(long))
-    turn_s = 0.1 * TURN_SHARE[Priority.STANDARD] * 1.01
+def test_the_less_urgent_go_first_and_come_last_and_who_has_all_the_time_never_goes() -> None:
+    by_urgency = [a_shed(priority=each) for each in (Priority.SHEDDABLE, Priority.STANDARD, Priority.CRITICAL)]
+    for bounds in ([one.long_s for one in by_urgency], [one.held_s for one in by_urgency]):
+        assert bounds == sorted(set(bounds))
+    turn_s = 0.1 * BEGIN_SHARE[Priority.STANDARD] * 1.01
     shares = {each: list(turns(a_shed(priority=each), turn_s, 5))[-1] for each in Priority}
     assert shares[Priority.SHEDDABLE] > 0 < shares[Priority.STANDARD]
     assert shares[Priority.CRITICAL] == 0
@@ -78,7 +118,9 @@ def test_the_less_urgent_go_first_and_who_has_all_the_time_never() -> None:
 
 
 def test_no_turn_is_long_for_anybody_that_is_shorter_than_the_least() -> None:
-    assert list(turns(a_shed(within_s=0.001, priority=Priority.SHEDDABLE), LEAST_S, 50))[-1] == 0
+    hasty = a_shed(within_s=0.001, priority=Priority.SHEDDABLE)
+    assert list(turns(hasty, LEAST_S, 50))[-1] == 0
+    assert hasty.held_s == LEAST_HELD_S
 
 
 @given(share=st.floats(0.0, MOST), count=st.integers(1, 500))
@@ -89,3 +131,15 @@ def test_as_many_are_turned_away_as_the_share_says_and_evenly(share: float, coun
     for number in range(1, count + 1):
         taken += shed.takes()
         assert abs(taken - share * number) < 1 + 1e-6
+
+
+def test_connections_rest_only_where_turning_their_queries_away_takes_too_long() -> None:
+    assert resting_of(500, LONG_REFUSING_S) == 0
+    assert resting_of(0, 1.0) == 0
+
+
+@given(told=st.integers(1, 1_000), turn_s=st.floats(1.01 * LONG_REFUSING_S, 5.0))
+def test_as_many_rest_as_leave_those_that_a_turn_should_hear(told: int, turn_s: float) -> None:
+    left = told - resting_of(told, turn_s)
+    assert left >= 1
+    assert left == pytest.approx(told * HELD_REFUSING_S / turn_s, abs=1)
