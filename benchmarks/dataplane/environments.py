@@ -27,7 +27,7 @@ class CannotMakeError(Exception):
 def python_of(name: str, cache: Path) -> Path:
     """The interpreter of that peer's environment, which is made if it is not there. Raises CannotMakeError."""
     path, packages = _path(name, cache), PACKAGES[name]
-    done, wanted = path / ".installed", "\n".join(PACKAGES[name])
+    done, wanted = path / ".installed", "\n".join((*PACKAGES[name], sys.version))  # a peer has the same interpreter
     if done.is_file() and done.read_text() == wanted:
         return path / "bin" / "python"
     print(f"making {path}: {', '.join(packages)}", file=sys.stderr, flush=True)

@@ -27,11 +27,14 @@ from dataplane.servers import FASTAPI, JSON, LeftOut, Pins, Server, wait_listeni
 from infaas.testing.triton import add_model, find_tritonserver, free_port, why_no_triton
 
 APPS = Path(__file__).parent / "apps"
-MOSEC, MLSERVER, RAY, TRITON = "mosec", "MLServer", "Ray Serve", "Triton python backend"
+MOSEC, MOSEC_ALONE, MLSERVER, RAY, TRITON = (
+    "mosec, batches of 32", "mosec as it comes", "MLServer", "Ray Serve", "Triton python backend",
+)  # fmt: skip
+"""Batches are one query each with mosec unless its owner says otherwise; 32 are as many as there are callers."""
 GRPC_AIO, NULL = "bare grpc.aio", "null server"
 NAMES = {
-    "fastapi": FASTAPI, "mosec": MOSEC, "mlserver": MLSERVER, "ray": RAY, "triton": TRITON, "grpc": GRPC_AIO,
-    "null": NULL,
+    "fastapi": FASTAPI, "mosec": MOSEC, "mosec-alone": MOSEC_ALONE, "mlserver": MLSERVER, "ray": RAY,
+    "triton": TRITON, "grpc": GRPC_AIO, "null": NULL,
 }  # fmt: skip
 _START_S = 120.0
 _STOP_S = 10.0
@@ -96,8 +99,14 @@ def _fastapi(kit: Kit, prepared: Prepared) -> Iterator[Server]:
 
 @contextmanager
 def _mosec(kit: Kit, prepared: Prepared) -> Iterator[Server]:
-    with _app("mosec_app", _python("mosec", kit), kit, prepared) as (address, pid):
+    with _app("mosec_app", _python("mosec", kit), kit, prepared, "--batch", "32") as (address, pid):
         yield Server(MOSEC, address, {MOSEC: pid}, path="/inference")
+
+
+@contextmanager
+def _mosec_alone(kit: Kit, prepared: Prepared) -> Iterator[Server]:
+    with _app("mosec_app", _python("mosec", kit), kit, prepared, "--batch", "1") as (address, pid):
+        yield Server(MOSEC_ALONE, address, {MOSEC_ALONE: pid}, path="/inference")
 
 
 @contextmanager
@@ -181,6 +190,7 @@ def _triton(kit: Kit, prepared: Prepared) -> Iterator[Server]:
 _STARTERS: dict[str, Callable[[Kit, Prepared], AbstractContextManager[Server]]] = {
     "fastapi": _fastapi,
     "mosec": _mosec,
+    "mosec-alone": _mosec_alone,
     "mlserver": _mlserver,
     "ray": _ray,
     "triton": _triton,
@@ -190,9 +200,9 @@ _STARTERS: dict[str, Callable[[Kit, Prepared], AbstractContextManager[Server]]] 
 
 
 @contextmanager
-def _app(name: str, python: Path, kit: Kit, prepared: Prepared) -> Iterator[tuple[tuple[str, int], int]]:
+def _app(name: str, python: Path, kit: Kit, prepared: Prepared, *more: str) -> Iterator[tuple[tuple[str, int], int]]:
     address = (_HOST, free_port())
-    words = [str(python), str(APPS / f"{name}.py"), "--model", str(prepared.file), "--port", str(address[1])]
+    words = [str(python), str(APPS / f"{name}.py"), "--model", str(prepared.file), "--port", str(address[1]), *more]
     with _program(name, words, address, kit) as pid:
         yield address, pid
 

@@ -1,4 +1,4 @@
-"""mosec with one worker and its batching; the worker is not shown headers, so it knows a binary tensor by its size."""
+"""mosec with one worker. The worker is not shown headers, so it knows a binary tensor by its size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import onnxruntime
 mosec: Any = importlib.import_module("mosec")  # only peers have it
 orjson: Any = importlib.import_module("orjson")
 
-BATCH, WAIT_MS = 32, 1
+WAIT_MS = 1
+"""For a batch to fill. Batches of one do not wait."""
 MODEL = "PEER_MODEL"
 """The variable that tells mosec's own child processes, which run this file anew, what the command line said."""
 
@@ -40,7 +41,13 @@ class Inference(mosec.Worker):  # type: ignore[misc]
         tensor = orjson.loads(data[: -self.size])["inputs"][0]
         return np.frombuffer(data, dtype=np.float32, offset=len(data) - self.size).reshape(tensor["shape"]), True
 
-    def forward(self, data: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
+    def forward(self, data: Any) -> Any:
+        """One query, or a list of them where batches may be more than one."""
+        if isinstance(data, tuple):
+            return self._answered([data])[0]
+        return self._answered(data)
+
+    def _answered(self, data: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
         rows = np.concatenate([row for row, _ in data])
         values = self.session.run([self.out], {self.given.name: rows})[0]
         return [(values[n : n + 1], is_binary) for n, (_, is_binary) in enumerate(data)]
@@ -63,11 +70,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", required=True)
+    parser.add_argument("--batch", type=int, required=True, help="items at most")
     chosen = parser.parse_args()
     os.environ[MODEL] = chosen.model
     sys.argv = [sys.argv[0], "--address", "127.0.0.1", "--port", chosen.port, "--log-level", "warning"]
     server = mosec.Server()
-    server.append_worker(Inference, num=1, max_batch_size=BATCH, max_wait_time=WAIT_MS)
+    server.append_worker(
+        Inference, num=1, max_batch_size=chosen.batch, max_wait_time=WAIT_MS if chosen.batch > 1 else 0
+    )
     server.run()
 
 
