@@ -155,6 +155,8 @@ class Controller:
                 await doors.open(supervisor)
             await asyncio.wait({crash, asked}, return_when=asyncio.FIRST_COMPLETED)
             doors.withdraw()
+            if parts.rest_app.fast is not None:
+                parts.rest_app.fast.shedding.end()
             await self._drain(parts.dispatcher, parts.grpc_server)
         finally:
             await doors.close(_LISTENER_GRACE_S)

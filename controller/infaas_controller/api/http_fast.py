@@ -52,17 +52,17 @@ class FastInfer:
             return None
         return Exchange(self, connection, *found)
 
-    def exchange_of(self, connection: Connection, data: bytes, *, has_rested: bool = False) -> Exchange | bytes | None:
+    def exchange_of(self, connection: Connection, data: bytes, unread_s: float = 0.0) -> Exchange | bytes | None:
         """For a piece that is one whole request with a header that came before; None: it must be parsed. Bytes are the
-        answer to a query that was turned away, which is all that there is to it. `has_rested`: it may have waited
-        unread for long."""
+        answer to a query that was turned away, which is all that there is to it. `unread_s`: it may have lain there
+        for so long."""
         found = self._heads.as_sent(data)
         if found is None:
             return None
         head, body = found
         if head.turned is not None and (answer := self._turned_away(head, head.turned, body)) is not None:
             return answer
-        shed = self.shedding.turns_away(head, body, has_rested=has_rested)
+        shed = self.shedding.turns_away(head, body, unread_s)
         if isinstance(shed, bytes):
             return shed
         return Exchange(self, connection, head, head.fields, body, is_shed=shed)

@@ -133,10 +133,7 @@ class BoundedProtocol(PatientProtocol):
         """Serve a request with a header that was parsed before. False: it must be parsed."""
         if self._fast is None or self.flow.write_paused or self._is_shutting_down:
             return False
-        has_rested = self._joining.has_rested
-        if has_rested:
-            self._joining.has_rested = False
-        exchange = self._fast.exchange_of(self, data, has_rested=has_rested)
+        exchange = self._fast.exchange_of(self, data, self._joining.unread_s)
         if isinstance(exchange, bytes):
             self._joining.write_whole(exchange)
             self._fast.shedding.resting.told(self._joining)

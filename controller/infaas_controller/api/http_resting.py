@@ -1,87 +1,133 @@
 """Connections that are not read for a while, because even turning their queries away is more than the loop can do.
 
 Who was told that there is too much to do, and asks again at once, waits in his socket meanwhile; so not all who ask
-have to be heard before anybody is served. They are heard again a few at a time while turns are short, and each after
-`RESTS_S` at the latest. A query that may have waited so long is turned away like the one before it.
+have to be heard before anybody is served. They are heard again a few at a time: those who rest longest, while turns are
+short, and each when he has rested for `RESTS_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from infaas.clock import Clock
-from infaas_controller.decide.shed import LONG_REFUSING_S, resting_of
+from infaas.observe.log import get_logger
+from infaas_controller.decide.shed import WAKING_S, resting_of
 
 RESTS_S = 1.0
 """What `Retry-After` asks of those who were turned away."""
 WAKES_EVERY_S = 0.005
 WAKES_AT_ONCE = 32
-"""So many are heard again in that time while turns are short: all of 2,000 in a third of a second."""
+"""So many are heard again in that time at most: all of 2,000 in a third of a second."""
+
+_log = get_logger(__name__)
 
 
 class Sleeper(Protocol):
     """A connection's transport (`http_transport.JoiningTransport`)."""
 
-    has_rested: bool
-    """Whether its next query may have waited unread for long."""
+    unread_s: float
+    """How long what is read of it now may have lain there."""
 
     def rest(self) -> None:
         """Read nothing until `wake`."""
 
     def wake(self) -> None: ...
 
+    def abort(self) -> None: ...
+
+
+Sample = Callable[[Sequence[Sleeper], int], Sequence[Sleeper]]
+
 
 class Resting:
     """One per application; belongs to one event loop."""
 
-    def __init__(self, clock: Clock, count: Callable[[int], None]) -> None:
-        """`count` is told how many are sent to rest."""
+    def __init__(self, clock: Clock, count: Callable[[int], None], sample: Sample = random.sample) -> None:
+        """`count` is told how many are sent to rest, `sample` chooses them: by place in the turn, the same would rest
+        again and again."""
         self._clock = clock
         self._count = count
-        self._told: list[Sleeper] = []
-        """In this turn, that there is too much to do."""
+        self._sample = sample
+        self._told: dict[Sleeper, None] = {}
+        """In this turn, that there is too much to do. A turn may read a connection twice."""
         self._resting: deque[tuple[float, Sleeper]] = deque()
-        self._turn_s = 0.0
+        self._woken: list[Sleeper] = []
+        """Since the last look; what lay there is read before the next one."""
+        self._turn_s = self._ended_at = 0.0
+        """Of the last turn that read anything."""
         self._timer: asyncio.TimerHandle | None = None
+        self._is_over = False
 
     def __len__(self) -> int:
         return len(self._resting)
 
+    @property
+    def is_anyone_late(self) -> bool:
+        """Whether anything may lie unread, or have lain so."""
+        return bool(self._resting or self._woken)
+
     def told(self, connection: Sleeper) -> None:
         """Its query was turned away unread."""
-        self._told.append(connection)
+        self._told[connection] = None
 
     def turn_ended(self, turn_s: float) -> None:
         """A turn that took so long is over."""
-        self._turn_s = turn_s
+        self._turn_s, self._ended_at = turn_s, self._clock.now()
         if not self._told:
             return
-        told, self._told = self._told, []
+        told, self._told = self._told, {}
         count = resting_of(len(told), turn_s)
-        if not count:
-            return
-        now = self._clock.now()
-        for connection in told[-count:]:  # who came late in the turn has had the longer wait, and will again
-            connection.rest()
-            self._resting.append((now, connection))
-        self._count(count)
-        if self._timer is None:
+        if count and not self._is_over:
+            fresh = [connection for connection in told if not connection.unread_s]  # the others have just rested
+            self._send_to_rest(self._sample(fresh, min(count, len(fresh))))
+
+    def end(self) -> None:
+        """Everybody is heard again, and nobody rests any more."""
+        self._is_over = True
+        while self._resting:
+            self._wake(*self._resting.popleft())
+
+    def _send_to_rest(self, connections: Iterable[Sleeper]) -> None:
+        before = len(self._resting)
+        for connection in connections:
+            try:
+                connection.rest()
+            except Exception as error:  # it costs this caller his connection, and the others nothing
+                _log.error("a connection could not be left unread", exc_info=error)
+                connection.abort()
+            else:
+                self._resting.append((self._ended_at, connection))
+        if len(self._resting) > before:
             self._look_later()
+            self._count(len(self._resting) - before)
 
     def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(WAKES_EVERY_S, self._look)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WAKES_EVERY_S, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        due = self._clock.now() - RESTS_S
-        left = WAKES_AT_ONCE if self._turn_s < LONG_REFUSING_S / 2 else 0
-        while self._resting and (left > 0 or self._resting[0][0] <= due):
-            _, connection = self._resting.popleft()
-            connection.has_rested = True
-            connection.wake()
-            left -= 1
-        if self._resting:
+        for connection in self._woken:
+            connection.unread_s = 0.0
+        self._woken.clear()
+        now = self._clock.now()
+        is_calm = self._turn_s < WAKING_S or now - self._ended_at > self._turn_s
+        for _ in range(WAKES_AT_ONCE):
+            if not self._resting or not (is_calm or now - self._resting[0][0] >= RESTS_S):
+                break
+            self._wake(*self._resting.popleft())
+        if self.is_anyone_late:
             self._look_later()
+
+    def _wake(self, since: float, connection: Sleeper) -> None:
+        connection.unread_s = self._clock.now() - since
+        self._woken.append(connection)
+        try:
+            connection.wake()
+        except Exception as error:
+            _log.error("a connection could not be read on", exc_info=error)
+            connection.abort()

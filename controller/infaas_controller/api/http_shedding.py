@@ -33,6 +33,7 @@ class Shedding:
         self.resting = Resting(inference.clock, inference.count_rested)
         self._told: list[Head] = []
         """Under whom queries were turned away in this turn."""
+        self._is_over = False
 
     def _turn_ended(self) -> None:
         self.resting.turn_ended(self.turns.reading_s)
@@ -41,24 +42,30 @@ class Shedding:
             for head in heads:
                 self._count(head)
 
-    def turns_away(self, head: Head, body: bytes, *, has_rested: bool = False) -> bytes | bool:
+    def end(self) -> None:
+        """Nobody is turned away unread any more: from now on everybody is told something else."""
+        self._is_over = True
+        self.resting.end()
+
+    def turns_away(self, head: Head, body: bytes, unread_s: float = 0.0) -> bytes | bool:
         """Whether a query is turned away, if it is like those that the head is known by; bytes are its whole answer.
-        Without one, it must be read, and told with a decision of its own (`refusal`). One that may have waited unread
-        for long is turned away as long as any are."""
+        Without one, it must be read, and told with a decision of its own (`refusal`). `unread_s`: it may have lain
+        there for so long; it is turned away where that is too much for it, whatever the share."""
         shed, turns, known = head.shed, self.turns, head.known
-        is_unneeded = shed is None and turns.reading_s <= LEAST_S and not has_rested
-        if is_unneeded or known is None or not known.inputs.suits(body):
+        is_unneeded = shed is None and turns.reading_s <= LEAST_S and not unread_s
+        if is_unneeded or self._is_over or known is None or not known.inputs.suits(body):
             return False
         if shed is None:
             wanted = known.requirements
             shed = head.shed = Shed(time_s(wanted), wanted.priority, turns.began_at)
+        is_late = unread_s > shed.long_s
         if head.shed_turn != turns.number:
             head.shed_turn = turns.number
             shed.saw(turns.reading_s, turns.began_at)
-            if not shed.share and turns.reading_s <= LEAST_S and not self.resting:
+            if not shed.share and turns.reading_s <= LEAST_S and not self.resting.is_anyone_late:
                 self.no_more(head)
                 return False
-        if not has_rested and not shed.takes():
+        if not is_late and not shed.takes():
             return False
         told = head.shed_told
         if told is None or turns.began_at >= told.until or (answer := told.answer(fresh_request_id())) is None:
@@ -70,19 +77,23 @@ class Shedding:
 
     def refusal(self, query: Query, head: Head) -> QueryFailedError:
         """What the query is told that was read for it. Raises QueryFailedError while draining."""
-        shed, within_s = head.shed, query.deadline - query.arrived_at
-        share, turn_s = (0.0, 0.0) if shed is None else (shed.share, shed.last_long_s)
+        shed, within_s, facts = head.shed, query.deadline - query.arrived_at, []
+        if shed is not None and shed.share:
+            facts.append(
+                f"a turn of its loop took {shed.last_long_s * 1e3:.3g} ms, and of queries with {within_s * 1e3:.4g} ms "
+                f"{shed.share:.0%} are turned away unread"
+            )
+        if self.resting.is_anyone_late:
+            facts.append(
+                f"{len(self.resting)} connections are not read for {RESTS_S:g} s or so, and what lay there for too "
+                "long is turned away"
+            )
         text = (
-            f"more queries come than this controller can read: a turn of its loop took {turn_s * 1e3:.3g} ms, and of "
-            f"queries with {within_s * 1e3:.4g} ms {share:.0%} are turned away unread{self._resting_words()}; try "
-            "again later, or spread them over more processes (controller.processes) or controllers"
+            f"more queries come than this controller can read: {'; '.join(facts)}. Try again later, or spread them "
+            "over more processes (controller.processes) or controllers"
         )
         error = InfaasError(text, code=Code.SATURATED, is_retryable=True, retry_after_s=RETRY_AFTER_S)
         return self._inference.service.refused(query, error)
-
-    def _resting_words(self) -> str:
-        count = len(self.resting)
-        return f" and {count} connections are not read for up to {RESTS_S:g} s" if count else ""
 
     def remember(self, head: Head, query: Query, failure: QueryFailedError, answer: bytes, request_id: str) -> None:
         """What those like the query are told from now on."""

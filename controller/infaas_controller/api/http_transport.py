@@ -27,8 +27,8 @@ class JoiningTransport:
         self._takes_close = takes_close
         self._held: bytes | memoryview | None = None
         self._is_paused = self._is_resting = False
-        self.has_rested = False
-        """Whether what comes next may have waited unread for long (`http_resting`)."""
+        self.unread_s = 0.0
+        """How long what is read now may have lain there (`http_resting`)."""
 
     def write(self, data: bytes | memoryview) -> None:
         held, self._held = self._held, None

@@ -8,6 +8,7 @@ on. So a connection that is read late in a long turn is not read again before th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,8 +17,10 @@ from infaas.observe.log import get_logger
 
 READ_FREELY = 1_000
 """Pieces; below what makes libuv look again."""
-MANY_PER_S = 10_000
-"""A turn that read fewer pieces for what it took was long for something else: a model that runs inside, most of all."""
+MANY = 64
+BUSY_SHARE = 0.25
+"""A turn that read fewer pieces, or in which the loop computed for less of the time, was long for something else: a
+model that ran beside it on the same core, most of all."""
 
 FOLLOWS = 1.0
 """A turn that begins later than so many times the length of the one before has not waited for it."""
@@ -39,9 +42,13 @@ class Reader(Protocol):
 class Turns:
     """One per application; belongs to one event loop."""
 
-    def __init__(self, clock: Clock, ended: Callable[[], None]) -> None:
-        """`ended` is called at the end of each turn that read anything."""
+    def __init__(
+        self, clock: Clock, ended: Callable[[], None], computed_s: Callable[[], float] = time.thread_time
+    ) -> None:
+        """`ended` is called at the end of each turn that read anything. `computed_s`: how long this thread has had a
+        processor in all."""
         self._clock = clock
+        self._computed_s = computed_s
         self._ended = ended
         self.number = 0
         """Of the turn at hand."""
@@ -50,7 +57,7 @@ class Turns:
         who comes after a pause has not waited for it."""
         self.began_at = 0.0
         """The turn at hand, once something was read in it; on the loop's clock, too."""
-        self._ended_at = 0.0
+        self._ended_at = self._computed_before_s = 0.0
         self._pieces = 0
         self._resting: list[Reader] = []
 
@@ -59,6 +66,7 @@ class Turns:
         self._pieces += 1
         if self._pieces == 1:
             self.began_at = self._clock.now()
+            self._computed_before_s = self._computed_s()
             if self.began_at - self._ended_at > FOLLOWS * self.reading_s:
                 self.reading_s = 0.0
             asyncio.get_running_loop().call_soon(self._ends)
@@ -70,8 +78,9 @@ class Turns:
         pieces, self._pieces = self._pieces, 0
         self.number += 1
         self._ended_at = self._clock.now()
-        took_s = self._ended_at - self.began_at
-        self.reading_s = took_s if pieces >= MANY_PER_S * took_s else 0.0
+        took_s, self.reading_s = self._ended_at - self.began_at, 0.0
+        if pieces >= MANY and self._computed_s() - self._computed_before_s >= BUSY_SHARE * took_s:
+            self.reading_s = took_s
         resting, self._resting = self._resting, []
         for connection in resting:
             try:

@@ -11,7 +11,9 @@ by the logarithm of how far a turn is from what it should take.
 
 Callers who each wait for an answer before they ask again make long turns too, and nothing is wrong. So it begins only
 when turns take so much of a query's time that being on time is in danger, and then holds them well below: the fewer
-connections have something on the way, the warmer each is, and the less a query costs, whether answered or refused.
+connections have something on the way, the warmer each is, and the less a query costs, whether answered or refused. That
+is for a while only: where refusing costs nearly what answering does, turns stay as long with those callers whatever is
+refused, so the share is given back until turns are long again, or nobody is turned away.
 """
 
 from __future__ import annotations
@@ -34,18 +36,27 @@ GAIN_PER_S = 3.0
 MOST_UP, MOST_DOWN = 3.0, 1.0
 """Of that, at most: one very long turn is no queue, and a short one does not say that the queue is gone."""
 STEP_S = 0.1
-"""What passed since the last turn counts for as much at most, upwards."""
+"""What passed since the last turn counts for as much at most; what is beyond it was a pause, and goes downwards."""
+HOLDS_S = 1.0
+"""Turns are held for so long after the last one that was long."""
+GIVES_BACK_PER_S = 0.5
+"""From then on the share falls at least so fast, as long as no turn is long."""
 MOST = 0.98
 """Some are always let in: what they meet is what the decision knows."""
-LONG_REFUSING_S, HELD_REFUSING_S = 0.012, 0.005
-"""A turn in which queries are turned away unread takes long when telling them so is more than the loop can do, and
-what it should take. More queries come in the longer one than in the time that is left for them."""
+LONG_REFUSING_S = 0.008
+"""A turn in which queries were turned away took too long for everybody: even telling them so is more than the loop can
+do. Some of those connections are to rest."""
+HELD_REFUSING_S = 0.005
+"""What such a turn should have taken: so many rest that the others would have made one of that length."""
+WAKING_S = 0.002
+"""A turn that takes less has room for some of those that rest. Shorter than any turn that is held, so that connections
+are heard again when fewer need to be turned away, and not instead."""
 
 
 class Shed:
     """Of queries that are alike."""
 
-    __slots__ = ("_due", "_seen_at", "held_s", "last_long_s", "long_s", "share")
+    __slots__ = ("_due", "_holds_until", "_seen_at", "held_s", "last_long_s", "long_s", "share")
 
     def __init__(self, within_s: float, priority: Priority, now: float) -> None:
         """`within_s`: the time such a query has in all."""
@@ -57,7 +68,7 @@ class Shed:
         """The last one that was."""
         self.share = 0.0
         """Of them all, is turned away."""
-        self._seen_at = now
+        self._seen_at = self._holds_until = now
         self._due = 0.0
 
     def saw(self, turn_s: float, now: float) -> None:
@@ -66,14 +77,21 @@ class Shed:
         self._seen_at = now
         if turn_s > self.long_s:
             self.last_long_s = turn_s
+            self._holds_until = now + HOLDS_S
         elif not self.share:
             return
-        if turn_s > self.held_s:
-            up = min(MOST_UP, math.log(turn_s / self.held_s))
-            self.share = min(MOST, self.share + GAIN_PER_S * up * min(passed_s, STEP_S))
-        else:
-            down = MOST_DOWN if turn_s <= 0.0 else min(MOST_DOWN, math.log(self.held_s / turn_s))
-            self.share = max(0.0, self.share - GAIN_PER_S * down * passed_s)
+        step_s = min(passed_s, STEP_S)
+        rest = max(0.0, self.share - GAIN_PER_S * MOST_DOWN * (passed_s - step_s))
+        by_s = GAIN_PER_S * self._error(turn_s)
+        if now >= self._holds_until:
+            by_s = min(by_s, -GIVES_BACK_PER_S)
+        self.share = min(MOST, max(0.0, rest + by_s * step_s))
+
+    def _error(self, turn_s: float) -> float:
+        """How far a turn is above what it should take."""
+        if turn_s <= 0.0:
+            return -MOST_DOWN
+        return max(-MOST_DOWN, min(MOST_UP, math.log(turn_s / self.held_s)))
 
     def takes(self) -> bool:
         """Whether the next one is turned away: as evenly as the share allows."""

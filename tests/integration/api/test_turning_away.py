@@ -234,7 +234,8 @@ async def test_when_the_queries_of_a_head_become_others_they_hear_nothing_of_wha
 
 def drown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every turn of the loop is too long from now on, however little it reads."""
-    monkeypatch.setattr(http_turns, "MANY_PER_S", 0)
+    monkeypatch.setattr(http_turns, "MANY", 0)
+    monkeypatch.setattr(http_turns, "BUSY_SHARE", 0.0)
     monkeypatch.setattr(http_turns, "FOLLOWS", 1e9)
     monkeypatch.setattr(http_shedding, "LEAST_S", 0.0)
     monkeypatch.setattr(shed, "LEAST_S", 0.0)
@@ -309,24 +310,80 @@ async def test_what_a_query_says_in_its_body_keeps_it_from_what_others_under_its
         assert status == 200, "another query: nothing is known of those like it"
 
 
+def rested(edges: Serving) -> float:
+    return sum(
+        sample.value
+        for family in edges.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "infaas_connections_rested_total"
+    )
+
+
+def keeps_up(edges: Serving, long_s: float) -> None:
+    """The loop does again, so that nobody is turned away but who lay unread for longer than that."""
+    assert edges.fast is not None
+    for head in edges.fast._heads._as_sent.values():
+        if head.shed is not None:
+            head.shed.long_s, head.shed.share = long_s, 0.0
+
+
 async def test_who_asks_again_while_telling_him_is_too_much_is_heard_later_and_told_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with calling() as (service, edges, caller):
         await caller.ask(request(0))
         await caller.ask(request(0))
-        drown(monkeypatch)
-        told = [await caller.ask(request(n)) for n in range(30)]
-        assert told[-1][0] == 429
-        monkeypatch.setattr(http_resting, "resting_of", lambda told, _: told)
-        rested = [await caller.ask(request(n)) for n in range(4)]
+        with monkeypatch.context() as drowning:
+            drown(drowning)
+            while (await caller.ask(request(1)))[0] == 200:
+                pass
+            monkeypatch.setattr(http_resting, "resting_of", lambda told, _: told)
+            monkeypatch.setattr(http_resting, "WAKES_EVERY_S", 0.05)
+            assert (await caller.ask(request(1)))[0] == 429
+            assert rested(edges) == 1
+        keeps_up(edges, long_s=0.01)
+        seen = len(service.seen)
+        late, fields, body = await caller.ask(request(1))
+        assert (late, fields["x-infaas-dropped-reason"]) == (429, "saturated"), body
+        assert len(service.seen) == seen
         monkeypatch.setattr(http_resting, "resting_of", lambda told, _: 0)
-        assert [status for status, _, _ in rested] == [429] * 4, "who may have waited for long is not let in"
-        counted = sum(
-            sample.value
-            for family in edges.metrics.registry.collect()
-            for sample in family.samples
-            if sample.name == "infaas_connections_rested_total"
-        )
-        assert counted >= 3
-        assert len(service.turned_away) == 1
+        async with asyncio.timeout(10.0):
+            while (await caller.ask(request(1)))[0] != 200:
+                pass
+
+
+async def test_who_has_time_enough_is_served_after_he_lay_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 s, of which a second is nothing."""
+    async with calling() as (_service, edges, caller):
+        await caller.ask(request(0))
+        await caller.ask(request(0))
+        with monkeypatch.context() as drowning:
+            drown(drowning)
+            while (await caller.ask(request(1)))[0] == 200:
+                pass
+            monkeypatch.setattr(http_resting, "resting_of", lambda told, _: told)
+            assert (await caller.ask(request(1)))[0] == 429
+            assert rested(edges) == 1
+        keeps_up(edges, long_s=9.0)
+        assert (await caller.ask(request(1)))[0] == 200
+
+
+async def test_from_the_drain_on_everybody_is_heard_and_told_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with calling() as (service, edges, caller):
+        await caller.ask(request(0))
+        await caller.ask(request(0))
+        drown(monkeypatch)
+        while (await caller.ask(request(1)))[0] == 200:
+            pass
+        monkeypatch.setattr(http_resting, "resting_of", lambda told, _: told)
+        monkeypatch.setattr(http_resting, "WAKES_EVERY_S", 60.0)
+        assert (await caller.ask(request(1)))[0] == 429
+        asking = asyncio.create_task(caller.ask(request(1)))
+        await asyncio.wait({asking}, timeout=0.05)
+        assert not asking.done(), "he is not read"
+        assert edges.fast is not None
+        service.refusal = RefusedError("it drains", code=Code.DRAINING)
+        edges.fast.shedding.end()
+        async with asyncio.timeout(10.0):
+            _, _, body = await asking
+        assert body["code"] == "draining"

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 from infaas_controller.api import http_turns
-from infaas_controller.api.http_turns import MANY_PER_S, READ_FREELY, Turns
+from infaas_controller.api.http_turns import BUSY_SHARE, MANY, READ_FREELY, Turns
 
 from infaas.testing.clock import ManualClock
 
-EACH_S = 0.5 / MANY_PER_S
-"""What a piece takes where many of them make a turn long."""
+EACH_S = 0.0001
+"""What a piece takes."""
 
 
 class Connection:
@@ -54,33 +54,59 @@ async def test_who_is_read_late_in_a_long_turn_rests_until_it_has_ended() -> Non
     assert late.said == ["rest", "wake"], "the next turn begins anew"
 
 
-async def test_a_turn_takes_from_its_first_piece_to_its_end_and_counts_by_what_it_read() -> None:
-    clock = ManualClock()
-    turns = Turns(clock, Ends())
-    began = clock.now()
-    for _ in range(100):
+class Processor:
+    """How long the loop has computed."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def a_turn(turns: Turns, clock: ManualClock, processor: Processor, pieces: int, computed: float) -> None:
+    """`computed`: for how much of the time."""
+    for _ in range(pieces):
         turns.reads(Connection())
         clock.advance(EACH_S)
+        processor.seconds += EACH_S * computed
     await asyncio.sleep(0)
+
+
+async def test_a_turn_takes_from_its_first_piece_to_its_end() -> None:
+    clock, processor = ManualClock(), Processor()
+    turns = Turns(clock, Ends(), processor)
+    began = clock.now()
+    await a_turn(turns, clock, processor, MANY, 1.0)
     assert turns.began_at == began
-    assert turns.reading_s == pytest.approx(100 * EACH_S)
+    assert turns.reading_s == pytest.approx(MANY * EACH_S)
     assert turns.number == 1
-    for _ in range(100):
-        turns.reads(Connection())
-        clock.advance(3 * EACH_S)
-    await asyncio.sleep(0)
-    assert turns.reading_s == 0.0, "something else made it long"
-    assert turns.number == 2
+
+
+@pytest.mark.parametrize(
+    ("pieces", "computed", "is_reading"),
+    [
+        (MANY, 1.01 * BUSY_SHARE, True),
+        (MANY, 0.99 * BUSY_SHARE, False),
+        (MANY - 1, 1.0, False),
+        (10 * MANY, 0.99 * BUSY_SHARE, False),
+    ],
+)
+async def test_a_turn_that_read_little_or_hardly_computed_was_long_for_something_else(
+    pieces: int, computed: float, *, is_reading: bool
+) -> None:
+    clock, processor = ManualClock(), Processor()
+    processor.seconds = 1_000.0
+    turns = Turns(clock, Ends(), processor)
+    await a_turn(turns, clock, processor, pieces, computed)
+    assert (turns.reading_s > 0.0) is is_reading
 
 
 async def test_who_comes_after_a_pause_has_not_waited_for_the_turn_before_it() -> None:
-    clock = ManualClock()
-    turns = Turns(clock, Ends())
+    clock, processor = ManualClock(), Processor()
+    turns = Turns(clock, Ends(), processor)
     for pause_s, expected_s in ((0.0, 100 * EACH_S), (1.0, 0.0)):
-        for _ in range(100):
-            turns.reads(Connection())
-            clock.advance(EACH_S)
-        await asyncio.sleep(0)
+        await a_turn(turns, clock, processor, 100, 1.0)
         clock.advance(pause_s)
         turns.reads(Connection())
         assert turns.reading_s == pytest.approx(expected_s)

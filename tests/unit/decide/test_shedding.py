@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from infaas_controller.decide.shed import (
     BEGIN_SHARE,
     GAIN_PER_S,
+    GIVES_BACK_PER_S,
     HELD_REFUSING_S,
+    HOLDS_S,
     LEAST_HELD_S,
     LEAST_S,
     LONG_REFUSING_S,
@@ -18,6 +20,7 @@ from infaas_controller.decide.shed import (
     MOST_DOWN,
     MOST_UP,
     STEP_S,
+    WAKING_S,
     Shed,
     resting_of,
 )
@@ -82,6 +85,57 @@ def test_a_turn_of_the_length_that_is_held_moves_nothing() -> None:
     assert last == pytest.approx(high)
 
 
+@pytest.mark.parametrize("refusing", [0.4, 0.7, 1.0])
+@pytest.mark.parametrize("callers", [150, 250, 350, 450])
+def test_one_stall_does_not_have_callers_turned_away_for_good_whose_turns_endanger_nobody(
+    callers: int, refusing: float
+) -> None:
+    """They ask again at once, so that turns stay as long as they are however many are refused, or nearly."""
+    shed, now, answer_s = a_shed(), 0.0, 30e-6
+    assert callers * answer_s < shed.long_s
+    shed.saw(2 * shed.long_s, now)
+    most = 0.0
+    while now < 4.0:
+        turn_s = callers * answer_s * (shed.share * refusing + 1.0 - shed.share)
+        now += turn_s
+        shed.saw(2 * shed.long_s if now < 0.1 else turn_s, now)
+        most = max(most, shed.share)
+    assert most > 0.1, "the stall did something"
+    assert shed.share == 0.0
+
+
+def test_where_turns_get_long_again_whenever_the_share_is_given_back_it_is_raised_again() -> None:
+    """More comes than can be answered, at any time: 36,000 a second, 30 µs an answer, 20 a refusal."""
+    shed, now, turn_s = a_shed(), 0.0, 0.02
+    shares, turns_s = [], []
+    while now < 10.0:
+        coming = 36_000 * turn_s
+        turn_s = min(0.1, 3e-4 + coming * (shed.share * 20e-6 + (1.0 - shed.share) * 30e-6))
+        now += turn_s
+        shed.saw(turn_s, now)
+        if now > 2.0:
+            shares.append(shed.share)
+            turns_s.append(turn_s)
+    assert min(shares) > 0.0
+    assert max(turns_s) < 0.04, "none is late for that"
+    assert sum(turns_s) / len(turns_s) < 0.01
+
+
+def test_the_share_is_held_for_a_while_after_the_last_long_turn_and_then_given_back() -> None:
+    shed = a_shed()
+    *_, high = turns(shed, 0.05, 2)
+    between_s = 0.5 * (shed.held_s + shed.long_s)
+    *_, higher = turns(shed, between_s, 3, now=0.1)
+    assert higher > high
+    left_s = 0.1 + HOLDS_S - (0.1 + 3 * between_s)
+    *_, held = turns(shed, shed.held_s, int(0.99 * left_s / shed.held_s), now=0.1 + 3 * between_s)
+    assert held == pytest.approx(higher)
+    shed.saw(shed.held_s, 0.1 + HOLDS_S)
+    before = shed.share
+    shed.saw(between_s, 0.1 + HOLDS_S + 0.01)
+    assert shed.share == pytest.approx(before - 0.01 * GIVES_BACK_PER_S)
+
+
 def test_one_long_pause_says_no_more_than_a_tenth_of_a_second_of_it_would() -> None:
     shed = a_shed()
     shed.saw(0.02, 3_600.0)
@@ -95,8 +149,8 @@ def test_who_comes_after_a_pause_finds_what_the_pause_has_left_of_the_share() ->
     *_, high = turns(shed, 0.05, 50)
     shed.saw(0.0, 2.5 + 0.1)
     assert shed.share == pytest.approx(high - 0.1 * GAIN_PER_S * MOST_DOWN)
-    shed.saw(0.0, 3_600.0)
-    assert shed.share == 0
+    shed.saw(0.9 * shed.long_s, 3_600.0)
+    assert shed.share == 0, "whatever the turn was that came before him"
 
 
 def test_what_is_told_is_the_last_turn_that_was_long() -> None:
@@ -131,6 +185,10 @@ def test_as_many_are_turned_away_as_the_share_says_and_evenly(share: float, coun
     for number in range(1, count + 1):
         taken += shed.takes()
         assert abs(taken - share * number) < 1 + 1e-6
+
+
+def test_who_rests_is_heard_before_the_share_is_what_turns_are_short_by() -> None:
+    assert WAKING_S <= LEAST_HELD_S <= HELD_REFUSING_S < LONG_REFUSING_S
 
 
 def test_connections_rest_only_where_turning_their_queries_away_takes_too_long() -> None:
