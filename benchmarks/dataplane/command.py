@@ -142,7 +142,7 @@ def _write(question: str, answer: Answer, chosen: argparse.Namespace) -> None:
     data = {
         "title": answer.title,
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
-        "python": sys.version,
+        "python": f"{sys.executable} {sys.version}",
         "peers": versions(chosen.cache),
         "generator": chosen.generator,
         "settings": dict(chosen.set),

@@ -19,6 +19,8 @@ PACKAGES: Mapping[str, Sequence[str]] = {
     "py-spy": ("py-spy",),
 }
 
+_DONE = ".installed"
+
 
 class CannotMakeError(Exception):
     """With what the installer said."""
@@ -27,21 +29,26 @@ class CannotMakeError(Exception):
 def python_of(name: str, cache: Path) -> Path:
     """The interpreter of that peer's environment, which is made if it is not there. Raises CannotMakeError."""
     path, packages = _path(name, cache), PACKAGES[name]
-    done, wanted = path / ".installed", "\n".join((*PACKAGES[name], sys.version))  # a peer has the same interpreter
-    if done.is_file() and done.read_text() == wanted:
+    if is_there(name, cache):
         return path / "bin" / "python"
     print(f"making {path}: {', '.join(packages)}", file=sys.stderr, flush=True)
     venv.create(path, with_pip=True, clear=True)
     made = subprocess.run([*_pip(path), "install", "--quiet", *packages], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise CannotMakeError(f"its environment cannot be made: {made.stderr.strip()[-300:]}")
-    done.write_text(wanted)
+    (path / _DONE).write_text(_wanted(name))
     return path / "bin" / "python"
+
+
+def is_there(name: str, cache: Path) -> bool:
+    """Whether that peer's environment is made, with what belongs into it, for the interpreter that runs this."""
+    done = _path(name, cache) / _DONE
+    return done.is_file() and done.read_text() == _wanted(name)
 
 
 def versions(cache: Path) -> dict[str, dict[str, str]]:
     """Of what was asked for in each environment that is there."""
-    return {name: _versions(name, cache) for name in PACKAGES if (_path(name, cache) / ".installed").is_file()}
+    return {name: _versions(name, cache) for name in PACKAGES if is_there(name, cache)}
 
 
 def _versions(name: str, cache: Path) -> dict[str, str]:
@@ -49,6 +56,10 @@ def _versions(name: str, cache: Path) -> dict[str, str]:
     listed = subprocess.run(words, capture_output=True, text=True, check=True)
     wanted = {package.partition("<")[0].partition("[")[0] for package in PACKAGES[name]}
     return {one["name"]: one["version"] for one in json.loads(listed.stdout) if one["name"] in wanted}
+
+
+def _wanted(name: str) -> str:
+    return "\n".join((*PACKAGES[name], sys.version))
 
 
 def _path(name: str, cache: Path) -> Path:
