@@ -70,10 +70,12 @@ class Arrivals(Placing):
         """Those that have not ended by that."""
         if not self.quarantine.is_empty:
             return [ticket for ticket in tickets if self._enters(ticket, now)]
+        if not tickets:
+            return ()
         self._budget.arrived(len(tickets))
         for ticket in tickets:
             self._open[ticket.number] = ticket
-            self._watch_deadline(ticket)
+        self._watch_deadlines(tickets)
         return tickets
 
     def _enters(self, ticket: Ticket, now: float) -> bool:
@@ -86,7 +88,7 @@ class Arrivals(Placing):
     def _enter(self, ticket: Ticket, now: float) -> bool:
         """From now on it is known here. False: it has ended already."""
         self._open[ticket.number] = ticket
-        self._watch_deadline(ticket)
+        self._watch_deadlines((ticket,))
         self._budget.arrived()
         if self.quarantine.is_empty:
             return True

@@ -178,7 +178,8 @@ class Dispatcher:
 
     def can_begin(self, query: Query) -> bool:
         """Whether its input need not be digested first, which takes a thread."""
-        return not self.engine.quarantine.wants_digest(query)
+        quarantine = self.engine.quarantine
+        return quarantine.is_empty or not quarantine.wants_digest(query)
 
     def begin(self, query: Query, waiter: Waiter) -> Callable[[], None]:
         """As `submit`, for who has no task; what is returned drops the query.

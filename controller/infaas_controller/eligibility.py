@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from infaas.domain.ids import InstanceId, VariantName
@@ -21,6 +22,7 @@ ClassKey = tuple[object, ...]
 Entry = tuple[float, int, int, "Ticket"]
 """Deadline, number, and the entry that is valid while it is the ticket's."""
 
+_NEVER = inf, 0
 _entries = itertools.count(1)
 _offers = itertools.count(1)
 
@@ -29,8 +31,8 @@ class EligibilityClass:
     """Queries with the same signature, outputs, admitted variants, objective, policy and priority."""
 
     __slots__ = (
-        "_flow", "_heap", "_turns", "allowed", "count", "is_alone", "is_bound", "key", "line", "promised", "rank",
-        "task",
+        "_flow", "_heap", "_latest", "_turns", "allowed", "count", "is_alone", "is_bound", "key", "line", "promised",
+        "rank", "task",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +51,8 @@ class EligibilityClass:
         self.promised: dict[InstanceId, dict[int, Ticket]] = {}
         """Its waiting tickets by the instance they are promised to."""
         self._heap: list[Entry] = []
+        self._latest = _NEVER
+        """Nothing in the heap is due later: a deadline and a number."""
         self._flow: Flow | None = None
         """Whose queries the heap holds; None while it holds none, and while there are turns."""
         self._turns: Turns | None = None
@@ -58,9 +62,24 @@ class EligibilityClass:
         """An earlier entry of the same ticket, here or in another class, counts no more."""
         ticket.entry = entry = next(_entries)
         if ticket.flow is self._flow:
-            heapq.heappush(self._heap, (ticket.deadline, ticket.number, entry, ticket))
+            here = ticket.deadline, ticket.number
+            self._latest = max(self._latest, here) if self._heap else here
+            heapq.heappush(self._heap, (*here, entry, ticket))
         else:
             self._push_of_another(ticket)
+
+    def push_in_order(self, tickets: Sequence[Ticket]) -> None:
+        """As `push` of each, the earliest deadline first, for tickets of one tenant."""
+        heap = self._heap
+        first, last = tickets[0], tickets[-1]
+        if first.flow is not self._flow or (heap and (first.deadline, first.number) < self._latest):
+            for ticket in tickets:
+                self.push(ticket)
+            return
+        for ticket in tickets:  # none is before any that is there, so that each belongs at the heap's end
+            ticket.entry = entry = next(_entries)
+            heap.append((ticket.deadline, ticket.number, entry, ticket))
+        self._latest = last.deadline, last.number
 
     def peek(self) -> Ticket | None:
         if self._turns is not None:
@@ -97,6 +116,7 @@ class EligibilityClass:
                 self.restore()
             elif (only := self._turns.only) is not None:
                 self._flow, self._heap = only
+                self._latest = _NEVER
                 self._turns = None
         elif len(self._heap) > 2 * self.count + 64:
             self._heap[:] = [entry for entry in self._heap if entry[2] == entry[3].entry]
@@ -124,7 +144,7 @@ class EligibilityClass:
             raise AssertionError(f"ticket {ticket.number} waits in no line")
         entry: Entry = (ticket.deadline, ticket.number, ticket.entry, ticket)
         if self._turns is None and self._flow is None:
-            self._flow = ticket.flow
+            self._flow, self._latest = ticket.flow, (ticket.deadline, ticket.number)
             self._heap.append(entry)
             return
         if self._turns is None and self._flow is not None:

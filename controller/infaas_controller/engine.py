@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
@@ -156,14 +156,14 @@ class Engine(Arrivals):
         """End every query whose deadline has passed, and look again at what hangs."""
         while (rung := self._timers.pop(now)) is not None:
             due, what = rung
-            if isinstance(what, Lane):
+            if isinstance(what, tuple):
+                self._pass_deadlines(what, now)
+            elif isinstance(what, Lane):
                 (self._give_up_load if due is Due.UNREPORTED else self._look_at_load)(what, now)
             elif due is Due.OVERDUE:
                 self._look_at_overdue(what, now)
-            elif due is Due.PARKED:
+            else:
                 self._end_parking(self._open[what], now)
-            elif (ticket := self._open.get(what)) is not None:
-                self._pass_deadline(ticket)
 
     def next_due(self, before: float = inf) -> float | None:
         """When `expire` wants to be called, on the controller's clock; None: not before then."""
@@ -232,10 +232,11 @@ class Engine(Arrivals):
             ticket.batch, ticket.batch_items, ticket.lane = number, items, lane
             ticket.attempts += 1
             ticket.is_cold = lane.ready_at > ticket.query.arrived_at
-        flight.is_next = not was_idle or min([ticket.query.arrived_at for ticket in together]) <= lane.pace.ended_at
+        arrivals = [ticket.query.arrived_at for ticket in together]
+        flight.is_next = not was_idle or min(arrivals) <= lane.pace.ended_at
         flight.has_more = lane.ahead[-1] > 0
         if was_idle:
-            flight.gathered_s = now - max(ticket.query.arrived_at for ticket in together)
+            flight.gathered_s = now - max(arrivals)
         self._timers.set(
             lane.free_at(now) + max(OVERDUE_LEAST_S, (OVERDUE_FACTOR - 1) * flight.expected_s), Due.OVERDUE, number
         )
@@ -344,6 +345,20 @@ class Engine(Arrivals):
         return True
 
     # -- time --------------------------------------------------------------------------------------------------------
+
+    def _pass_deadlines(self, numbers: Sequence[int], now: float) -> None:
+        """Of queries that share a timer; those that have time left set it anew."""
+        live = [ticket for number in numbers if (ticket := self._open.get(number)) is not None]
+        left = [ticket for ticket in live if ticket.deadline > now]
+        if left:
+            self._watch_deadlines(left)
+        passed = [ticket for ticket in live if ticket.deadline <= now]
+        try:
+            while passed:
+                self._pass_deadline(passed.pop())
+        finally:
+            if passed:
+                self._watch_deadlines(passed)
 
     def _pass_deadline(self, ticket: Ticket) -> None:
         where = "while it ran or was staged" if ticket.state is TicketState.SENT else "while it waited"

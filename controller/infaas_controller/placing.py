@@ -7,7 +7,7 @@ once, in one way, wherever a query stands.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infaas.domain.cluster import ClusterView
@@ -106,8 +106,10 @@ class Placing:
         self._timers.set(lane.ready_at + REPORT_WITHIN_S, Due.UNREPORTED, lane)
         return lane
 
-    def _watch_deadline(self, ticket: Ticket) -> None:
-        self._timers.set(ticket.deadline, Due.DEADLINE, ticket.number)
+    def _watch_deadlines(self, tickets: Sequence[Ticket]) -> None:
+        """One timer for all of them, the tightest's: nearly all have ended by then."""
+        first = min([ticket.deadline for ticket in tickets])
+        self._timers.set(first, Due.DEADLINE, tuple([ticket.number for ticket in tickets]))
 
     # -- choosing ----------------------------------------------------------------------------------------------------
 

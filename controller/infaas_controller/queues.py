@@ -117,7 +117,7 @@ class Queues:
 
     def add_like(self, tickets: Sequence[Ticket], eligibility: EligibilityClass, lane: Lane) -> None:
         """Let tickets with the same requirements wait with others of their class, of whom one at least is promised to
-        this lane."""
+        this lane. They come in the order of their deadlines."""
         line, promised, urgency = eligibility.line, eligibility.promised[lane.id], tickets[0].urgency
         flow, arrivals = line.flow_of(tickets[0].query.requirements.tenant), line.tickets
         items = bytes_ = 0
@@ -128,8 +128,8 @@ class Queues:
             ticket.flow = flow
             ticket.state = TicketState.WAITING
             ticket.lane = lane
-            eligibility.push(ticket)
             arrivals[ticket.number] = promised[ticket.number] = ticket
+        eligibility.push_in_order(tickets)
         line.came(flow, items if urgency & 1 else 0, items, bytes_, len(tickets))
         eligibility.count += len(tickets)
         self._ledger.reserve(lane, urgency, items)

@@ -11,10 +11,11 @@ from math import inf
 from infaas_controller.lanes import Lane
 
 _TIDY_ABOVE = 1_000
+What = int | Lane | tuple[int, ...]
 
 
 class Due(IntEnum):
-    """Why a timer is set, which says what it is set for: a query's number, a batch's number, an instance."""
+    """Why a timer is set, which says what it is set for: queries' numbers, a query's, a batch's, an instance."""
 
     DEADLINE = 0
     OVERDUE = 1
@@ -28,24 +29,20 @@ class Timers:
 
     def __init__(self, queries: Container[int], batches: Container[int]) -> None:
         """The containers are those of what has not ended; timers of the rest are stale."""
-        self._of = {Due.DEADLINE: queries, Due.PARKED: queries, Due.OVERDUE: batches}
-        self._heap: list[tuple[float, int, Due, int | Lane]] = []
+        self._queries = queries
+        self._of = {Due.PARKED: queries, Due.OVERDUE: batches}
+        self._heap: list[tuple[float, int, Due, What]] = []
         self._numbers = itertools.count()
         self._tidy_above = _TIDY_ABOVE
 
-    def set(self, when: float, due: Due, what: int | Lane) -> None:
+    def set(self, when: float, due: Due, what: What) -> None:
         heapq.heappush(self._heap, (when, next(self._numbers), due, what))
         if len(self._heap) > self._tidy_above:
-            waiting, deadline = self._of[Due.DEADLINE], Due.DEADLINE
-            self._heap = [
-                timer
-                for timer in self._heap
-                if (timer[3] in waiting if timer[2] is deadline else not self._is_stale(timer[2], timer[3]))
-            ]
+            self._heap = [timer for timer in self._heap if not self._is_stale(timer[2], timer[3])]
             heapq.heapify(self._heap)
             self._tidy_above = max(_TIDY_ABOVE, 4 * len(self._heap))
 
-    def pop(self, now: float) -> tuple[Due, int | Lane] | None:
+    def pop(self, now: float) -> tuple[Due, What] | None:
         """One that has rung, if there is any."""
         while self._heap and self._heap[0][0] <= now:
             _, _, due, what = heapq.heappop(self._heap)
@@ -62,5 +59,11 @@ class Timers:
             heapq.heappop(self._heap)
         return None
 
-    def _is_stale(self, due: Due, what: int | Lane) -> bool:
+    def _is_stale(self, due: Due, what: What) -> bool:
+        if isinstance(what, tuple):
+            queries = self._queries
+            for number in what:  # noqa: SIM110  (a generator costs more than all the looking)
+                if number in queries:
+                    return False
+            return True
         return not isinstance(what, Lane) and what not in self._of[due]

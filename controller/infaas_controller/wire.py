@@ -77,12 +77,16 @@ def given_batch(number: int, instance: str, tickets: Sequence[Ticket]) -> GivenB
     """None unless it is plain."""
     first = tickets[0].query
     inputs = _inputs(first.signature)
-    if inputs is None or any(ticket.query.trace is not None for ticket in tickets):
+    if inputs is None or [ticket for ticket in tickets if ticket.query.trace is not None]:
         return None
     if len(tickets) == 1 and (tickets[0].deaths or tickets[0].raised):
         return None
-    segments, count = _segments(tickets, list(inputs.names)), len(tickets)
-    data = tuple([_whole(segments[at : at + count]) for at in range(0, len(segments), count)])
+    count = len(tickets)
+    if len(inputs.names) == 1 and count > 1:  # bytes of any shape and format are joined as they lie
+        data: tuple[memoryview, ...] = (memoryview(b"".join([ticket.query.inputs[0].data for ticket in tickets])),)
+    else:
+        segments = _segments(tickets, list(inputs.names))
+        data = tuple([_whole(segments[at : at + count]) for at in range(0, len(segments), count)])
     return GivenBatch(
         number, instance, tuple([ticket.number for ticket in tickets]), tuple([ticket.items for ticket in tickets]),
         tuple([ticket.deadline for ticket in tickets]), inputs, data, first.outputs,

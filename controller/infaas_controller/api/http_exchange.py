@@ -65,9 +65,9 @@ class Exchange(Waiter):
     names that uvicorn's protocol knows one by."""
 
     __slots__ = (
-        "_arrived_at", "_body", "_connection", "_drop", "_failure", "_fast", "_fields", "_head", "_is_checked",
-        "_is_shed", "_made", "_query", "_request", "_task", "disconnected", "keep_alive", "known", "more_body",
-        "response_complete", "response_started",
+        "_arrived_at", "_begin", "_connection", "_data", "_drop", "_failure", "_fast", "_fields", "_head",
+        "_is_checked", "_is_shed", "_made", "_query", "_request", "_task", "disconnected", "keep_alive", "known",
+        "more_body", "response_complete", "response_started", "together",
     )  # fmt: skip
 
     def __init__(
@@ -76,22 +76,27 @@ class Exchange(Waiter):
         connection: Connection,
         head: Head,
         fields: dict[str, str],
-        body: bytes = b"",
+        data: bytes = b"",
+        begin: int = 0,
         *,
         is_shed: bool = False,
     ) -> None:
-        """`is_shed`: it is read, but turned away."""
+        """`data` ends with the body, or with what has come of it, from `begin` on. `is_shed`: it is read, but turned
+        away."""
         self._is_shed = is_shed
         self.disconnected = self.response_started = self.response_complete = self._is_checked = False
         self.keep_alive = self.more_body = True
         self.known: KnownBody | None = None
         """What the request differs from in nothing but values, ids included: they are ours."""
         self._fast = fast
+        self.together: Together = fast.together
         self._connection = connection
         self._head = head
         self._fields = fields
-        self._body: bytes | bytearray = body
-        self._arrived_at = fast.inference.clock.now()
+        self._data: bytes | bytearray = data
+        self._begin = begin
+        self._arrived_at = fast.turns.began_at
+        """As far as anybody knows: it lay in its socket when the turn began, or came since."""
         self._made: Ticket | None = None
         self._drop: Callable[[], None] | None = None
         self._failure: Exception | None = None
@@ -126,17 +131,18 @@ class Exchange(Waiter):
             self._leave()
 
     def add(self, body: bytes) -> None:
-        if not self._body:
-            self._body = body  # nearly always all of it
+        if not self._data:
+            self._data = body  # nearly always all of it
             return
-        if isinstance(self._body, bytes):
-            self._body = bytearray(self._body)
-        self._body += body
+        if isinstance(self._data, bytes):
+            self._data = bytearray(self._data)
+        self._data += body
 
     @property
     def body(self) -> bytes:
         """What has come of it."""
-        return bytes(self._body)
+        data, begin = self._data, self._begin
+        return bytes(data[begin:] if begin else data)
 
     def is_worth_reading(self) -> bool:
         """Whether nothing speaks against the request before its body is here."""
@@ -152,10 +158,29 @@ class Exchange(Waiter):
         """The body is whole. False: it must go the ordinary way after all, and nothing has happened."""
         self.more_body = False
         try:
-            return self._prepared()
+            return self._is_known() or self._prepared()
         except Exception as exception:
             self._failure = exception
             return True
+
+    def _is_known(self) -> bool:
+        """Whether all is known of it but its values: the steps of `_prepared` for most requests, in one."""
+        fast, head = self._fast, self._head
+        known, opened = head.known, head.opened
+        if known is None or opened is None or head.opened_turn != fast.turns.number or self._fields is not head.fields:
+            return False
+        task = known.task
+        if (
+            opened[0] is not task
+            or head.is_large_for is task
+            or (inputs := known.inputs(bytes(self._data), self._begin)) is None
+        ):
+            return False
+        query = fast.inference.query_known(known, opened[1], inputs, self._arrived_at)
+        if not fast.inference.service.can_begin(query):
+            return False
+        self.known, self._task, self._request, self._query = known, task, known.request, query
+        return True
 
     def _opened(self) -> tuple[Task, int | None]:
         if self._fields is not self._head.fields:
@@ -219,7 +244,7 @@ class Exchange(Waiter):
         if self._failure is not None:
             self._fail(self._failure)
             return
-        if query is None or self.done():
+        if query is None or self.response_started or self.disconnected:
             return
         service = self._fast.inference.service
         try:
@@ -233,17 +258,13 @@ class Exchange(Waiter):
         except Exception as exception:
             self._fail(exception)
             return
-        if not self.done():
+        if not (self.response_started or self.disconnected):
             self._drop = drop
 
     # The answer
 
     def done(self) -> bool:
         return self.response_started or self.disconnected
-
-    @property
-    def together(self) -> Together:
-        return self._fast.together
 
     @property
     def standing_fields(self) -> list[tuple[bytes, bytes]]:
@@ -295,7 +316,7 @@ class Exchange(Waiter):
         if not self._connection.answer_whole(self, answer, at):
             return False
         self._task = self._request = self._query = self._drop = None
-        self._body = b""
+        self._data = b""
         return True
 
     def abort(self) -> None:
@@ -347,4 +368,4 @@ class Exchange(Waiter):
     def _forget(self) -> None:
         """An idle connection keeps its last exchange; it is not to keep what was sent."""
         self._task = self._request = self._query = self._drop = self._failure = None
-        self._body = b""
+        self._data = b""

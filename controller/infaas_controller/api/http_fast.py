@@ -24,6 +24,7 @@ from infaas_controller.api.http_turned import TurnedAway
 from infaas_controller.api.http_way import Head, Heads, RawFields
 from infaas_controller.api.intake import find_task, parse_version
 from infaas_controller.api.service import Inference
+from infaas_controller.decide.shed import LEAST_S
 from infaas_controller.ports import QueryFailedError
 
 
@@ -36,6 +37,7 @@ class FastInfer:
         self.inference = inference
         self.together = FastTogether(inference)
         self.shedding = Shedding(inference)
+        self.turns = self.shedding.turns
         self._authenticator = authenticator
         self._max_body_bytes = max_body_bytes
         self._max_json_bytes = max_json_bytes
@@ -59,20 +61,22 @@ class FastInfer:
         found = self._heads.as_sent(data)
         if found is None:
             return None
-        head, body = found
-        if head.turned is not None and (answer := self._turned_away(head, head.turned, body)) is not None:
+        head, begin = found
+        if head.turned is not None and (answer := self._turned_away(head, head.turned, data, begin)) is not None:
             return answer
-        shed = self.shedding.turns_away(head, body, unread_s)
+        if head.shed is None and not unread_s and self.turns.reading_s <= LEAST_S:
+            return Exchange(self, connection, head, head.fields, data, begin)
+        shed = self.shedding.turns_away(head, data, begin, unread_s)
         if isinstance(shed, bytes):
             return shed
-        return Exchange(self, connection, head, head.fields, body, is_shed=shed)
+        return Exchange(self, connection, head, head.fields, data, begin, is_shed=shed)
 
-    def _turned_away(self, head: Head, turned: TurnedAway, body: bytes) -> bytes | None:
+    def _turned_away(self, head: Head, turned: TurnedAway, data: bytes, begin: int) -> bytes | None:
         if self.inference.clock.now() >= turned.until:
             head.turned = None
             self.inference.alike.over(turned)
             return None
-        if head.known is None or not head.known.inputs.suits(body):
+        if head.known is None or not head.known.inputs.suits(data, begin):
             return None
         answer = turned.answer(fresh_request_id())
         if answer is not None:
@@ -109,6 +113,7 @@ class FastInfer:
             self._view = view
             self._view_number += 1
         elif fields is head.fields and head.opened_in == self._view_number and head.opened is not None:
+            head.opened_turn = self.turns.number
             return head.opened
         self._authenticator.check(fields.get("authorization"))
         head.opened = find_task(view, head.handle), parse_version(head.version)

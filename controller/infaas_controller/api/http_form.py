@@ -132,7 +132,9 @@ class Form:
             length = self._own_bytes + self._id_bytes
             self._tail = f"{self._lengths(length)}{self._json[0]}"
         text = f"{head}{self._tail}{decision_id}{self._end}".encode("ascii")
-        return b"".join([text, *[columns[at].part(place)[1] for at, _ in self._outputs]])
+        if len(self._outputs) == 1:
+            return text + columns[self._outputs[0][0]].bytes_of(place)
+        return b"".join([text, *[columns[at].bytes_of(place) for at, _ in self._outputs]])
 
     def _with_json(self, head: str, decision_id: str, columns: Sequence[Column], place: int, written: Texts) -> bytes:
         body: list[Buffer] = []

@@ -24,10 +24,12 @@ _ARRAY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n\[]*?(\[[^\[\]"{}]*\])')
 
 
 class Reader(Protocol):
-    def __call__(self, body: bytes) -> Inputs | None:
+    """Of a body that begins at some place of what came."""
+
+    def __call__(self, data: bytes, begin: int = 0) -> Inputs | None:
         """None: the body is another one. Raises InvalidError for values that are none of their datatype."""
 
-    def suits(self, body: bytes) -> bool:
+    def suits(self, data: bytes, begin: int = 0) -> bool:
         """Whether all but the values is there; they are not looked at."""
 
 
@@ -68,18 +70,21 @@ class _BinaryReader:
             self._parts.append(part_of(tensor, at, at + len(tensor.data)))
             at += len(tensor.data)
 
-    def suits(self, body: bytes) -> bool:
-        return len(body) == self._size and body.startswith(self._json)
+    def suits(self, data: bytes, begin: int = 0) -> bool:
+        return len(data) - begin == self._size and data.startswith(self._json, begin)
 
-    def __call__(self, body: bytes) -> Inputs | None:
-        if len(body) != self._size or not body.startswith(self._json):
+    def __call__(self, data: bytes, begin: int = 0) -> Inputs | None:
+        if len(data) - begin != self._size or not data.startswith(self._json, begin):
             return None
-        view = memoryview(body)
+        view = memoryview(data)
         if len(self._parts) == 1:
-            make, name, datatype, shape, begin, _ = self._parts[0]
-            return (make(name, datatype, shape, view[begin:]),)
+            make, name, datatype, shape, at, _ = self._parts[0]
+            return (make(name, datatype, shape, view[begin + at :]),)
         return tuple(
-            [make(name, datatype, shape, view[begin:end]) for make, name, datatype, shape, begin, end in self._parts]
+            [
+                make(name, datatype, shape, view[begin + at : begin + end])
+                for make, name, datatype, shape, at, end in self._parts
+            ]
         )
 
 
@@ -95,19 +100,18 @@ class _JsonReader:
         self._name, self._datatype, self._shape = tensor.name, tensor.datatype, tensor.shape
         self._count = len(tensor.data) // tensor.datatype.itemsize
 
-    def suits(self, body: bytes) -> bool:
-        begin, end = len(self._before), len(body) - len(self._after)
-        if end <= begin or not body.startswith(self._before) or not body.endswith(self._after):
+    def suits(self, data: bytes, begin: int = 0) -> bool:
+        first, end = begin + len(self._before), len(data) - len(self._after)
+        if end <= first or not data.startswith(self._before, begin) or not data.endswith(self._after):
             return False
-        return body.find(b'"', begin, end) < 0  # between them are numbers, and nothing that has a name
+        return data.find(b'"', first, end) < 0  # between them are numbers, and nothing that has a name
 
-    def __call__(self, body: bytes) -> Inputs | None:
-        if not self.suits(body):
+    def __call__(self, data: bytes, begin: int = 0) -> Inputs | None:
+        if not self.suits(data, begin):
             return None
-        end = len(body) - len(self._after)
-        text = memoryview(body)[len(self._before) : end]
-        data = flat_array(self._name, text, self._datatype, self._count)
-        return None if data is None else (Tensor(self._name, self._datatype, self._shape, data),)
+        text = memoryview(data)[begin + len(self._before) : len(data) - len(self._after)]
+        array = flat_array(self._name, text, self._datatype, self._count)
+        return None if array is None else (Tensor(self._name, self._datatype, self._shape, array),)
 
 
 def _binary_reader(body: bytes, length: int, request: InferRequest) -> _BinaryReader | None:

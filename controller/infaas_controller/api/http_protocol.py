@@ -353,7 +353,9 @@ class BoundedProtocol(PatientProtocol):
         self.server_state.total_requests += 1
         if self.flow.read_paused:
             self.flow.resume_reading()
-        self._await_first_byte(at)
+        self._idle_since = at
+        if self.timeout_keep_alive_task is None:
+            self._await_first_byte(at)
 
     def on_response_complete(self) -> None:
         """In the place of uvicorn's, which sets a timer for every pause."""

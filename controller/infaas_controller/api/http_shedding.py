@@ -47,13 +47,13 @@ class Shedding:
         self._is_over = True
         self.resting.end()
 
-    def turns_away(self, head: Head, body: bytes, unread_s: float = 0.0) -> bytes | bool:
-        """Whether a query is turned away, if it is like those that the head is known by; bytes are its whole answer.
-        Without one, it must be read, and told with a decision of its own (`refusal`). `unread_s`: it may have lain
+    def turns_away(self, head: Head, data: bytes, begin: int, unread_s: float) -> bytes | bool:
+        """Whether a query is turned away, if it is like those that the head is known by, its body beginning there;
+        bytes are its whole answer. Without one, it must be read, and told with a decision of its own (`refusal`).
+        `unread_s`: it may have lain
         there for so long; it is turned away where that is too much for it, whatever the share."""
         shed, turns, known = head.shed, self.turns, head.known
-        is_unneeded = shed is None and turns.reading_s <= LEAST_S and not unread_s
-        if is_unneeded or self._is_over or known is None or not known.inputs.suits(body):
+        if self._is_over or known is None or not known.inputs.suits(data, begin):
             return False
         if shed is None:
             wanted = known.requirements

@@ -89,8 +89,9 @@ class FastTogether(Together):
             batch.ran.worker,
             [(c.name, c.datatype, c.tail) for c in columns],
         )
+        owners = cast(list[Alike], [ended.owner for ended in batch.ended])
         for at, ended in enumerate(batch.ended):
-            exchange, place = cast(Alike, ended.owner), places[ended.number]
+            exchange, place = owners[at], places[ended.number]
             if exchange.done() or not exchange.keep_alive:
                 left.append(at)
                 continue

@@ -54,7 +54,7 @@ class Head:
 
     __slots__ = (
         "_defaults", "_requirements", "body_bytes", "fields", "handle", "is_large_for", "known", "lessons", "opened",
-        "opened_in", "probes_until", "shed", "shed_count", "shed_told", "shed_turn", "turned", "version",
+        "opened_in", "opened_turn", "probes_until", "shed", "shed_count", "shed_told", "shed_turn", "turned", "version",
     )  # fmt: skip
 
     def __init__(self, handle: str, version: str, fields: dict[str, str], body_bytes: int) -> None:
@@ -73,6 +73,8 @@ class Head:
         self.opened: tuple[Task, int | None] | None = None
         """What was found for it, its credential being good, in the view of the cluster of that number."""
         self.opened_in = 0
+        self.opened_turn = -1
+        """The turn of the loop in which that was looked at last."""
         self.turned: TurnedAway | None = None
         """What the last query like `known` was told, if it was turned away."""
         self.probes_until = 0.0
@@ -131,19 +133,27 @@ class Heads:
         self._known: dict[tuple[object, ...], Head] = {}
         self._as_sent: dict[bytes, Head] = {}
         """By the bytes on the wire, up to the header's end."""
+        self._last: tuple[bytes, Head] | None = None
+        """Of those, the one that came last: the next is nearly always the same."""
 
     @property
     def kept(self) -> int:
         return len(self._known) + len(self._as_sent)
 
-    def as_sent(self, data: bytes) -> tuple[Head, bytes] | None:
-        """Of a piece that is one whole request with a header that was parsed before: its head, and its body. The same
-        bytes mean the same again, so nothing is parsed."""
-        begin = data.find(HEAD_END) + len(HEAD_END)
-        head = self._as_sent.get(data[:begin])
-        if head is None or len(data) - begin != head.body_bytes:
-            return None
-        return head, data[begin:]
+    def as_sent(self, data: bytes) -> tuple[Head, int] | None:
+        """Of a piece that is one whole request with a header that was parsed before: its head, and where its body
+        begins. The same bytes mean the same again, so nothing is parsed."""
+        last = self._last
+        if last is not None and data.startswith(last[0]):
+            begin, head = len(last[0]), last[1]
+        else:
+            begin = data.find(HEAD_END) + len(HEAD_END)
+            sent = data[:begin]
+            found = self._as_sent.get(sent)
+            if found is None:
+                return None
+            head, self._last = found, (sent, found)
+        return (head, begin) if len(data) - begin == head.body_bytes else None
 
     def remember(self, data: bytes, head: Head) -> None:
         """`data` is one whole request of this head and nothing else, without a field that is of a single query."""
@@ -153,6 +163,7 @@ class Heads:
         if len(self._as_sent) >= HEADS_KEPT:
             self._as_sent.clear()
         self._as_sent[data[:begin]] = head
+        self._last = None
 
     def of(self, target: bytes, raw: RawFields) -> tuple[Head, dict[str, str]] | None:
         """The head, and the fields of this request: the head's own unless it sends what is of one query."""

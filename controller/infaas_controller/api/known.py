@@ -9,14 +9,14 @@ values is looked at anew. How requests of one form are recognised, and where the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from infaas.domain.query import Query, Requirements
 from infaas.domain.task import Task
 from infaas.domain.tensor import Datatype, Tensor
 from infaas.rpc.tensors import InferRequest, raw_tensor
-from infaas_controller.api.intake import Outline
+from infaas_controller.api.intake import Outline, time_s
 
 KNOWN_BYTES = 4_096
 """The most that is kept of what a request says around its values."""
@@ -41,6 +41,11 @@ class Known(Generic[Reader]):
     requirements: Requirements
     """Of whoever waits without a deadline of the call."""
     handle: str
+    within_s: float = field(init=False)
+    """How long an answer may take, by its requirements."""
+
+    def __post_init__(self) -> None:
+        self.within_s = time_s(self.requirements)
 
 
 def known_of(

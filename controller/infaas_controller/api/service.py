@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
@@ -38,6 +39,7 @@ from infaas_controller.api.intake import (
     reading_deadline,
     time_s,
 )
+from infaas_controller.api.known import Known
 from infaas_controller.api.spans import QuerySpans
 from infaas_controller.api.turned import Alike
 from infaas_controller.ports import Answer, Outcome, QueryFailedError, QueryService, Ran
@@ -162,6 +164,15 @@ class Inference:
         query = build_query(ticket.handle, version, task, request, own, caller, arrival, trace, basis)
         ticket.priority, ticket.items = own.priority, query.items
         return query
+
+    def query_known(self, known: Known[Any], version: int | None, inputs: tuple[Tensor, ...], at: float) -> Query:
+        """Of a request that differs in nothing but values from one that was a query, has no ids of its own, and came
+        then. Not where queries are traced."""
+        outline = known.outline
+        return Query(
+            fresh_request_id(), known.handle, version, known.requirements, outline.items, outline.signature, inputs,
+            outline.outputs, at, at + known.within_s,
+        )  # fmt: skip
 
     def query_like(
         self,

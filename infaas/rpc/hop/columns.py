@@ -83,6 +83,10 @@ class Column:
         shape = (self._items[place], *self._tail) if self._shapes is None else self._shapes[place]
         return shape, self.data[self._marks[place] * self._unit : self._marks[place + 1] * self._unit]
 
+    def bytes_of(self, place: int) -> memoryview:
+        """`part` without its shape."""
+        return self.data[self._marks[place] * self._unit : self._marks[place + 1] * self._unit]
+
 
 def read_columns(
     said: Iterable[pb.Column], items: Sequence[int], sizes: Sequence[int], payload: memoryview

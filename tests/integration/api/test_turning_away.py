@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 from computing_service import ComputingService
-from infaas_controller.api import http_resting, http_shedding, http_turns, turned
+from infaas_controller.api import http_fast, http_resting, http_shedding, http_turns, turned
 from infaas_controller.decide import shed
 from serving import Serving, serving
 
@@ -237,6 +237,7 @@ def drown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_turns, "MANY", 0)
     monkeypatch.setattr(http_turns, "BUSY_SHARE", 0.0)
     monkeypatch.setattr(http_turns, "FOLLOWS", 1e9)
+    monkeypatch.setattr(http_fast, "LEAST_S", 0.0)
     monkeypatch.setattr(http_shedding, "LEAST_S", 0.0)
     monkeypatch.setattr(shed, "LEAST_S", 0.0)
     monkeypatch.setattr(shed, "LEAST_HELD_S", 1e-9)

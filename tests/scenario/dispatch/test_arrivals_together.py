@@ -79,6 +79,22 @@ def test_a_batchs_worth_of_queries_is_decided_on_once() -> None:
     assert cluster.engine.live == cluster.engine.queues.waiting == 0
 
 
+def test_each_ends_at_its_own_deadline_though_they_came_together() -> None:
+    cluster, _ = a_cluster(p95_ms=1, per_item_ms=0.1, max_batch=64)
+    cluster.hung.add("i0-v")
+    left_ms = [30, 10, 20, 10, 200]
+    begun = cluster.now
+    cluster.submit_together(5, left_ms, latency_ms=1000)
+    ended: dict[str, float] = {}
+    while len(cluster.ended) < 5:
+        cluster.run_for(0.001)
+        for id in cluster.ended:
+            ended.setdefault(id, cluster.now - begun)
+    assert set(cluster.ended.values()) == {Code.DEADLINE_PASSED}
+    assert ended == pytest.approx({f"q{n}": ms / 1e3 for n, ms in enumerate(left_ms)}, abs=0.0011)
+    assert cluster.engine.live == 0
+
+
 def test_what_does_not_fit_the_batch_is_decided_on_anew() -> None:
     cluster, policy = a_cluster(p95_ms=10, per_item_ms=0.1, max_batch=8)
     cluster.submit_together(20, latency_ms=1000)

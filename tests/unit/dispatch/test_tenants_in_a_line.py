@@ -29,11 +29,18 @@ class Class:
         self.promised = self.queue.promised.setdefault(InstanceId("i1"), {})
 
     def come(self, tenant: str | None, *, latency_ms: float = 100.0, items: int = 1) -> Ticket:
+        ticket = self._came(tenant, latency_ms, items)
+        self.queue.push(ticket)
+        return ticket
+
+    def come_in_order(self, tenant: str | None, latencies_ms: list[float]) -> None:
+        self.queue.push_in_order([self._came(tenant, ms, 1) for ms in sorted(latencies_ms)])
+
+    def _came(self, tenant: str | None, latency_ms: float, items: int) -> Ticket:
         ticket = Ticket(next(numbers), a_query(tenant=tenant, latency_ms=latency_ms, items=items), None)
         ticket.flow = self.line.flow_of(ticket.query.requirements.tenant)
         self.line.came(ticket.flow, 0, items, ticket.input_bytes, 1)
         self.line.tickets[ticket.number] = self.promised[ticket.number] = ticket
-        self.queue.push(ticket)
         self.queue.count += 1
         return ticket
 
@@ -60,6 +67,32 @@ class Class:
 
 def tenants(tickets: list[Ticket]) -> list[str | None]:
     return [ticket.query.requirements.tenant for ticket in tickets]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["one", "in order", "another's", "batch"]), st.lists(st.integers(1, 5), min_size=1)),
+        max_size=12,
+    )
+)
+def test_those_that_come_in_order_go_like_any_others(steps: list[tuple[str, list[int]]]) -> None:
+    """Of each tenant by deadline, and first come, first served where deadlines are the same."""
+    there = Class()
+    for step, times in steps:
+        if step == "in order":
+            there.come_in_order("a", [100.0 * each for each in times])
+        elif step == "batch":
+            waiting = dict(there.promised)
+            for ticket in there.batch(len(times)):
+                assert ticket.flow is not None
+                mine = [each for each in waiting.values() if each.flow is ticket.flow]
+                assert ticket is min(mine, key=lambda each: (each.deadline, each.number))
+                del waiting[ticket.number]
+        else:
+            there.come("a" if step == "one" else "b", latency_ms=100.0 * times[0])
+    count = len(there.promised)
+    assert len(there.batch(10_000)) == count
+    assert not there.promised
 
 
 def test_one_tenants_queries_go_by_deadline() -> None:
