@@ -11,6 +11,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 from math import inf
+from operator import attrgetter
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
@@ -352,7 +353,7 @@ class Engine(Arrivals):
         left = [ticket for ticket in live if ticket.deadline > now]
         if left:
             self._watch_deadlines(left)
-        passed = [ticket for ticket in live if ticket.deadline <= now]
+        passed = sorted((ticket for ticket in live if ticket.deadline <= now), key=_BY_DEADLINE, reverse=True)
         try:
             while passed:
                 self._pass_deadline(passed.pop())
@@ -397,6 +398,9 @@ class Engine(Arrivals):
 
     def _still(self, sent: Sent, batch: int) -> list[Ticket]:
         return [t for t in sent.tickets if t.state is TicketState.SENT and t.batch == batch]
+
+
+_BY_DEADLINE = attrgetter("deadline", "number")
 
 
 def _code(slug: str) -> Code:

@@ -95,8 +95,7 @@ class Exchange(Waiter):
         self._fields = fields
         self._data: bytes | bytearray = data
         self._begin = begin
-        self._arrived_at = fast.turns.began_at
-        """As far as anybody knows: it lay in its socket when the turn began, or came since."""
+        self._arrived_at = fast.now()
         self._made: Ticket | None = None
         self._drop: Callable[[], None] | None = None
         self._failure: Exception | None = None

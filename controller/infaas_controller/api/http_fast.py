@@ -38,6 +38,7 @@ class FastInfer:
         self.together = FastTogether(inference)
         self.shedding = Shedding(inference)
         self.turns = self.shedding.turns
+        self.now = inference.clock.now
         self._authenticator = authenticator
         self._max_body_bytes = max_body_bytes
         self._max_json_bytes = max_json_bytes

@@ -133,7 +133,10 @@ class BoundedProtocol(PatientProtocol):
         """Serve a request with a header that was parsed before. False: it must be parsed."""
         if self._fast is None or self.flow.write_paused or self._is_shutting_down:
             return False
-        exchange = self._fast.exchange_of(self, data, self._joining.unread_s)
+        unread_s = self._joining.unread_s
+        if unread_s:
+            self._joining.unread_s = 0.0  # what comes next has not waited
+        exchange = self._fast.exchange_of(self, data, unread_s)
         if isinstance(exchange, bytes):
             self._joining.write_whole(exchange)
             self._fast.shedding.resting.told(self._joining)

@@ -20,8 +20,10 @@ from infaas_controller.decide.shed import WAKING_S, resting_of
 RESTS_S = 1.0
 """What `Retry-After` asks of those who were turned away."""
 WAKES_EVERY_S = 0.005
+WAKES_PER_S = 6_400.0
+"""So many are heard again at most, however long turns are: all of 2,000 in a third of a second."""
 WAKES_AT_ONCE = 32
-"""So many are heard again in that time at most: all of 2,000 in a third of a second."""
+"""No fewer than in that time, where a look comes earlier."""
 
 _log = get_logger(__name__)
 
@@ -55,20 +57,17 @@ class Resting:
         self._told: dict[Sleeper, None] = {}
         """In this turn, that there is too much to do. A turn may read a connection twice."""
         self._resting: deque[tuple[float, Sleeper]] = deque()
-        self._woken: list[Sleeper] = []
+        self._woken: dict[Sleeper, None] = {}
         """Since the last look; what lay there is read before the next one."""
+        self._looked_at = 0.0
         self._turn_s = self._ended_at = 0.0
         """Of the last turn that read anything."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_over = False
 
     def __len__(self) -> int:
-        return len(self._resting)
-
-    @property
-    def is_anyone_late(self) -> bool:
-        """Whether anything may lie unread, or have lain so."""
-        return bool(self._resting or self._woken)
+        """Those that rest, and those where something may have lain unread until now."""
+        return len(self._resting) + len(self._woken)
 
     def told(self, connection: Sleeper) -> None:
         """Its query was turned away unread."""
@@ -82,7 +81,7 @@ class Resting:
         told, self._told = self._told, {}
         count = resting_of(len(told), turn_s)
         if count and not self._is_over:
-            fresh = [connection for connection in told if not connection.unread_s]  # the others have just rested
+            fresh = [connection for connection in told if connection not in self._woken]  # the others have just rested
             self._send_to_rest(self._sample(fresh, min(count, len(fresh))))
 
     def end(self) -> None:
@@ -107,6 +106,7 @@ class Resting:
 
     def _look_later(self) -> None:
         if self._timer is None:
+            self._looked_at = self._clock.now()
             self._timer = asyncio.get_running_loop().call_later(WAKES_EVERY_S, self._look)
 
     def _look(self) -> None:
@@ -115,17 +115,18 @@ class Resting:
             connection.unread_s = 0.0
         self._woken.clear()
         now = self._clock.now()
+        count = max(WAKES_AT_ONCE, int(WAKES_PER_S * (now - self._looked_at)))
         is_calm = self._turn_s < WAKING_S or now - self._ended_at > self._turn_s
-        for _ in range(WAKES_AT_ONCE):
+        for _ in range(count):
             if not self._resting or not (is_calm or now - self._resting[0][0] >= RESTS_S):
                 break
             self._wake(*self._resting.popleft())
-        if self.is_anyone_late:
+        if self:
             self._look_later()
 
     def _wake(self, since: float, connection: Sleeper) -> None:
         connection.unread_s = self._clock.now() - since
-        self._woken.append(connection)
+        self._woken[connection] = None
         try:
             connection.wake()
         except Exception as error:

@@ -50,8 +50,8 @@ class Shedding:
     def turns_away(self, head: Head, data: bytes, begin: int, unread_s: float) -> bytes | bool:
         """Whether a query is turned away, if it is like those that the head is known by, its body beginning there;
         bytes are its whole answer. Without one, it must be read, and told with a decision of its own (`refusal`).
-        `unread_s`: it may have lain
-        there for so long; it is turned away where that is too much for it, whatever the share."""
+        `unread_s`: it may have lain there for so long, and is turned away where that is too much for it, whatever the
+        share."""
         shed, turns, known = head.shed, self.turns, head.known
         if self._is_over or known is None or not known.inputs.suits(data, begin):
             return False
@@ -62,7 +62,7 @@ class Shedding:
         if head.shed_turn != turns.number:
             head.shed_turn = turns.number
             shed.saw(turns.reading_s, turns.began_at)
-            if not shed.share and turns.reading_s <= LEAST_S and not self.resting.is_anyone_late:
+            if not shed.share and turns.reading_s <= LEAST_S and not self.resting:
                 self.no_more(head)
                 return False
         if not is_late and not shed.takes():
@@ -83,9 +83,9 @@ class Shedding:
                 f"a turn of its loop took {shed.last_long_s * 1e3:.3g} ms, and of queries with {within_s * 1e3:.4g} ms "
                 f"{shed.share:.0%} are turned away unread"
             )
-        if self.resting.is_anyone_late:
+        if self.resting:
             facts.append(
-                f"{len(self.resting)} connections are not read for {RESTS_S:g} s or so, and what lay there for too "
+                f"{len(self.resting)} connections are left unread for {RESTS_S:g} s or so, and what lay there for too "
                 "long is turned away"
             )
         text = (

@@ -17,6 +17,7 @@ from alike import OWN_ID, Both, counted, query_of, serving_both
 from infaas_controller.api import turned
 from infaas_controller.api.http_infer import InferEndpoint
 from infaas_controller.api.http_limits import Limits
+from infaas_controller.api.http_turns import Turns
 from serving import Serving
 
 from infaas.domain.query import Code
@@ -43,8 +44,11 @@ class Exchange:
     pieces: Sequence[bytes]
 
 
-@pytest.fixture
-async def both() -> AsyncIterator[Both]:
+@pytest.fixture(params=["a turn each", "all in one turn"])
+async def both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Both]:
+    """What was found for a header in a turn of the loop is not looked up again in it."""
+    if request.param == "all in one turn":
+        monkeypatch.setattr(Turns, "number", property(lambda _: 0, lambda _turns, _number: None), raising=False)
     async with serving_both(TOKEN, Limits(patience_s=PATIENCE_S, linger_s=2.0)) as servers:
         yield servers
 
@@ -315,7 +319,8 @@ async def test_callers_that_leave_are_counted_alike(both: Both) -> None:
     assert len(both.fast.service.cancelled) == len(both.ordinary.service.cancelled) == 1
 
 
-async def test_a_task_that_changes_is_seen_by_the_next_query(both: Both) -> None:
+@pytest.mark.parametrize("both", ["a turn each"], indirect=True)
+async def test_a_task_that_changes_is_seen_by_the_next_turn(both: Both) -> None:
     for running in (both.fast, both.ordinary):
         await said(running, [a_binary_query(1), a_binary_query(2)])
         view = running.service.view
