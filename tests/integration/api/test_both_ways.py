@@ -303,6 +303,19 @@ async def test_a_model_that_raises_is_answered_alike(both: Both) -> None:
     await assert_alike(both, [Exchange("overflow", [a_query(a_body()), a_binary_query(-(2**31)), a_binary_query(1)])])
 
 
+async def test_queries_that_need_more_than_the_loop_can_begin_are_answered_alike(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of each are known before the third must wait for something."""
+    pieces = [a_binary_query(1), a_binary_query(2), a_query(), a_query()]
+    await assert_alike(both, [Exchange("known", pieces)])
+    before = len(both.fast.service.seen)
+    for running in (both.fast, both.ordinary):
+        monkeypatch.setattr(running.service, "can_begin", lambda query: False)
+    await assert_alike(both, [Exchange("not begun", pieces)])
+    assert len(both.fast.service.seen) == before + 2 * len(pieces)
+
+
 async def test_callers_that_leave_are_counted_alike(both: Both) -> None:
     for running in (both.fast, both.ordinary):
         running.service.hold = asyncio.Event()
