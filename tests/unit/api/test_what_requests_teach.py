@@ -7,10 +7,9 @@ import json
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from infaas_controller.api.http_known import KnownBody, known
+from infaas_controller.api.http_known import COPIED_BYTES, KnownBody, known
 from infaas_controller.api.known import KNOWN_BYTES
 
-from infaas.domain.tensor import Tensor
 from infaas.errors import InfaasError, InvalidError
 from infaas.rpc.tensors import InferRequest
 from infaas.rpc.tensors_json import decode_request
@@ -108,23 +107,27 @@ def test_a_row_may_lie_in_as_many_arrays_as_its_shape_says() -> None:
     assert learnt.inputs(nested.replace(b"[1.0, 2.0]", b"[3], [-4]")) is None
 
 
-def test_binary_inputs_are_found_where_they_lie() -> None:
+@pytest.mark.parametrize("before", [b"", b"what came before it"])
+@pytest.mark.parametrize(("size", "is_copied"), [(2, True), (COPIED_BYTES, True), (COPIED_BYTES + 1, False)])
+def test_binary_inputs_are_found_where_they_lie_and_only_small_ones_are_copied(
+    size: int, is_copied: bool, before: bytes
+) -> None:
     head = json.dumps(
         {
             "inputs": [
-                {"name": name, "shape": [1, 2], "datatype": "UINT8", "parameters": {"binary_data_size": 2}}
+                {"name": name, "shape": [1, size], "datatype": "UINT8", "parameters": {"binary_data_size": size}}
                 for name in "ab"
             ]
         }
     ).encode()
-    learnt = taught(head + b"abcd", len(head))
+    learnt = taught(head + bytes(2 * size), len(head))
     assert learnt is not None
-    found = learnt.inputs(head + b"efgh")
+    found = learnt.inputs(before + head + b"e" * size + b"g" * size, len(before))
     assert found is not None
-    assert [(tensor.name, bytes(tensor.data)) for tensor in found] == [("a", b"ef"), ("b", b"gh")]
-    assert all(isinstance(tensor, Tensor) and isinstance(tensor.data, memoryview) for tensor in found)
-    assert learnt.inputs(head + b"abcde") is None
-    assert learnt.inputs(head.replace(b"UINT8", b"INT8 ") + b"abcd") is None
+    assert [(tensor.name, bytes(tensor.data)) for tensor in found] == [("a", b"e" * size), ("b", b"g" * size)]
+    assert all(isinstance(tensor.data, bytes) is is_copied for tensor in found)
+    assert learnt.inputs(before + head + bytes(2 * size + 1), len(before)) is None
+    assert learnt.inputs(before + head.replace(b"UINT8", b"INT8 ") + bytes(2 * size), len(before)) is None
 
 
 def test_a_byte_that_is_no_truth_value_is_refused_as_when_it_was_read_first() -> None:
