@@ -201,6 +201,7 @@ class Controller:
             is_ready=parts.dispatcher.is_ready(),
             waited_s=self._clock.now() - began,
             does_another_serve=parts.siblings.does_another_serve(),
+            claim=self._seat.claim,
         ):
             ended, _ = await asyncio.wait(endings, timeout=_READY_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             if ended:

@@ -63,10 +63,11 @@ class Told:
     own: Own
 
 
-def may_listen(*, is_ready: bool, waited_s: float, does_another_serve: bool) -> bool:
+def may_listen(*, is_ready: bool, waited_s: float, does_another_serve: bool, claim: Callable[[], bool]) -> bool:
     """Whether a process that starts takes connections. One that is not ready would get its share of them and answer
-    503, so it waits, unless there is nobody who could answer at all."""
-    return is_ready or (waited_s >= UNREADY_AFTER_S and not does_another_serve)
+    503, so it waits, unless there is nobody who could answer at all; of several that find nobody at the same moment,
+    `claim` says true to one."""
+    return is_ready or (waited_s >= UNREADY_AFTER_S and not does_another_serve and claim())
 
 
 def shared_out(settings: Settings, count: int) -> Settings:

@@ -5,6 +5,7 @@ The master tells each process through its environment, once, when it starts it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -47,6 +48,17 @@ class Seat:
         """Whether a name is that of another seat, taken or not, of the same program."""
         group, _, number = name.rpartition("-")
         return not self.is_alone and group == self.group and number.isdigit() and name != self.name
+
+    def claim(self) -> bool:
+        """Become the one process of all that answers for those that are not ready. It stays that one as long as it
+        lives: the lock is the kernel's, and a process that dies lets go of it."""
+        if self.is_alone:
+            return True
+        try:
+            fcntl.lockf(self.notes[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX leaves it open which
+            return False
+        return True
 
     def environ(self) -> dict[str, str]:
         return {SEAT: json.dumps(asdict(self))}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -48,6 +50,37 @@ def test_a_closed_descriptor_is_no_seat() -> None:
     with pytest.raises(SettingsError, match="INFAAS_SEAT"):
         seat_of(seat.environ())
     os.close(seat.numbers[0])
+
+
+def test_one_living_process_of_all_has_the_claim() -> None:
+    first, second = make_seats(2, "c-1")
+    command = [sys.executable, "-c", _CLAIM]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **second.environ()},
+        pass_fds=second.descriptors,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"True\n"
+        assert not first.claim()
+        other.stdin.close()
+        other.wait()
+    assert first.claim()
+    assert first.claim(), "who has it keeps it"
+    assert Seat().claim()
+    for descriptor in first.descriptors:
+        os.close(descriptor)
+
+
+_CLAIM = """
+import os, sys
+from infaas.processes.seat import seat_of
+print(seat_of(os.environ).claim(), flush=True)
+sys.stdin.read()
+"""
 
 
 def test_who_has_no_seat_is_alone_and_has_no_neighbours() -> None:
