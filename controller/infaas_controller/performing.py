@@ -26,9 +26,6 @@ from infaas_controller.workers import WorkerLinks
 
 _log = get_logger(__name__)
 
-TOGETHER_FROM = 2
-"""Answers of one batch that are worth answering together."""
-
 
 class Performer:
     """Owned by the dispatcher, on its event loop. `on_ended` is called after every query's end."""
@@ -168,7 +165,7 @@ class Performer:
         """Returns those that are left."""
         places, outputs = result.outputs, result.answers
         together = getattr(tickets[0].owner, "together", None)
-        if together is None or len(tickets) < TOGETHER_FROM or places is None or outputs is None or outputs.problem:
+        if together is None or places is None or outputs is None or outputs.problem:
             return tickets
         now = self._clock.now()
         usual, left = _usual(tickets, together, now)
