@@ -26,7 +26,8 @@ from dataplane.servers import pins
 ALL = "all"
 PEERS = tuple(name for name in NAMES if name != "null")
 PEERS_OF = {
-    "peers": PEERS,
+    "peers": tuple(name for name in PEERS if name != "bare"),
+    "batching": ("bare",),
     "gateway": ("fastapi", "grpc"),
     "overload": ("fastapi", "mosec", "mlserver", "ray", "triton"),
 }
@@ -40,7 +41,7 @@ The data plane, measured against peers and limits of the same run.
 
   decision  what a decision costs, from 10 to 10,000 instances
   gateway   latency and processor time added over ONNX Runtime in process, by program; four models
-  batching  share of the best offline batch throughput: wide MLP, 1 ms CNN, ResNet-18
+  batching  share of the best offline batch throughput: wide MLP, 1 ms CNN, ResNet-18; a bare loop beside it
   overload  answers on time at 0.5 to 5 times capacity with a 100 ms deadline; refusals; return to normal
   peers     answers/s and processor time per query, small MLP, 32 connections; ratios to bare FastAPI
   soak      ten minutes with cancelled and malformed queries: memory, descriptors, tasks, gauges

@@ -23,7 +23,7 @@ from dataplane.environments import CannotMakeError, python_of
 from dataplane.graphs import OUTPUT, Prepared
 from dataplane.native_load import NULL as NULL_PROGRAM
 from dataplane.native_load import CannotBuildError, built
-from dataplane.servers import FASTAPI, JSON, LeftOut, Pins, Server, wait_listening
+from dataplane.servers import BINARY, FASTAPI, JSON, LeftOut, Pins, Server, wait_listening
 from infaas.testing.triton import add_model, find_tritonserver, free_port, why_no_triton
 
 APPS = Path(__file__).parent / "apps"
@@ -31,10 +31,10 @@ MOSEC, MOSEC_ALONE, MLSERVER, RAY, TRITON = (
     "mosec, batches of 32", "mosec as it comes", "MLServer", "Ray Serve", "Triton python backend",
 )  # fmt: skip
 """Batches are one query each with mosec unless its owner says otherwise; 32 are as many as there are callers."""
-GRPC_AIO, NULL = "bare grpc.aio", "null server"
+GRPC_AIO, BARE, NULL = "bare grpc.aio", "bare loop", "null server"
 NAMES = {
     "fastapi": FASTAPI, "mosec": MOSEC, "mosec-alone": MOSEC_ALONE, "mlserver": MLSERVER, "ray": RAY,
-    "triton": TRITON, "grpc": GRPC_AIO, "null": NULL,
+    "triton": TRITON, "grpc": GRPC_AIO, "bare": BARE, "null": NULL,
 }  # fmt: skip
 _START_S = 120.0
 _STOP_S = 10.0
@@ -144,6 +144,12 @@ def _grpc(kit: Kit, prepared: Prepared) -> Iterator[Server]:
 
 
 @contextmanager
+def _bare(kit: Kit, prepared: Prepared) -> Iterator[Server]:
+    with _app("bare_app", Path(sys.executable), kit, prepared) as (address, pid):
+        yield Server(BARE, address, {BARE: pid}, rest=(BINARY,))
+
+
+@contextmanager
 def _null(kit: Kit, prepared: Prepared) -> Iterator[Server]:
     try:
         program = built(NULL_PROGRAM, kit.cache)
@@ -195,6 +201,7 @@ _STARTERS: dict[str, Callable[[Kit, Prepared], AbstractContextManager[Server]]] 
     "ray": _ray,
     "triton": _triton,
     "grpc": _grpc,
+    "bare": _bare,
     "null": _null,
 }
 

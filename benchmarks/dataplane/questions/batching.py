@@ -25,21 +25,21 @@ HEADINGS = (
 
 
 def of_batching(run: Run, models: Sequence[Model] = (WIDE_MLP, SMALL_CNN, RESNET)) -> Answer:
-    """INFaaS over binary REST against one process that does nothing but run batches, in turn."""
+    """INFaaS, and peers that understand it, over binary REST against one process that does nothing but run batches, in
+    turn."""
     found: list[Cell] = []
     with own_systems(run, editions(run.settings)) as (own, missing):
         for model in models:
-            with started(run, model, own, ()) as up:
+            with started(run, model, own, run.peers) as up:
                 missing += up.left_out
                 found += _of_model(run, up)
         shipped = seen(own)
     title = "Batching: binary, a connection for each caller, against the best offline batches"
     shares = {
-        system.name: [
-            next((one.percent for one in found if (one.model, one.system) == (model, system.name)), None)
-            for model in models
+        system: [
+            next((one.percent for one in found if (one.model, one.system) == (model, system)), None) for model in models
         ]
-        for system in own
+        for system in dict.fromkeys(one.system for one in found)
     }
     return Answer(
         f"{title}; medians of {run.effort.rounds}",

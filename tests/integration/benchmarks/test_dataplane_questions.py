@@ -93,6 +93,15 @@ def test_batching_is_a_share_of_the_best_batch_in_process(parts: Any, run: Any, 
     assert parts.of_batching._data(cell)["null_rate"] == cell.null
 
 
+def test_a_bare_loop_answers_rightly_and_is_held_against_the_best_batch_too(parts: Any, run: Any) -> None:
+    model = replace(parts.graphs.SMALL_CNN, questions=4)
+    with parts.cells.started(run, model, (), ("bare",)) as up:
+        (cell,) = parts.of_batching._of_model(run, up)
+    assert up.left_out == []
+    assert (cell.system, [one.failed for one in cell.rounds]) == ("bare loop", [0])  # a wrong answer ends the run
+    assert cell.share > 0
+
+
 def test_an_overload_accounts_for_every_query(parts: Any, run: Any, beside_null: Any) -> None:
     ((row, one),) = parts.of_overload._of_server(run, beside_null, beside_null.servers[0], (0.3,))
     seen = one["overload"]
