@@ -44,7 +44,7 @@ DECIDED_AT_ONCE = 32
 """When one turn of the loop brings in more, the first are decided on and sent before the rest is read: what they are
 told may spare reading it."""
 LOOKS_ON_S = 0.0002
-"""How long a turn goes on at most because it brings queries: less than what a batch costs by itself."""
+"""How long a turn goes on at most because it brings queries: no more than what a batch costs by itself."""
 
 
 class Observer(BatchObserver, Protocol):

@@ -195,18 +195,23 @@ class Controller:
         )
 
     async def _may_open(self, parts: Parts, endings: set[asyncio.Task[Any]]) -> bool:
-        """Among processes that share ports, wait until connections are welcome here; False: this one ends first."""
-        began = self._clock.now()
-        while not may_listen(
-            is_ready=parts.dispatcher.is_ready(),
-            waited_s=self._clock.now() - began,
-            does_another_serve=parts.siblings.does_another_serve(),
-            claim=self._seat.claim,
-        ):
+        """Among processes that share ports, wait until connections are welcome here; False: this one ends first.
+
+        Of several that are not ready and find nobody serving at the same moment, the claim is one's. A ready one takes
+        it if it can, so that nobody else does while it opens, and opens in any case."""
+        began, claim = self._clock.now(), self._seat.claim
+        while True:
+            is_ready = parts.dispatcher.is_ready()
+            is_welcome = may_listen(
+                is_ready=is_ready,
+                waited_s=self._clock.now() - began,
+                does_another_serve=parts.siblings.does_another_serve(),
+            )
+            if is_welcome and (claim.take() or is_ready):
+                return True
             ended, _ = await asyncio.wait(endings, timeout=_READY_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             if ended:
                 return False
-        return True
 
     async def _drain(self, dispatcher: Dispatcher, grpc_server: GrpcServer) -> None:
         dispatcher.begin_drain()

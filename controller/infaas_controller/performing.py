@@ -169,6 +169,8 @@ class Performer:
             return tickets
         now = self._clock.now()
         usual, left = _usual(tickets, together, now)
+        if not usual:
+            return left
         prefix, first = self._decisions.take_ids(len(usual))
         try:
             skipped = together.answer(Batch(usual, ran, outputs, places, prefix, first, now))

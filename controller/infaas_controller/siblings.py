@@ -63,11 +63,10 @@ class Told:
     own: Own
 
 
-def may_listen(*, is_ready: bool, waited_s: float, does_another_serve: bool, claim: Callable[[], bool]) -> bool:
+def may_listen(*, is_ready: bool, waited_s: float, does_another_serve: bool) -> bool:
     """Whether a process that starts takes connections. One that is not ready would get its share of them and answer
-    503, so it waits, unless there is nobody who could answer at all; of several that find nobody at the same moment,
-    `claim` says true to one."""
-    return is_ready or (waited_s >= UNREADY_AFTER_S and not does_another_serve and claim())
+    503, so it waits, unless there is nobody who could answer at all."""
+    return is_ready or (waited_s >= UNREADY_AFTER_S and not does_another_serve)
 
 
 def shared_out(settings: Settings, count: int) -> Settings:

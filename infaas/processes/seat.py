@@ -5,13 +5,13 @@ The master tells each process through its environment, once, when it starts it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from infaas.errors import SettingsError
+from infaas.processes.claim import Claim
 
 SEAT = "INFAAS_SEAT"
 """The variable that says which seat a process has; none: it is alone."""
@@ -35,6 +35,10 @@ class Seat:
         return not self.group
 
     @property
+    def claim(self) -> Claim:
+        return Claim(self.notes[0] if self.notes else None)
+
+    @property
     def name(self) -> str:
         """`c-9ee0dff1d6-2`; the same for every process that ever has this seat."""
         return f"{self.group}-{self.number}"
@@ -48,17 +52,6 @@ class Seat:
         """Whether a name is that of another seat, taken or not, of the same program."""
         group, _, number = name.rpartition("-")
         return not self.is_alone and group == self.group and number.isdigit() and name != self.name
-
-    def claim(self) -> bool:
-        """Become the one process of all that answers for those that are not ready. It stays that one as long as it
-        lives: the lock is the kernel's, and a process that dies lets go of it."""
-        if self.is_alone:
-            return True
-        try:
-            fcntl.lockf(self.notes[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX leaves it open which
-            return False
-        return True
 
     def environ(self) -> dict[str, str]:
         return {SEAT: json.dumps(asdict(self))}

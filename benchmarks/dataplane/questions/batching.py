@@ -72,13 +72,14 @@ class Cell:
 
 def _of_model(run: Run, up: Started) -> list[Cell]:
     limits: list[Limit] = []
-    cells: dict[str, list[Round]] = {server.name: [] for server in up.servers}
+    servers = [server for server in up.servers if server.understands(BINARY)]
+    cells: dict[str, list[Round]] = {server.name: [] for server in servers}
     callers = CONNECTIONS
     for _ in range(run.effort.rounds):
         limits.append(limit_of(up.prepared.file, run.kit.pins.server, run.effort.offline_s))
         if len(limits) == 1:
             callers = max(CONNECTIONS, CALLERS_PER_ROW * limits[0].gaining_batch)
-        for server in up.servers:
+        for server in servers:
             cells[server.name].append(closed(up, server, BINARY, run.effort, connections=callers))
     null = null_rate(up, BINARY, run.effort, connections=callers)
     return [Cell(up.prepared.model, name, callers, rounds, limits, null) for name, rounds in cells.items()]

@@ -95,7 +95,7 @@ def test_batching_is_a_share_of_the_best_batch_in_process(parts: Any, run: Any, 
 
 def test_a_bare_loop_answers_rightly_and_is_held_against_the_best_batch_too(parts: Any, run: Any) -> None:
     model = replace(parts.graphs.SMALL_CNN, questions=4)
-    with parts.cells.started(run, model, (), ("bare",)) as up:
+    with parts.cells.started(run, model, (), ("grpc", "bare")) as up:
         (cell,) = parts.of_batching._of_model(run, up)
     assert up.left_out == []
     assert (cell.system, [one.failed for one in cell.rounds]) == ("bare loop", [0])  # a wrong answer ends the run

@@ -129,8 +129,7 @@ async def test_each_hears_its_own_answer_once_and_its_decision_is_found_under_th
         begin(c, waiters)
         await all_ended(waiters)
         assert [waiter.values for waiter in waiters] == [[number] for number in range(100)]
-        assert teller.told > 50, "only batches of one are told by themselves"
-        assert all(len(batch) > 1 for batch in teller.batches)
+        assert teller.told == 100
         ids = [waiter.ids[0] for waiter in waiters]
         assert len(set(ids)) == 100
         for number, id in enumerate(ids):
@@ -140,6 +139,20 @@ async def test_each_hears_its_own_answer_once_and_its_decision_is_found_under_th
             assert [candidate.variant for candidate in found.candidates] == ["v1"]
         stats = c.dispatcher.stats()["v1"]
         assert (stats.success_count, stats.inference_count, stats.fail_count) == (100, 100, 0)
+        await settled(c)
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+async def test_one_alone_is_told_in_the_same_way(cluster: Opener, is_left: bool) -> None:
+    async with cluster([VARIANT], [one_worker()]) as c:
+        teller = Teller(leaves=lambda _: is_left)
+        waiter = Told(teller)
+        begin(c, [waiter])
+        await all_ended([waiter])
+        assert (teller.told, waiter.values, waiter.errors) == (1, [0], [])
+        found = c.dispatcher.decision(waiter.ids[0])
+        assert (found.request_id, found.outcome, found.variant) == ("q0", "answered", "v1")
+        assert c.dispatcher.stats()["v1"].success_count == 1
         await settled(c)
 
 

@@ -108,26 +108,30 @@ def test_a_row_may_lie_in_as_many_arrays_as_its_shape_says() -> None:
 
 
 @pytest.mark.parametrize("before", [b"", b"what came before it"])
-@pytest.mark.parametrize(("size", "is_copied"), [(2, True), (COPIED_BYTES, True), (COPIED_BYTES + 1, False)])
+@pytest.mark.parametrize(
+    ("sizes", "is_copied"),
+    [
+        ([2], True), ([2, 2], True), ([COPIED_BYTES], True), ([2, COPIED_BYTES], True),
+        ([COPIED_BYTES + 1], False), ([2, COPIED_BYTES + 1], False),
+    ],
+)  # fmt: skip
 def test_binary_inputs_are_found_where_they_lie_and_only_small_ones_are_copied(
-    size: int, is_copied: bool, before: bytes
+    sizes: list[int], is_copied: bool, before: bytes
 ) -> None:
-    head = json.dumps(
-        {
-            "inputs": [
-                {"name": name, "shape": [1, size], "datatype": "UINT8", "parameters": {"binary_data_size": size}}
-                for name in "ab"
-            ]
-        }
-    ).encode()
-    learnt = taught(head + bytes(2 * size), len(head))
+    inputs = [
+        {"name": name, "shape": [1, size], "datatype": "UINT8", "parameters": {"binary_data_size": size}}
+        for name, size in zip("ab", sizes, strict=False)
+    ]
+    head, total = json.dumps({"inputs": inputs}).encode(), sum(sizes)
+    learnt = taught(head + bytes(total), len(head))
     assert learnt is not None
-    found = learnt.inputs(before + head + b"e" * size + b"g" * size, len(before))
+    values = [letter * size for letter, size in zip((b"e", b"g"), sizes, strict=False)]
+    found = learnt.inputs(before + head + b"".join(values), len(before))
     assert found is not None
-    assert [(tensor.name, bytes(tensor.data)) for tensor in found] == [("a", b"e" * size), ("b", b"g" * size)]
+    assert [(tensor.name, bytes(tensor.data)) for tensor in found] == list(zip("ab", values, strict=False))
     assert all(isinstance(tensor.data, bytes) is is_copied for tensor in found)
-    assert learnt.inputs(before + head + bytes(2 * size + 1), len(before)) is None
-    assert learnt.inputs(before + head.replace(b"UINT8", b"INT8 ") + bytes(2 * size), len(before)) is None
+    assert learnt.inputs(before + head + bytes(total + 1), len(before)) is None
+    assert learnt.inputs(before + head.replace(b"UINT8", b"INT8 ") + bytes(total), len(before)) is None
 
 
 def test_a_byte_that_is_no_truth_value_is_refused_as_when_it_was_read_first() -> None:

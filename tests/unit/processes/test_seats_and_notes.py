@@ -65,12 +65,12 @@ def test_one_living_process_of_all_has_the_claim() -> None:
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == b"True\n"
-        assert not first.claim()
+        assert not first.claim.take()
         other.stdin.close()
         other.wait()
-    assert first.claim()
-    assert first.claim(), "who has it keeps it"
-    assert Seat().claim()
+    assert first.claim.take()
+    assert first.claim.take(), "who has it keeps it"
+    assert Seat().claim.take()
     for descriptor in first.descriptors:
         os.close(descriptor)
 
@@ -78,7 +78,7 @@ def test_one_living_process_of_all_has_the_claim() -> None:
 _CLAIM = """
 import os, sys
 from infaas.processes.seat import seat_of
-print(seat_of(os.environ).claim(), flush=True)
+print(seat_of(os.environ).claim.take(), flush=True)
 sys.stdin.read()
 """
 

@@ -36,23 +36,19 @@ def speaking(seat: Seat, said: Own, name: str | None = None) -> Siblings:
 
 
 @pytest.mark.parametrize(
-    ("is_ready", "waited_s", "does_another_serve", "is_claimed", "may"),
+    ("is_ready", "waited_s", "does_another_serve", "may"),
     [
-        (True, 0.0, False, False, True),
-        (True, 0.0, True, False, True),
-        (False, 0.1, False, True, False),
-        (False, 2.0, False, True, True),
-        (False, 2.0, False, False, False),
-        (False, 3600.0, True, True, False),
+        (True, 0.0, False, True),
+        (True, 0.0, True, True),
+        (False, 0.1, False, False),
+        (False, 2.0, False, True),
+        (False, 3600.0, True, False),
     ],
 )
 def test_a_process_that_is_not_ready_takes_no_connections_that_others_would_answer(
-    is_ready: bool, waited_s: float, does_another_serve: bool, is_claimed: bool, may: bool
+    is_ready: bool, waited_s: float, does_another_serve: bool, may: bool
 ) -> None:
-    said = may_listen(
-        is_ready=is_ready, waited_s=waited_s, does_another_serve=does_another_serve, claim=lambda: is_claimed
-    )
-    assert said is may
+    assert may_listen(is_ready=is_ready, waited_s=waited_s, does_another_serve=does_another_serve) is may
 
 
 def test_what_is_limited_per_controller_is_shared_out() -> None:
