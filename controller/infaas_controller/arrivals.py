@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
-from operator import attrgetter
 
 from infaas.domain.query import Code, Objective, Query, Refusal
 from infaas_controller.commands import Digest
 from infaas_controller.placing import EngineSettings, Placing, internal
 from infaas_controller.quarantine import QUARANTINE_S, Quarantine, RetryBudget
-from infaas_controller.queues import Ticket, TicketState
+from infaas_controller.queues import Ticket, TicketState, by_deadline
 
 QUARANTINED = (
     "this input ended the two instances that ran it, the second of them alone in a process of its own: it is in "
@@ -109,7 +108,7 @@ class Arrivals(Placing):
 
     def _choose_together(self, group: list[Ticket], now: float) -> None:
         """The tightest deadline first; whoever has the most time is asked whether there is any use in going on."""
-        left = deque(sorted(group, key=_by_deadline))
+        left = deque(sorted(group, key=by_deadline))
         while left:
             first = left.popleft()
             if self._place_or_fault(first, now):
@@ -213,9 +212,6 @@ def _alike(tickets: Sequence[Ticket]) -> Iterable[list[Ticket]]:
             group = found.setdefault(key, [])
         group.append(ticket)
     return found.values()
-
-
-_by_deadline = attrgetter("deadline", "number")
 
 
 def _follow(ticket: Ticket, first: Ticket, now: float) -> None:

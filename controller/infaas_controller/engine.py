@@ -11,7 +11,6 @@ import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 from math import inf
-from operator import attrgetter
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import InstanceId, WorkerId
@@ -25,7 +24,7 @@ from infaas_controller.decide.turn import turn
 from infaas_controller.filling import Filling
 from infaas_controller.lanes import Lane
 from infaas_controller.placing import EngineSettings, Sent, internal
-from infaas_controller.queues import Ticket, TicketState
+from infaas_controller.queues import Ticket, TicketState, by_deadline
 from infaas_controller.timers import Due
 
 OVERDUE_FACTOR = 3.0
@@ -353,7 +352,7 @@ class Engine(Arrivals):
         left = [ticket for ticket in live if ticket.deadline > now]
         if left:
             self._watch_deadlines(left)
-        passed = sorted((ticket for ticket in live if ticket.deadline <= now), key=_BY_DEADLINE, reverse=True)
+        passed = sorted((ticket for ticket in live if ticket.deadline <= now), key=by_deadline, reverse=True)
         try:
             while passed:
                 self._pass_deadline(passed.pop())
@@ -398,9 +397,6 @@ class Engine(Arrivals):
 
     def _still(self, sent: Sent, batch: int) -> list[Ticket]:
         return [t for t in sent.tickets if t.state is TicketState.SENT and t.batch == batch]
-
-
-_BY_DEADLINE = attrgetter("deadline", "number")
 
 
 def _code(slug: str) -> Code:

@@ -16,7 +16,7 @@ from infaas_controller.decide.form import Formed, Limits, form, until
 from infaas_controller.eligibility import EligibilityClass
 from infaas_controller.lanes import Lane
 from infaas_controller.ledger import Ledger
-from infaas_controller.queues import Queues, Ticket
+from infaas_controller.queues import Queues, Ticket, by_deadline
 
 SPILLED_AT_ONCE = 32
 PASSED_OVER_AT_ONCE = 32
@@ -70,7 +70,7 @@ class Filling:
         self._put_back(found, passed_over)
         if not (found.batch or found.expired or found.late):
             mine = eligibility.promised.get(lane.id, {}).values()
-            found = form(heapq.nsmallest(most, mine, key=_deadline), curve, limits, now)
+            found = form(heapq.nsmallest(most, mine, key=by_deadline), curve, limits, now)
         return Drawn(found.batch, found.items, found.expired, found.late)
 
     def spill(self, lane: Lane, now: float) -> bool:
@@ -159,7 +159,3 @@ def _start(lane: Lane, curve: Curve, now: float) -> float:
     when what was sent to others leaves enough cores."""
     at = lane.free_at(now)
     return at if lane.flights else max(at, lane.worker.cores_left_at(lane, curve.variant.threads, now))
-
-
-def _deadline(ticket: Ticket) -> tuple[float, int]:
-    return ticket.deadline, ticket.number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from operator import attrgetter
 
 import msgspec
 
@@ -89,6 +90,10 @@ class Ticket(msgspec.Struct, eq=False):
             data = tensor.data
             total += data.nbytes if isinstance(data, memoryview) else len(data)
         self.input_bytes = total
+
+
+by_deadline = attrgetter("deadline", "number")
+"""The order of tickets: the earliest deadline first, of equal ones who came first."""
 
 
 class Queues:
