@@ -20,11 +20,13 @@ from infaas import errors
 from infaas.client_answers import Inference, QueryError, Requirements, Served, error_from, served_from
 from infaas.client_tensors import Array, request_parts, response_arrays
 from infaas.control import (
+    AutoscalerDocument,
     BuildDocument,
     ForeignModelDocument,
     ModelDocument,
     ProfilingDocument,
     RegistrationDocument,
+    ScalingStepDocument,
     SystemDocument,
     TaskDocument,
     VariantDocument,
@@ -306,6 +308,18 @@ class Client:
 
     def resume_worker(self, worker: str) -> WorkerDocument:
         return self._one("POST", f"/v1/workers/{_segment(worker)}/resume", WorkerDocument)
+
+    def autoscaler(self) -> AutoscalerDocument:
+        """How busy each variant is on each worker."""
+        return self._one("GET", "/v1/autoscaler", AutoscalerDocument)
+
+    def scaling_steps(
+        self, limit: int = 50, *, worker: str | None = None, variant: str | None = None
+    ) -> list[ScalingStepDocument]:
+        """The newest first."""
+        asked = {"limit": str(limit), "worker": worker, "variant": variant}
+        params = {key: value for key, value in asked.items() if value is not None}
+        return self._list("/v1/autoscaler/decisions", "steps", ScalingStepDocument, params=params)
 
     def decision(self, key: str) -> Decision:
         """By decision id or request id."""

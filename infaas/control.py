@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from infaas.domain.action import VariantUse
 from infaas.domain.build import BuildProgress
 from infaas.domain.query import Decision
 from infaas.domain.task import Task
 from infaas.domain.variant import Accuracy, LatencyPoint, Profile
 
 __all__ = [
+    "AutoscalerDocument",
     "BuildDocument",
     "Decision",
     "DecisionList",
@@ -28,6 +30,8 @@ __all__ = [
     "ProfilingDocument",
     "ProfilingList",
     "RegistrationDocument",
+    "ScalingStepDocument",
+    "ScalingStepList",
     "SharedMemoryDocument",
     "SystemDocument",
     "TaskDocument",
@@ -36,6 +40,7 @@ __all__ = [
     "VariantList",
     "VersionDocument",
     "VersionList",
+    "WorkerAutoscalerDocument",
     "WorkerDocument",
     "WorkerInstanceDocument",
     "WorkerList",
@@ -291,6 +296,43 @@ class WorkerList:
 @dataclass(frozen=True, slots=True)
 class DecisionList:
     decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAutoscalerDocument:
+    """How busy variants are on one worker, by its own words of a moment ago."""
+
+    worker: str
+    is_on: bool
+    """Whether it loads and unloads by that."""
+    variants: tuple[VariantUse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerDocument:
+    workers: tuple[WorkerAutoscalerDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingStepDocument:
+    """Something that an autoscaler did, or that was called for and held back (`hold`)."""
+
+    id: str
+    at: str
+    """UTC, by the worker's clock."""
+    action: str
+    cause: str
+    variant: str
+    reason: str
+    replicas: int
+    """Of the variant on this worker, before."""
+    worker: str
+    instance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingStepList:
+    steps: tuple[ScalingStepDocument, ...]
 
 
 @dataclass(frozen=True, slots=True)

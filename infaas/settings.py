@@ -105,6 +105,21 @@ class ControllerSettings(_Section):
     )
 
 
+class AutoscalingSettings(_Section):
+    """A worker's model autoscaler. The last instance of a variant goes for want of use or of memory alone."""
+
+    enabled: bool = Field(True, description="Load a busy variant again beside itself while cores are idle")
+    period_s: float = Field(1.0, ge=0.1, description="How often load is looked at")
+    max_replicas: int = Field(8, ge=1, description="Instances of one variant on one worker")
+    upscale_delay_s: float = Field(1.0, ge=0, description="How long a variant must be busy before it is loaded again")
+    downscale_delay_s: float = Field(
+        30.0, ge=0, description="How long one instance less must have been enough, and not less than a load takes"
+    )
+    downscale_to_zero_delay_s: float | None = Field(
+        None, gt=0, description="Unload a variant that nobody has asked for in so long; empty: never"
+    )
+
+
 class WorkerSettings(_Section):
     id: str | None = Field(None, description="Name of this worker; empty: made from pool and host")
     pool: str = "local"
@@ -144,6 +159,7 @@ class WorkerSettings(_Section):
         description="Triton server that attached models run on here, `grpc://HOST:PORT`, such as one beside each "
         "worker; empty: the server that each was attached from",
     )
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     triton_private: bool = Field(
         False,
         description="Nothing but this worker uses the server at `triton_url`: what the worker had it load, it unloads "
@@ -242,6 +258,15 @@ class Settings(_Section):
             raise ValueError(
                 f"worker.inline is true and controller.processes is {self.controller.processes}, but a worker lives in "
                 "one process only: set worker.inline to false, or controller.processes to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spares_stay(self) -> Self:
+        if self.worker.autoscaling.downscale_to_zero_delay_s is not None and self.controller.min_replicas > 1:
+            raise ValueError(
+                f"controller.min_replicas is {self.controller.min_replicas}, which loads again what "
+                f"worker.autoscaling.downscale_to_zero_delay_s unloads: leave one of them out"
             )
         return self
 

@@ -32,6 +32,7 @@ from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.answers import batch_result, given_result
 from infaas_controller.commands import BatchResult
 from infaas_controller.liveness import redial_pause_s
+from infaas_controller.scalings import Scalings
 from infaas_controller.wire import Outgoing
 
 BEAT_S = 2.0
@@ -91,6 +92,8 @@ class LinkTerms:
     """Lent to each worker that can read it."""
     shared_memory: SharedMemoryTally = field(default_factory=SharedMemoryTally)
     """Where what goes through it is counted."""
+    scalings: Scalings = field(default_factory=Scalings)
+    """What autoscalers say is for it."""
 
 
 class Link:
@@ -284,11 +287,13 @@ class Link:
                 self.is_connected = self._has_attached = True
                 self._terms.sink.worker_connected(record)
         self._terms.sink.loads_reported(report.loads)
+        self._terms.scalings.heard(self.worker, report.autoscaling)
 
     def disconnected(self) -> None:
         """Nothing more can be sent. Told to the view and to the sink, once."""
         if self.is_connected:
             self.is_connected = False
+            self._terms.scalings.left(self.worker)
             for tell in (self._terms.view_source.worker_stream_lost, self._terms.sink.worker_lost):
                 try:
                     tell(self.worker)

@@ -25,6 +25,7 @@ from infaas.aio.supervise import Supervisor
 from infaas.aio.yielding import yield_to_runs
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
+from infaas.domain.action import Action, Cause
 from infaas.domain.cluster import ControllerRecord
 from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
@@ -316,7 +317,8 @@ def build_parts(
     dispatcher.decisions.on_decision(query_log.observe, query_log.take, query_log.take_usual)
     dispatcher.observe_with(metrics)
     dispatcher.decisions.on_traced(journal.keep, journal.take, journal.take_usual)
-    admin = admin_router(registrar, dispatcher, links, journal, peers, system.document)
+    admin = admin_router(registrar, dispatcher, links, journal, peers, system.document, links.scalings)
+    links.scalings.on_step(lambda action, cause: _count_step(metrics, leadership, action, cause))
     tracing = open_tracing(settings, "controller", clock)
     bulk = Bulk(PROCESSES if seat.is_alone else 1, observer=metrics)
     explain = dispatcher.decision
@@ -342,6 +344,12 @@ def build_parts(
         bulk,
         siblings,
     )
+
+
+def _count_step(metrics: Metrics, leadership: Leadership, action: Action, cause: Cause) -> None:
+    """Every controller hears of each step; the one that leads counts it."""
+    if leadership.lease is not None:
+        metrics.observe_scaling(action.value, cause.value)
 
 
 def book_of(seat: Seat) -> Book:

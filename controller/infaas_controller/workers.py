@@ -22,6 +22,7 @@ from infaas.rpc.hop.traffic import Traffic
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas_controller.link import Link, LinkTerms, Sink, ViewSource
+from infaas_controller.scalings import Scalings
 from infaas_controller.wire import Outgoing
 
 __all__ = ["Sink", "ViewSource", "WorkerLinks"]
@@ -63,6 +64,7 @@ class WorkerLinks:
         self._inner = {} if inner is None else inner
         self._shared_memory_bytes = shared_memory_bytes
         self._shared_memory = SharedMemoryTally(book)
+        self.scalings = Scalings()
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._links: dict[WorkerId, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -80,6 +82,7 @@ class WorkerLinks:
             self._inner,
             self._shared_memory_bytes,
             self._shared_memory,
+            self.scalings,
         )
         self._unsubscribe = self.view_source.subscribe(self._on_view)
         self._on_view(self.view_source.view, self.view_source.view)

@@ -7,7 +7,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from infaas.cli import attach, bench, catalogue, config, infer, models, programs, system, tasks, variants, workers
+from infaas.cli import (
+    attach,
+    autoscaler,
+    bench,
+    catalogue,
+    config,
+    infer,
+    models,
+    programs,
+    system,
+    tasks,
+    variants,
+    workers,
+)
 
 FAILURE = 1
 MISUSE = 2
@@ -91,5 +104,6 @@ app.add_typer(variants.app, name="variant")
 infer.add_to(app)
 bench.add_to(app)
 app.add_typer(workers.app, name="worker")
+app.add_typer(autoscaler.app, name="autoscaler")
 app.add_typer(config.app, name="config")
 app.add_typer(catalogue.app, name="catalog")

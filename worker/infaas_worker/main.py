@@ -39,7 +39,7 @@ from infaas.rpc.hop.endpoint import Handler
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2_grpc
-from infaas.settings import Settings
+from infaas.settings import AutoscalingSettings, Settings
 from infaas.store.redis import RedisStore
 from infaas.up.restart import HUNG_EXIT
 from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
@@ -49,6 +49,7 @@ from infaas_worker.api.tracing import RunSpans
 from infaas_worker.blackbox import BlackBox
 from infaas_worker.decide.hang import Patience
 from infaas_worker.decide.last_life import reason_after
+from infaas_worker.decide.scale import Limits
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import Executor, Executors
 from infaas_worker.executors.isolated import IsolatedExecutor
@@ -59,6 +60,7 @@ from infaas_worker.monitor import Monitor
 from infaas_worker.obituary import Obituary
 from infaas_worker.registration import Registration
 from infaas_worker.reports import Reporter
+from infaas_worker.scaling import ModelAutoscaler
 from infaas_worker.watch import Watch
 
 _log = get_logger(__name__)
@@ -175,7 +177,6 @@ class Worker:
         prepare_socket(place.control)
         box = BlackBox(settings.state_dir / "run", place.record.id)
         monitor = Monitor()
-        reporter = Reporter(replace(place.record, reason=reason_after(box.found, box.own_fault)), self._clock, monitor)
         publisher = Publisher()
         store = RedisStore(settings.redis_url)
         loader = Loader(open_repository(settings.repository_url), _executors(settings))
@@ -188,6 +189,11 @@ class Worker:
 
         watch = Watch(patience.least_s, lambda reason: _end_at_once(box, reason))
         instances = Instances(serving, loader, self._clock, on_report, box, watch)
+        autoscaler = ModelAutoscaler(
+            instances, _limits(own.autoscaling), self._clock, monitor.idle_cores, is_on=own.autoscaling.enabled
+        )
+        record = replace(place.record, reason=reason_after(box.found, box.own_fault))
+        reporter = Reporter(record, self._clock, monitor, autoscaler.said)
         registration = Registration(
             store,
             lambda: reporter.record(instances.serving),
@@ -216,6 +222,7 @@ class Worker:
         supervisor = Supervisor("worker")
         supervisor.spawn("heartbeat", _heartbeat(instances, publisher, monitor, obituary, own.heartbeat_s))
         supervisor.spawn("registration", registration.run())
+        supervisor.spawn("autoscaler", every(own.autoscaling.period_s, autoscaler.look, name="autoscaler"))
         if self._has_process:
             garbage.settle()
             rest = garbage.collect_between(lambda: not instances.serving.has_batches, self._clock)
@@ -298,6 +305,10 @@ def _executors(settings: Settings) -> Executors:
         return IsolatedExecutor(patience=_patience(settings))
 
     return Executors(isolate=isolated, configured={Runtime.TRITON.value: triton})
+
+
+def _limits(own: AutoscalingSettings) -> Limits:
+    return Limits(own.max_replicas, own.upscale_delay_s, own.downscale_delay_s, own.downscale_to_zero_delay_s)
 
 
 def _patience(settings: Settings) -> Patience:

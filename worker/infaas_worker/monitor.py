@@ -69,6 +69,10 @@ class Monitor:
             )
         return self._last
 
+    def idle_cores(self) -> float:
+        """Of the whole machine, lately."""
+        return (1.0 - self.load().cpu_ratio) * (psutil.cpu_count() or 1)
+
     def _watch(self) -> None:
         before = time.monotonic()
         while not self._end.wait(_PERIOD_S):

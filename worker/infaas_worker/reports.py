@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from infaas.clock import Clock
+from infaas.domain.action import Autoscaling
 from infaas.domain.cluster import InstanceRecord, WorkerRecord
 from infaas.domain.ids import InstanceId
 from infaas.domain.lifecycle import WorkerState
@@ -26,7 +28,10 @@ class Shape:
 class Reporter:
     """Builds records and reports from the newest `Serving`; owned by the composition root."""
 
-    def __init__(self, base: WorkerRecord, clock: Clock, monitor: Monitor) -> None:
+    def __init__(
+        self, base: WorkerRecord, clock: Clock, monitor: Monitor, autoscaling: Callable[[], Autoscaling]
+    ) -> None:
+        self._autoscaling = autoscaling
         self._base = base
         self._clock = clock
         self._monitor = monitor
@@ -54,6 +59,7 @@ class Reporter:
                 memory_ratio=load.memory_ratio,
                 stall_ratio=load.stall_ratio,
                 loads=[_load(one, held_for_others(serving, "", one.id)) for one in serving.instances.values()],
+                autoscaling=encode(self._autoscaling()),
             )
         )
 

@@ -201,20 +201,22 @@ class UnloadInstance(_message.Message):
     def __init__(self, instance: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("worker", "sequence", "cpu_ratio", "memory_ratio", "stall_ratio", "loads")
+    __slots__ = ("worker", "sequence", "cpu_ratio", "memory_ratio", "stall_ratio", "loads", "autoscaling")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CPU_RATIO_FIELD_NUMBER: _ClassVar[int]
     MEMORY_RATIO_FIELD_NUMBER: _ClassVar[int]
     STALL_RATIO_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
+    AUTOSCALING_FIELD_NUMBER: _ClassVar[int]
     worker: bytes
     sequence: int
     cpu_ratio: float
     memory_ratio: float
     stall_ratio: float
     loads: _containers.RepeatedCompositeFieldContainer[InstanceLoad]
-    def __init__(self, worker: _Optional[bytes] = ..., sequence: _Optional[int] = ..., cpu_ratio: _Optional[float] = ..., memory_ratio: _Optional[float] = ..., stall_ratio: _Optional[float] = ..., loads: _Optional[_Iterable[_Union[InstanceLoad, _Mapping]]] = ...) -> None: ...
+    autoscaling: bytes
+    def __init__(self, worker: _Optional[bytes] = ..., sequence: _Optional[int] = ..., cpu_ratio: _Optional[float] = ..., memory_ratio: _Optional[float] = ..., stall_ratio: _Optional[float] = ..., loads: _Optional[_Iterable[_Union[InstanceLoad, _Mapping]]] = ..., autoscaling: _Optional[bytes] = ...) -> None: ...
 
 class InstanceLoad(_message.Message):
     __slots__ = ("instance", "running", "staged", "items_done", "busy_s", "load_s", "was_cold", "held_items")

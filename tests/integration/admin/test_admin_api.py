@@ -18,11 +18,13 @@ from fastapi.openapi.utils import get_openapi
 from infaas_controller.api.admin import admin_router
 from infaas_controller.journal import Journal
 from infaas_controller.register.registrar import Registrar
+from infaas_controller.scalings import Scalings
 from onnx import TensorProto, helper, numpy_helper
 
 from infaas.catalog.catalog import Catalog
 from infaas.clock import SystemClock
 from infaas.control import WorkerDocument
+from infaas.domain.action import Action, Autoscaling, Cause, ScalingStep, VariantUse
 from infaas.domain.build import BuildResult
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import BuildId, DecisionId, TaskName, VariantName, WorkerId
@@ -92,6 +94,7 @@ class House:
     registrar: Registrar
     store: RedisStore
     journal: Journal
+    scalings: Scalings
 
     async def build(self, version: int = 1, **figures: Any) -> None:
         """Play the generator and give the loops their turns."""
@@ -123,11 +126,12 @@ async def house(tmp_path: Path, redis_store: RedisStore) -> AsyncIterator[House]
     )  # fmt: skip
     journal = Journal(catalog, sample=1.0)
     app = FastAPI()
-    app.include_router(admin_router(registrar, service, Workers(), journal))  # type: ignore[arg-type]
+    scalings = Scalings()
+    app.include_router(admin_router(registrar, service, Workers(), journal, scalings=scalings))  # type: ignore[arg-type]
     app.add_exception_handler(InfaasError, _on_error)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        yield House(http, app, registrar, redis_store, journal)
+        yield House(http, app, registrar, redis_store, journal, scalings)
     catalog.close()
 
 
@@ -319,6 +323,42 @@ async def test_workers_are_listed_drained_and_resumed(house: House) -> None:
     assert (await house.http.post("/v1/workers/w1/resume")).json()["state"] == "READY"
     assert (await house.http.get("/v1/workers/w2")).status_code == 404
     assert (await house.http.post("/v1/workers/w2/drain")).status_code == 404
+
+
+async def test_scaling_steps_are_listed_newest_first_and_by_worker_and_variant(house: House) -> None:
+    steps = [
+        ScalingStep(f"s-{n}", 1e9 + n, Action.REPLICATE, Cause.BUSY, VariantName(f"v{n % 2}"), "why", n)
+        for n in range(4)
+    ]
+    said = Autoscaling(is_on=True, uses=(VariantUse(VariantName("v1"), 2, 0, 1.5),), steps=tuple(steps))
+    house.scalings.heard(WorkerId("w1"), encode(said))
+    status = (await house.http.get("/v1/autoscaler")).json()
+    assert status == {
+        "workers": [
+            {
+                "worker": "w1",
+                "is_on": True,
+                "variants": [{"variant": "v1", "replicas": 2, "loading": 0, "busy": 1.5}],
+            }
+        ]
+    }
+    found = (await house.http.get("/v1/autoscaler/decisions")).json()["steps"]
+    assert [step["id"] for step in found] == ["s-3", "s-2", "s-1", "s-0"]
+    assert found[0] == {
+        "id": "s-3", "at": "2001-09-09T01:46:43.000Z", "action": "replicate", "cause": "busy", "variant": "v1",
+        "reason": "why", "replicas": 3, "worker": "w1", "instance": None,
+    }  # fmt: skip
+
+    async def ids(**asked: object) -> list[str]:
+        answer = await house.http.get(
+            "/v1/autoscaler/decisions", params={key: str(value) for key, value in asked.items()}
+        )
+        return [step["id"] for step in answer.json()["steps"]]
+
+    assert await ids(variant="v0", limit=1) == ["s-2"]
+    assert await ids(worker="w1", variant="v1") == ["s-3", "s-1"]
+    assert await ids(worker="w2") == []
+    assert (await house.http.get("/v1/autoscaler/decisions?limit=0")).status_code == 422
 
 
 async def test_decisions_are_explained_from_memory_and_from_the_journal(house: House) -> None:

@@ -16,17 +16,21 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from infaas.control import (
+    AutoscalerDocument,
     BuildDocument,
     ModelDocument,
     OutcomeDocument,
     RegistrationDocument,
+    ScalingStepDocument,
     SharedMemoryDocument,
     TaskDocument,
     VariantDocument,
     VersionDocument,
+    WorkerAutoscalerDocument,
     WorkerDocument,
     WorkerInstanceDocument,
 )
+from infaas.domain.action import VariantUse
 from infaas.domain.build import BuildProgress
 from infaas.domain.ids import BuildId, DecisionId, TaskName, VariantName, WorkerId
 from infaas.domain.query import Candidate, Decision, Level
@@ -66,6 +70,16 @@ WORKER = WorkerDocument(
 FAR_WORKER = WorkerDocument(
     "far-1", "10.0.0.7:9000", "READY", "local", "there", 2, 2**30, 0.04, True, 0.2,
     shared_memory=SharedMemoryDocument(False, "the connection is not a unix socket"),
+)  # fmt: skip
+AUTOSCALER = AutoscalerDocument(
+    (
+        WorkerAutoscalerDocument("far-1", False),
+        WorkerAutoscalerDocument("local-1", True, (VariantUse(VariantName(VARIANT.name), 1, 1, 0.934),)),
+    )
+)
+SCALING_STEP = ScalingStepDocument(
+    "s-1", "2026-01-01T00:00:00.000Z", "replicate", "busy", VARIANT.name, "0.93 of 1 run on average", 1, "local-1",
+    "i-2",
 )  # fmt: skip
 DECISION = Decision(
     id=DecisionId("d-1"), request_id="r-1", at="2026-01-01T00:00:00.000Z", handle="digits", level=Level.TASK,
@@ -172,6 +186,14 @@ def _add_control(app: FastAPI, controller: Controller) -> None:
     @app.post("/v1/workers/{worker}/{action}")
     async def work(worker: str, action: str) -> Any:
         return to_plain(WORKER)
+
+    @app.get("/v1/autoscaler")
+    async def autoscaler() -> Any:
+        return to_plain(AUTOSCALER)
+
+    @app.get("/v1/autoscaler/decisions")
+    async def scaling_steps() -> Any:
+        return many("steps", SCALING_STEP)
 
     @app.get("/v1/decisions")
     async def decisions() -> Any:

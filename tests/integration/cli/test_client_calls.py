@@ -150,6 +150,8 @@ def test_the_other_calls_reach_their_paths(controller: Any) -> None:
         client.resume_worker("w")
         client.worker("w")
         client.decisions(5)
+        client.autoscaler()
+        client.scaling_steps(5, worker="w", variant="v")
     assert [f"{method} {path}" for method, path, _, _ in controller.requests] == [
         "POST /v1/tasks",
         "PATCH /v1/tasks/digits",
@@ -163,6 +165,8 @@ def test_the_other_calls_reach_their_paths(controller: Any) -> None:
         "POST /v1/workers/w/resume",
         "GET /v1/workers/w",
         "GET /v1/decisions?limit=5",
+        "GET /v1/autoscaler",
+        "GET /v1/autoscaler/decisions?limit=5&worker=w&variant=v",
     ]
 
 

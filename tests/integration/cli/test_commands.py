@@ -16,6 +16,8 @@ from infaas.cli import builds
 from infaas.cli.app import app
 from infaas.settings import json_schema
 
+FAST = "cnn.v1.ort-fp32-t1"
+
 Run = Callable[..., Result]
 
 
@@ -56,6 +58,8 @@ def data(tmp_path: Path) -> Path:
         "worker describe local-1",
         "worker drain local-1",
         "worker resume local-1",
+        "autoscaler status",
+        "autoscaler history --worker local-1 -n 5",
         "explain d-1",
     ],
 )
@@ -90,6 +94,17 @@ def test_a_worker_tells_what_went_through_shared_memory_or_why_nothing_does(run:
 
     (row,) = (row for row in rows if row.startswith("shared memory"))
     assert row.removeprefix("shared memory").strip() == said
+
+
+def test_scaling_is_shown_with_how_busy_and_why(run: Run, controller: Any) -> None:
+    (row,) = (line for line in run("autoscaler", "status").stdout.splitlines() if FAST in line)
+    assert row.split() == ["local-1", "on", FAST, "1", "1", "0.93"]
+    (off,) = (line for line in run("autoscaler", "status").stdout.splitlines() if line.startswith("far-1"))
+    assert off.split() == ["far-1", "off", "-", "-", "-", "-"]
+    output = run("autoscaler", "history", "--variant", FAST).stdout
+    assert controller.last()[1] == f"/v1/autoscaler/decisions?limit=50&variant={FAST}"
+    (row,) = (line for line in output.splitlines() if "replicate" in line)
+    assert "0.93 of 1 run on average" in row
 
 
 def test_explain_shows_the_chosen_one_first_and_the_others_with_reasons(run: Run) -> None:

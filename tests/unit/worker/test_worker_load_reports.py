@@ -18,6 +18,7 @@ from infaas_worker.instances import Instances
 from infaas_worker.monitor import Monitor
 from infaas_worker.reports import Reporter
 
+from infaas.domain.action import Autoscaling
 from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.query import Code
 from infaas.domain.tensor import Datatype
@@ -46,7 +47,7 @@ def test_a_probe_that_runs_is_no_load_of_any_controller() -> None:
     serving, commands = advance(serving, Ticked(), now + 6.0)
     assert [command.kind for command in commands if isinstance(command, Run)] == [WorkKind.PROBE]
     assert serving.instances[ONE].running, "the probe runs while the report is made"
-    reporter = Reporter(a_worker("w1"), ManualClock(), Monitor())
+    reporter = Reporter(a_worker("w1"), ManualClock(), Monitor(), lambda: Autoscaling(is_on=False))
     (load,) = reporter.report(serving).report.loads
     assert (load.running, load.staged) == (0, 0)
 

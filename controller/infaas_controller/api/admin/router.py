@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from infaas.control import Decision, DecisionList, SystemDocument, WorkerDocument, WorkerList
 from infaas.domain.ids import WorkerId
 from infaas.errors import NotFoundError
+from infaas_controller.api.admin.autoscaler import autoscaler_router
 from infaas_controller.api.admin.bodies import errors
 from infaas_controller.api.admin.models import models_router
 from infaas_controller.api.admin.paths import Name
@@ -19,6 +20,7 @@ from infaas_controller.api.admin.variants import variants_router
 from infaas_controller.journal import Journal
 from infaas_controller.ports import QueryService
 from infaas_controller.register.registrar import Registrar
+from infaas_controller.scalings import Scalings
 
 
 class Workers(Protocol):
@@ -50,6 +52,7 @@ def admin_router(
     journal: Journal,
     others: Others | None = None,
     system: Callable[[], SystemDocument] | None = None,
+    scalings: Scalings | None = None,
 ) -> APIRouter:
     """Every route under `/v1`. Errors leave as `infaas.errors`; the HTTP edge turns them into answers."""
     router = APIRouter(prefix="/v1")
@@ -59,6 +62,8 @@ def admin_router(
     router.include_router(triton_router(registrar))
     router.include_router(_workers_router(workers))
     router.include_router(_decisions_router(service, journal, others))
+    if scalings is not None:
+        router.include_router(autoscaler_router(scalings))
     if system is not None:
         router.include_router(_system_router(system))
     return router

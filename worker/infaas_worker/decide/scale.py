@@ -1,0 +1,263 @@
+"""How many instances of each variant a worker holds: `plan_instances(replicas, resources, limits, memory, now)`.
+
+After INFaaS's model autoscaler (Romero et al., USENIX ATC 2021, §4.2), which holds load against saturation throughput
+each second, replicates below a headroom of 1.05, and scales down once the load has been low for about as long as a load
+takes. Load is taken here as the time that instances run, which holds for every batch size and needs no profile: an
+instance that runs three quarters of the time is short of room, for a query that comes then waits one and a half runs on
+average (M/D/1), and hand-overs take of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+from msgspec.structs import replace
+
+from infaas.domain.action import Action, Cause, VariantUse
+from infaas.domain.ids import InstanceId, VariantName
+
+BUSY_SHARE = 0.75
+"""Of the time, from which on a variant's instances are short of room."""
+QUIET_SHARE = 0.5
+"""An instance is given up if the others would then run less than this; far enough below the above for a load that
+wavers, or the next look would bring it back."""
+SMOOTHING = 0.5
+"""Weight of the newest look."""
+PAYS_FROM = 0.5
+"""Of the cores that an instance wants, so many must be idle: with fewer, two share what one has."""
+FAILED_FOR_S = 30.0
+"""After an instance that failed, no other is added for so long."""
+
+
+class Replica(msgspec.Struct, frozen=True):
+    """An instance that is READY or LOADING."""
+
+    id: InstanceId
+    variant: VariantName
+    threads: int
+    memory_bytes: int
+    is_ready: bool
+    is_idle: bool
+    busy_s: float
+    """That it has run since it was loaded, with what runs now."""
+    used_at: float
+    """When it answered last; when it was asked for, if it has not yet."""
+    load_s: float
+    can_replicate: bool = True
+    """False where a server of its own runs it, as many at once as that likes, or where its size is not known."""
+
+
+class Resources(msgspec.Struct, frozen=True):
+    cores: int
+    """Of the worker, but for those that are leased."""
+    free_bytes: int
+    idle_cores: float
+    """That nobody used lately, programs beside this worker included."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """`downscale_to_zero_delay_s` None: the last instance of a variant is never given up for want of use."""
+
+    max_replicas: int = 8
+    upscale_delay_s: float = 1.0
+    downscale_delay_s: float = 30.0
+    downscale_to_zero_delay_s: float | None = None
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What a look leaves to the next."""
+
+    at: float | None = None
+    busy_s: Mapping[InstanceId, float] = MappingProxyType({})
+    busy: Mapping[VariantName, float] = MappingProxyType({})
+    """Instances that run, on average, smoothed."""
+    busy_since: Mapping[VariantName, float] = MappingProxyType({})
+    quiet_since: Mapping[VariantName, float] = MappingProxyType({})
+    not_before: Mapping[VariantName, float] = MappingProxyType({})
+    """After a failure."""
+    held: Mapping[VariantName, Cause] = MappingProxyType({})
+    """Why no more are loaded, as was said already."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """`instance` is the one to unload."""
+
+    action: Action
+    cause: Cause
+    variant: VariantName
+    reason: str
+    replicas: int
+    instance: InstanceId | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    steps: tuple[Step, ...]
+    memory: Memory
+    uses: tuple[VariantUse, ...]
+
+
+class _Group(msgspec.Struct, frozen=True):
+    """A variant's instances here."""
+
+    variant: VariantName
+    ready: tuple[Replica, ...]
+    loading: tuple[Replica, ...]
+    busy: float
+
+    @property
+    def count(self) -> int:
+        return len(self.ready) + len(self.loading)
+
+    @property
+    def any(self) -> Replica:
+        return (self.ready or self.loading)[0]
+
+    @property
+    def share(self) -> float:
+        return self.busy / len(self.ready) if self.ready else 0.0
+
+    @property
+    def share_of_fewer(self) -> float:
+        """What each would run if there were one less."""
+        return self.busy / (len(self.ready) - 1)
+
+
+def plan_instances(
+    replicas: Sequence[Replica],
+    failed: Iterable[VariantName],
+    resources: Resources,
+    limits: Limits,
+    memory: Memory,
+    now: float,
+) -> Plan:
+    """What to load and unload now. `failed` are the variants of which an instance has just failed.
+
+    Promises: no more than `max_replicas` of a variant, nor more than the cores can run at once; only memory that is
+    free is taken; nothing grows that nobody uses, and nothing while a load of it is under way; the last instance goes
+    for want of use alone.
+    """
+    groups = _groups(replicas, memory, now)
+    after = _remembered(replicas, failed, groups, memory, now)
+    steps: list[Step] = []
+    held: dict[VariantName, Cause] = {}
+    if memory.at is not None:
+        grown = _growth(groups, resources, limits, after, now)
+        held = {one.variant: memory.held[one.variant] for one in groups if _is_held(one, memory)}
+        steps += [step for step in grown if step.action is not Action.HOLD or held.get(step.variant) != step.cause]
+        held.update({step.variant: step.cause for step in grown if step.action is Action.HOLD})
+        steps += _shrinking(groups, limits, after, now)
+    acted = {step.variant for step in steps if step.action is not Action.HOLD}
+    after = replace(
+        after,
+        held=held,
+        busy_since={name: at for name, at in after.busy_since.items() if name not in acted},
+        quiet_since={name: at for name, at in after.quiet_since.items() if name not in acted},
+    )
+    uses = tuple([VariantUse(one.variant, len(one.ready), len(one.loading), one.busy) for one in groups])
+    return Plan(tuple(steps), after, uses)
+
+
+def _groups(replicas: Sequence[Replica], memory: Memory, now: float) -> list[_Group]:
+    """By name."""
+    elapsed_s = now - memory.at if memory.at is not None else 0.0
+    ran: dict[VariantName, float] = {}
+    for one in replicas:
+        if elapsed_s > 0:
+            new_s = one.busy_s - memory.busy_s.get(one.id, 0.0)
+            ran[one.variant] = ran.get(one.variant, 0.0) + min(1.0, max(0.0, new_s) / elapsed_s)
+    found: list[_Group] = []
+    for name in sorted({one.variant for one in replicas}):
+        own = [one for one in replicas if one.variant == name]
+        lately = memory.busy.get(name, 0.0)
+        busy = lately + SMOOTHING * (ran[name] - lately) if name in ran else lately
+        ready = tuple([one for one in own if one.is_ready])
+        found.append(_Group(name, ready, tuple([one for one in own if not one.is_ready]), busy))
+    return found
+
+
+def _remembered(
+    replicas: Sequence[Replica], failed: Iterable[VariantName], groups: Sequence[_Group], memory: Memory, now: float
+) -> Memory:
+    busy = {one.variant for one in groups if one.ready and one.share >= BUSY_SHARE}
+    quiet = {one.variant for one in groups if len(one.ready) > 1 and one.share_of_fewer < QUIET_SHARE}
+    not_before = {name: until for name, until in memory.not_before.items() if until > now}
+    return Memory(
+        at=now,
+        busy_s={one.id: one.busy_s for one in replicas},
+        busy={one.variant: one.busy for one in groups},
+        busy_since={name: memory.busy_since.get(name, now) for name in busy},
+        quiet_since={name: memory.quiet_since.get(name, now) for name in quiet},
+        not_before={**not_before, **dict.fromkeys(failed, now + FAILED_FOR_S)},
+    )
+
+
+def _is_held(one: _Group, memory: Memory) -> bool:
+    """Whether it was said why no more of it are loaded, and its load has not fallen since then: one that wavers about
+    the mark is not to say it again and again."""
+    return one.variant in memory.held and one.share >= QUIET_SHARE
+
+
+def _growth(groups: Sequence[_Group], resources: Resources, limits: Limits, memory: Memory, now: float) -> list[Step]:
+    """The most pressed first; also who is held back, and by what."""
+    steps: list[Step] = []
+    running = sum([one.busy * one.any.threads for one in groups])
+    coming = sum([each.threads for one in groups for each in one.loading])
+    idle = min(resources.cores - running, resources.idle_cores) - coming
+    free_bytes = resources.free_bytes
+    for one in sorted(groups, key=lambda each: (-each.share, each.variant)):
+        since = memory.busy_since.get(one.variant)
+        if since is None or now - since < limits.upscale_delay_s or one.loading or not one.any.can_replicate:
+            continue
+        like = one.any
+        at_once = resources.cores // like.threads
+        room = {
+            Cause.FAILED: 0 if one.variant in memory.not_before else one.count,
+            Cause.AT_MOST: limits.max_replicas - one.count,
+            Cause.NO_CORES: min(at_once - one.count, int(idle / like.threads + PAYS_FROM)),
+            Cause.NO_MEMORY: free_bytes // max(1, like.memory_bytes),
+        }
+        narrowest = min(room, key=lambda cause: room[cause])
+        count = min(one.count, *room.values())
+        text = f"{one.busy:.2f} of {len(one.ready)} run on average"
+        if count <= 0:
+            steps.append(Step(Action.HOLD, narrowest, one.variant, f"{text}; {_against(narrowest)}", one.count))
+            continue
+        idle -= count * like.threads
+        free_bytes -= count * like.memory_bytes
+        steps += [
+            Step(Action.REPLICATE, Cause.BUSY, one.variant, f"{text}, {BUSY_SHARE:g} each is busy", one.count + more)
+            for more in range(count)
+        ]
+    return steps
+
+
+def _against(cause: Cause) -> str:
+    return {
+        Cause.NO_CORES: "no core is idle for another",
+        Cause.NO_MEMORY: "another has no room in the memory that is free",
+        Cause.AT_MOST: "worker.autoscaling.max_replicas allows no more",
+        Cause.FAILED: f"an instance of it has failed, so that another waits {FAILED_FOR_S:g} s",
+    }[cause]
+
+
+def _shrinking(groups: Sequence[_Group], limits: Limits, memory: Memory, now: float) -> list[Step]:
+    """One instance of a variant at a time."""
+    steps: list[Step] = []
+    for one in groups:
+        if one.loading or not one.ready:
+            continue
+        since = memory.quiet_since.get(one.variant)
+        patience_s = max(limits.downscale_delay_s, one.any.load_s)
+        if since is not None and now - since >= patience_s:
+            victim = min(one.ready, key=lambda each: (not each.is_idle, each.used_at, each.id))
+            text = f"{one.busy:.2f} of {one.count} have run on average, for {now - since:.0f} s at most"
+            steps.append(Step(Action.UNLOAD, Cause.QUIET, one.variant, text, one.count, victim.id))
+        elif len(one.ready) == 1 and limits.downscale_to_zero_delay_s is not None:
+            last = one.ready[0]
+            unused_s = now - last.used_at
+            if last.is_idle and unused_s >= limits.downscale_to_zero_delay_s:
+                text = f"nobody has asked for it for {unused_s:.0f} s"
+                steps.append(Step(Action.UNLOAD, Cause.UNUSED, one.variant, text, 1, last.id))
+    return steps

@@ -1,0 +1,126 @@
+"""The model autoscaler: has the rules (`decide.scale`) look once a second, and performs what they say.
+
+Loads and unloads go the way of every other: off the serving threads, proved before they serve, drained before they go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from infaas.clock import Clock
+from infaas.domain.action import Action, Autoscaling, ScalingStep, VariantUse
+from infaas.domain.ids import InstanceId, VariantName, fresh_id
+from infaas.domain.lifecycle import InstanceState
+from infaas.domain.variant import Variant
+from infaas.observe.log import get_logger
+from infaas_worker.decide.instances import Instance
+from infaas_worker.decide.scale import Limits, Memory, Replica, Resources, Step, plan_instances
+from infaas_worker.decide.serving import Serving, residents
+from infaas_worker.instances import Instances
+
+STEPS_SAID = 20
+"""The newest, with every report."""
+_log = get_logger(__name__)
+
+
+def replicas_of(serving: Serving, variants: Callable[[InstanceId], Variant | None], now: float) -> list[Replica]:
+    """What the rules look at. One whose variant was given up meanwhile is on its way out."""
+    running_s: dict[InstanceId, float] = {}
+    for work in serving.work.values():
+        if work.started_at is not None:
+            running_s[work.instance] = running_s.get(work.instance, 0.0) + now - work.started_at
+    found: list[Replica] = []
+    for one in serving.instances.values():
+        variant = variants(one.id)
+        if variant is None or one.state not in (InstanceState.READY, InstanceState.LOADING):
+            continue
+        found.append(_replica(one, variant, running_s.get(one.id, 0.0)))
+    return found
+
+
+def _replica(one: Instance, variant: Variant, running_s: float) -> Replica:
+    return Replica(
+        id=one.id,
+        variant=one.variant,
+        threads=one.threads,
+        memory_bytes=one.memory_bytes,
+        is_ready=one.state is InstanceState.READY,
+        is_idle=one.is_idle,
+        busy_s=one.busy_s + running_s,
+        used_at=max(one.asked_at, one.used_at),
+        load_s=one.load_s,
+        can_replicate=variant.profile is not None and not variant.runtime.is_elsewhere,
+    )
+
+
+def resources_of(serving: Serving, idle_cores: float, now: float) -> Resources:
+    leased = sum([len(lease.core_ids) for lease in serving.leases.values()])
+    held_bytes = sum([one.memory_bytes for one in residents(serving.instances.values(), now)])
+    return Resources(serving.cores - leased, serving.memory_bytes - held_bytes, idle_cores)
+
+
+class ModelAutoscaler:
+    """Owned by the composition root, which calls `look` each period."""
+
+    def __init__(
+        self, instances: Instances, limits: Limits, clock: Clock, idle_cores: Callable[[], float], *, is_on: bool
+    ) -> None:
+        """`idle_cores`: of the machine, by its own measurement."""
+        self._instances = instances
+        self._limits = limits
+        self._clock = clock
+        self._idle_cores = idle_cores
+        self._is_on = is_on
+        self._memory = Memory()
+        self._steps: deque[ScalingStep] = deque(maxlen=STEPS_SAID)
+        self._uses: tuple[VariantUse, ...] = ()
+
+    def said(self) -> Autoscaling:
+        return Autoscaling(self._is_on, self._uses, tuple(self._steps))
+
+    async def look(self) -> None:
+        serving, now = self._instances.serving, self._clock.now()
+        if not self._is_on or serving.is_draining or serving.failure:
+            self._memory, self._uses = Memory(), ()
+            return
+        variants = self._instances.variants
+        plan = plan_instances(
+            replicas_of(serving, variants.get, now),
+            [one.variant for one in serving.instances.values() if one.state is InstanceState.FAILED],
+            resources_of(serving, self._idle_cores(), now),
+            self._limits,
+            self._memory,
+            now,
+        )
+        self._memory, self._uses = plan.memory, plan.uses
+        for step in plan.steps:
+            self._perform(step)
+
+    def _perform(self, step: Step) -> None:
+        instance = step.instance
+        if step.action is Action.UNLOAD and instance is not None:
+            self._instances.unload(instance, f"{step.cause.value}: {step.reason}")
+        elif step.action is Action.REPLICATE:
+            instance = self._replicate(step.variant)
+        said = ScalingStep(
+            fresh_id("s"),
+            self._clock.wall(),
+            step.action,
+            step.cause,
+            step.variant,
+            step.reason,
+            step.replicas,
+            instance,
+        )
+        self._steps.append(said)
+        _log.info(
+            "scaling", action=step.action.value, cause=step.cause.value, variant=step.variant, instance=instance,
+            reason=step.reason,
+        )  # fmt: skip
+
+    def _replicate(self, name: VariantName) -> InstanceId:
+        instance = InstanceId(fresh_id("i"))
+        like = next(variant for variant in self._instances.variants.values() if variant.name == name)
+        self._instances.load(instance, like)
+        return instance
