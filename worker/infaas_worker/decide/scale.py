@@ -252,7 +252,7 @@ def _shrinking(groups: Sequence[_Group], limits: Limits, memory: Memory, now: fl
         patience_s = max(limits.downscale_delay_s, one.any.load_s)
         if since is not None and now - since >= patience_s:
             victim = min(one.ready, key=lambda each: (not each.is_idle, each.used_at, each.id))
-            text = f"{one.busy:.2f} of {one.count} have run on average, for {now - since:.0f} s at most"
+            text = f"{one.busy:.2f} of {one.count} run on average; one less has been enough for {now - since:.0f} s"
             steps.append(Step(Action.UNLOAD, Cause.QUIET, one.variant, text, one.count, victim.id))
         elif len(one.ready) == 1 and limits.downscale_to_zero_delay_s is not None:
             last = one.ready[0]
