@@ -7,6 +7,8 @@ from running_system import Scans, member, running, wait_for
 
 from infaas.client import QueryError, Requirements
 
+pytestmark = pytest.mark.long
+
 
 def test_explain_says_the_same_when_the_memory_has_forgotten(
     tmp_path_factory: pytest.TempPathFactory, scans: Scans

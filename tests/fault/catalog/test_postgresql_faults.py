@@ -70,6 +70,7 @@ def test_a_killed_server_is_unavailable_and_serves_again_when_it_is_back(
     assert (catalog.health.read_trouble, catalog.health.write_trouble) == (None, None)
 
 
+@pytest.mark.long
 def test_a_frozen_server_is_unavailable_within_a_bound_and_serves_again(
     own_postgres_server: PostgresServer, catalog: Catalog
 ) -> None:

@@ -109,6 +109,7 @@ async def test_a_killed_server_makes_every_operation_unavailable(
     await assert_all_unavailable(store)
 
 
+@pytest.mark.long
 async def test_a_stopped_server_makes_every_operation_unavailable_within_a_bound(
     own_redis_server: RedisServer, store: RedisStore
 ) -> None:

@@ -281,6 +281,7 @@ async def test_a_full_queue_refuses_and_a_higher_priority_pushes_a_lower_one_out
         assert [value_of(await each) for each in (*sent, low[0], high)] == [0, 0, 1, 4]
 
 
+@pytest.mark.long
 async def test_a_worker_that_falls_silent_is_lost_although_its_stream_is_open(cluster: Opener) -> None:
     silent = FakeWorker("w1", [an_instance("i1", worker="w1")])
     settings = Settings.model_validate({"controller": {"worker_lost_after_s": 0.5}})

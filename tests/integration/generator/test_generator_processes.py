@@ -20,6 +20,8 @@ from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 
+pytestmark = pytest.mark.long
+
 Start = Callable[..., subprocess.Popen[bytes]]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from infaas_variant_generator.main import Generator
 
 from infaas.domain.build import BuildResult, profiling_build
@@ -14,6 +15,8 @@ from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.testing.builders import a_digest
+
+pytestmark = pytest.mark.long
 
 
 async def work_on(workshop: Any, store: RedisStore, order: Any) -> dict[str, BuildResult]:

@@ -404,6 +404,7 @@ async def test_graphs_with_labels_from_scikit_learn_have_no_convolution(tmp_path
     assert skip_reason(graph, FP32, tmp_path) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["digits-cnn-small", "digits-cnn-medium", "digits-cnn-large"])
 async def test_the_demo_s_convolutions_lose_next_to_nothing_in_static_int8(bench: Bench, name: str) -> None:
     graph = onnx.load(DEMO / f"{name}.onnx")

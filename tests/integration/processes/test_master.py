@@ -20,6 +20,8 @@ from infaas.up import health
 from infaas.up.memory import pss_bytes
 from infaas.up.record import Endpoints, read_endpoints
 
+pytestmark = pytest.mark.long
+
 PATIENCE_S = 60.0
 Found = TypeVar("Found")
 

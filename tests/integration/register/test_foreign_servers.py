@@ -140,6 +140,7 @@ async def test_threads_that_hang_where_no_closed_connection_ends_them_keep_their
         await asyncio.to_thread(servers.close)
 
 
+@pytest.mark.long
 async def test_a_discovery_lists_the_models_that_it_had_no_time_to_ask_about(mute_about: Mute) -> None:
     url, mute = mute_about
     mute.add("b")

@@ -64,6 +64,7 @@ async def test_the_files_that_the_hostile_ones_are_made_from_pass(tmp_path: Path
     assert (await Inspector().inspect(asked(tmp_path, GOOD, GOOD_DATA, TASK))).problems == ()
 
 
+@pytest.mark.long
 async def test_a_model_that_never_ends_is_ended_by_its_processor_time(tmp_path: Path) -> None:
     request = replace(asked(tmp_path, endless_loop(), GOOD_DATA, TASK), cpu_s=5)
     (problem,) = (await Inspector(timeout_s=100).inspect(request)).problems

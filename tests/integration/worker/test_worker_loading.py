@@ -21,6 +21,7 @@ IMPATIENT = {"load_hang_after_s": 5.0, "hang_factor": 1.0, "cores": 2}
 """But patient enough for loads that do end, on a busy machine."""
 
 
+@pytest.mark.long
 async def test_a_load_that_hangs_in_a_process_of_its_own_is_ended_with_the_reason(start):
     worker = start(worker=IMPATIENT)
     async with ControllerEnd(worker.address) as end:

@@ -49,6 +49,7 @@ async def test_on_sigterm_it_says_not_ready_first_finishes_and_leaves_no_trace(s
     assert list((worker.state_dir / "run").iterdir()) == []
 
 
+@pytest.mark.long
 async def test_a_drain_that_takes_too_long_is_cut(start):
     worker = start(worker={"cores": 1, "drain_timeout_s": 0.3})
     async with ControllerEnd(worker.address) as end:

@@ -80,6 +80,7 @@ async def test_outputs_asked_for_and_errors_of_one_query_travel_to_the_controlle
         assert column(await end.infer("i2", index(5)), 0) == [50.0]
 
 
+@pytest.mark.long
 async def test_what_cannot_be_loaded_is_reported_failed_with_the_reason_and_then_forgotten(start):
     worker = start(worker={"cores": 1, "memory_bytes": 64 * MIB})
     async with ControllerEnd(worker.address) as end:
