@@ -264,12 +264,19 @@ class Deck:
         return total / max(1, self.record.cores)
 
     def held_bytes(self) -> int:
-        """Memory that could not be freed now: of instances that load or have work."""
-        return sum(
-            lane.curve.variant.memory_bytes
-            for lane in self.lanes.values()
-            if lane.curve is not None and (lane.instance_state is not InstanceState.READY or not lane.is_idle)
-        )
+        """Memory that could not be freed now: of instances that load or have work, but of those of one variant that
+        are READY only one's. The others leave for a variant that has none, whatever they do."""
+        held = 0
+        counted: set[tuple[VariantName, Isolation]] = set()
+        for lane in self.lanes.values():
+            if lane.curve is None:
+                continue
+            if lane.instance_state is InstanceState.READY:
+                if lane.is_idle or (lane.variant, lane.isolation) in counted:
+                    continue
+                counted.add((lane.variant, lane.isolation))
+            held += lane.curve.variant.memory_bytes
+        return held
 
 
 def _end(chain: tuple[float, int, Lane]) -> float:

@@ -12,7 +12,7 @@ from infaas.clock import Clock
 from infaas.domain.action import Action, Autoscaling, ScalingStep, VariantUse
 from infaas.domain.ids import InstanceId, VariantName, fresh_id
 from infaas.domain.lifecycle import InstanceState
-from infaas.domain.variant import Variant
+from infaas.domain.variant import Isolation, Variant
 from infaas.observe.log import get_logger
 from infaas_worker.decide.instances import Instance
 from infaas_worker.decide.scale import Limits, Memory, Replica, Resources, Step, plan_instances
@@ -25,17 +25,21 @@ _log = get_logger(__name__)
 
 
 def replicas_of(serving: Serving, variants: Callable[[InstanceId], Variant | None], now: float) -> list[Replica]:
-    """What the rules look at. One whose variant was given up meanwhile is on its way out."""
+    """What the rules look at. One whose variant was given up meanwhile is on its way out. An instance in a process of
+    its own beside one that has none was loaded for a suspect (SURFACE rule 15), and is no replica of the other."""
     running_s: dict[InstanceId, float] = {}
     for work in serving.work.values():
         if work.started_at is not None:
             running_s[work.instance] = running_s.get(work.instance, 0.0) + now - work.started_at
     found: list[Replica] = []
-    for one in serving.instances.values():
-        variant = variants(one.id)
-        if variant is None or one.state not in (InstanceState.READY, InstanceState.LOADING):
+    alive = [one for one in serving.instances.values() if one.state in (InstanceState.READY, InstanceState.LOADING)]
+    in_threads = {one.variant for one in alive if one.isolation is Isolation.THREAD}
+    for one in alive:
+        if one.isolation is Isolation.PROCESS and one.variant in in_threads:
             continue
-        found.append(_replica(one, variant, running_s.get(one.id, 0.0)))
+        variant = variants(one.id)
+        if variant is not None:
+            found.append(_replica(one, variant, running_s.get(one.id, 0.0)))
     return found
 
 
@@ -121,6 +125,6 @@ class ModelAutoscaler:
 
     def _replicate(self, name: VariantName) -> InstanceId:
         instance = InstanceId(fresh_id("i"))
-        like = next(variant for variant in self._instances.variants.values() if variant.name == name)
-        self._instances.load(instance, like)
+        like = [variant for variant in self._instances.variants.values() if variant.name == name]
+        self._instances.load(instance, min(like, key=lambda variant: variant.isolation is Isolation.PROCESS))
         return instance

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,24 @@ async def test_a_replica_is_as_isolated_as_the_instance_beside_it(tmp_path):
         await site.until(lambda: len(site.ready()) == 2)
         caller.is_on = False
         assert {one.isolation for one in site.instances.serving.instances.values()} == {Isolation.PROCESS}
+
+
+async def test_an_instance_that_was_loaded_for_a_suspect_is_no_replica(tmp_path):
+    async with a_site(tmp_path) as site:
+        variant = site.load(p95_ms=20.0)
+        suspect = InstanceId("i2")
+        site.instances.load(suspect, replace(variant, isolation=Isolation.PROCESS))
+        await site.until(lambda: len(site.ready()) == 2)
+        (use,) = site.autoscaler.said().uses
+        assert (use.replicas, use.loading) == (1, 0)
+        caller = Caller(site.instances, ONE)
+        caller.begin()
+        await site.until(lambda: len(site.ready()) == 3)
+        caller.is_on = False
+        await site.until(lambda: len(site.ready()) == 2)
+        found = site.instances.serving.instances
+        assert {one.isolation for id, one in found.items() if id != suspect} == {Isolation.THREAD}
+        assert found[suspect].state is InstanceState.READY
 
 
 async def test_where_no_core_is_idle_nothing_is_loaded_and_that_is_said(tmp_path):

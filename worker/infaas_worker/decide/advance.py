@@ -294,7 +294,8 @@ class _Machine:
     def _load(self, event: LoadAsked) -> None:
         if event.instance in self._instances:
             return
-        room = make_room(event.memory_bytes, self._before.memory_bytes, residents(self._instances.values(), self._now))
+        there = residents(self._instances.values(), self._now, event.variant)
+        room = make_room(event.memory_bytes, self._before.memory_bytes, there)
         instance = Instance(
             event.instance, event.variant, event.threads, event.memory_bytes, self._now, isolation=event.isolation
         )

@@ -11,8 +11,9 @@ from types import MappingProxyType
 
 import msgspec
 
-from infaas.domain.ids import InstanceId
+from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import InstanceState
+from infaas.domain.variant import Isolation
 from infaas_worker.decide.events import LoadAsked, Queries
 from infaas_worker.decide.hang import Patience
 from infaas_worker.decide.instances import Instance, WorkKind
@@ -116,19 +117,40 @@ def running_of(work: Iterable[Work], leases: Iterable[Lease]) -> list[Running]:
     return running
 
 
-def residents(instances: Iterable[Instance], now: float) -> list[Resident]:
-    """The instances that hold memory, and which of them may be made to leave."""
+def residents(instances: Iterable[Instance], now: float, coming: VariantName | None = None) -> list[Resident]:
+    """The instances that hold memory, and which of them may be made to leave for one of the variant that is `coming`:
+    those that have nothing to do, and of other variants all instances but one, at work or not. The first instance of a
+    variant counts more than the second of another."""
+    instances = list(instances)
+    kept = _one_of_each(instances, now)
     return [
         Resident(
             one.id,
             one.memory_bytes,
             is_leaving=one.state in (InstanceState.DRAINING, InstanceState.FAILED),
             is_evictable=one.state is InstanceState.READY
-            and one.is_idle
-            and (one.items_done > 0 or now - (one.loaded_at or 0.0) >= PROTECTED_S),
+            and (
+                (one.variant != coming and kept[one.variant, one.isolation] != one.id)
+                or (one.is_idle and (one.items_done > 0 or now - (one.loaded_at or 0.0) >= PROTECTED_S))
+            ),
             recent_items=one.recent_use(now),
             reload_s=one.load_s,
         )
         for one in instances
         if one.holds_memory
     ]
+
+
+def _one_of_each(instances: Iterable[Instance], now: float) -> dict[tuple[VariantName, Isolation], InstanceId]:
+    """Of the READY instances of each variant, one that is at work, and of these the one that does most."""
+    kept: dict[tuple[VariantName, Isolation], Instance] = {}
+    for one in instances:
+        if one.state is InstanceState.READY:
+            before = kept.get((one.variant, one.isolation))
+            if before is None or _worth(before, now) < _worth(one, now):
+                kept[one.variant, one.isolation] = one
+    return {key: one.id for key, one in kept.items()}
+
+
+def _worth(one: Instance, now: float) -> tuple[bool, float]:
+    return not one.is_idle, one.recent_use(now)
