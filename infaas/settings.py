@@ -263,7 +263,8 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _spares_stay(self) -> Self:
-        if self.worker.autoscaling.downscale_to_zero_delay_s is not None and self.controller.min_replicas > 1:
+        own = self.worker.autoscaling
+        if own.enabled and own.downscale_to_zero_delay_s is not None and self.controller.min_replicas > 1:
             raise ValueError(
                 f"controller.min_replicas is {self.controller.min_replicas}, which loads again what "
                 f"worker.autoscaling.downscale_to_zero_delay_s unloads: leave one of them out"

@@ -314,7 +314,7 @@ class Dispatcher:
         return place
 
     def unload(self, variant: VariantName) -> int:
-        lanes = [lane for lane in self.engine.ledger.lanes_of(variant) if lane.is_usable]
+        lanes = [lane for lane in self.engine.ledger.lanes_of(variant) if lane.may_be_unloaded]
         for lane in lanes:
             order = pb.UnloadInstance(instance=lane.id, reason="asked for by the control plane")
             lane.is_leaving = self._links.send(lane.worker.id, pb.ControllerMessage(unload=order))

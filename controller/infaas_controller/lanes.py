@@ -94,6 +94,12 @@ class Lane:
         return self.instance_state is InstanceState.READY and self.worker.is_ready
 
     @property
+    def may_be_unloaded(self) -> bool:
+        """Also when its variant is not known here any more."""
+        is_there = self.instance_state is InstanceState.READY or self.instance_state is InstanceState.LOADING
+        return is_there and self.worker.is_ready
+
+    @property
     def is_isolated(self) -> bool:
         """Whether its death would harm nothing else."""
         return self.isolation is Isolation.PROCESS

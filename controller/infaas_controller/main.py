@@ -25,7 +25,6 @@ from infaas.aio.supervise import Supervisor
 from infaas.aio.yielding import yield_to_runs
 from infaas.catalog.catalog import Catalog
 from infaas.clock import Clock, SystemClock
-from infaas.domain.action import Action, Cause
 from infaas.domain.cluster import ControllerRecord
 from infaas.domain.ids import ControllerId, fresh_id
 from infaas.domain.lifecycle import InstanceState
@@ -60,6 +59,7 @@ from infaas_controller.peers import Peers, own_url
 from infaas_controller.policies import installed_policies
 from infaas_controller.register.collection import Collector
 from infaas_controller.register.registrar import Registrar
+from infaas_controller.scalings import StepCount
 from infaas_controller.scratch import Scratch
 from infaas_controller.siblings import Own, Siblings, may_listen, shared_out
 from infaas_controller.spares import Spares
@@ -318,7 +318,7 @@ def build_parts(
     dispatcher.observe_with(metrics)
     dispatcher.decisions.on_traced(journal.keep, journal.take, journal.take_usual)
     admin = admin_router(registrar, dispatcher, links, journal, peers, system.document, links.scalings)
-    links.scalings.on_step(lambda action, cause: _count_step(metrics, leadership, action, cause))
+    links.scalings.count_with(StepCount(metrics, lambda: leadership.lease is not None, clock))
     tracing = open_tracing(settings, "controller", clock)
     bulk = Bulk(PROCESSES if seat.is_alone else 1, observer=metrics)
     explain = dispatcher.decision
@@ -344,12 +344,6 @@ def build_parts(
         bulk,
         siblings,
     )
-
-
-def _count_step(metrics: Metrics, leadership: Leadership, action: Action, cause: Cause) -> None:
-    """Every controller hears of each step; the one that leads counts it."""
-    if leadership.lease is not None:
-        metrics.observe_scaling(action.value, cause.value)
 
 
 def book_of(seat: Seat) -> Book:

@@ -68,8 +68,17 @@ def _fits(ledger: Ledger, variant: Variant, worker: WorkerId, held_bytes: int, n
 
 
 def _held_bytes(deck: Deck) -> int:
-    """Of all its instances, idle ones too."""
-    return sum(lane.curve.variant.memory_bytes for lane in deck.lanes.values() if lane.curve is not None)
+    """Of all its instances, idle ones too, but of those of one variant that are READY only one's: the others leave for
+    a variant that has none there (`Deck.held_bytes`)."""
+    held = 0
+    counted: set[VariantName] = set()
+    for lane in deck.lanes.values():
+        if lane.curve is None or (lane.is_ready and lane.variant in counted):
+            continue
+        if lane.is_ready:
+            counted.add(lane.variant)
+        held += lane.curve.variant.memory_bytes
+    return held
 
 
 def _is_going(lane: Lane) -> bool:

@@ -137,7 +137,9 @@ class Metrics:
             "infaas_model_load_seconds", "From load command to READY", ["variant"], _LOAD_SECONDS
         )
         self._autoscaler_decisions = counter(
-            "infaas_autoscaler_decisions_total", "Scaling steps taken", ["action", "reason"]
+            "infaas_autoscaler_decisions_total",
+            "Scaling steps, those held back among them, by whoever leads",
+            ["action", "reason"],
         )
         self._bulk_losses = counter(
             "infaas_bulk_losses_total", "Processes for large requests that ended, were stuck or failed", ["reason"]
@@ -241,9 +243,9 @@ class Metrics:
     def observe_load(self, variant: str, load_s: float) -> None:
         self._model_load.of(variant).observe(load_s)
 
-    def observe_scaling(self, action: str, reason: str) -> None:
-        """`reason` must be a word of a closed set, not a sentence."""
-        self._autoscaler_decisions.of(action, reason).inc()
+    def observe_scaling(self, action: str, cause: str) -> None:
+        """`cause` is a word of a closed set (`infaas.domain.action`), and what the label `reason` says."""
+        self._autoscaler_decisions.of(action, cause).inc()
 
     def observe_bulk_loss(self, reason: str) -> None:
         self._bulk_losses.of(reason).inc()

@@ -31,6 +31,7 @@ class Callers:
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(first,)) for first in range(CALLERS)]
         self.answers = 0
+        self.mixed_up = 0
         self.failures: list[QueryError] = []
         self._lock = threading.Lock()
 
@@ -44,9 +45,9 @@ class Callers:
                 except QueryError as error:
                     self.failures.append(error)
                     continue
-                assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
                 with self._lock:
                     self.answers += 1
+                    self.mixed_up += not (found.argmax(axis=1) == expected.argmax(axis=1)).all()
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -95,12 +96,12 @@ def test_a_busy_variant_is_scaled_out_and_in_and_to_zero_and_back_without_losing
                 wait_for(lambda: callers.answers > before + 100, "answers beside it")
             else:
                 assert (first.action, first.cause) == ("hold", "no-cores"), "others use the machine"
-                assert replicas() == 1
             assert first.replicas == 1
             (use,) = (one for one in client.autoscaler().workers[0].variants if one.variant == variant)
             assert use.busy > 0.5
         assert callers.failures == []
         assert callers.answers > 0
+        assert callers.mixed_up == 0
 
         wait_for(lambda: replicas() == 0, "what nobody asks for to be unloaded")
         causes = [step.cause for step in steps() if step.action == "unload"]
@@ -130,7 +131,7 @@ def test_a_query_for_a_variant_that_was_never_asked_for_is_no_reason_to_load_it_
         name = next(found.name for found in client.variants() if found.recipe == "ort-fp32-t1")
         for row in range(50):
             client.infer(name, scans.rows(row), ANY)
-        assert [step.action for step in client.scaling_steps(variant=name)] == []
+        assert "replicate" not in [step.action for step in client.scaling_steps(variant=name)]
         assert client.variant(name).replicas == 1
 
 

@@ -308,7 +308,12 @@ def _executors(settings: Settings) -> Executors:
 
 
 def _limits(own: AutoscalingSettings) -> Limits:
-    return Limits(own.max_replicas, own.upscale_delay_s, own.downscale_delay_s, own.downscale_to_zero_delay_s)
+    return Limits(
+        max_replicas=own.max_replicas,
+        upscale_delay_s=own.upscale_delay_s,
+        downscale_delay_s=own.downscale_delay_s,
+        downscale_to_zero_delay_s=own.downscale_to_zero_delay_s,
+    )
 
 
 def _patience(settings: Settings) -> Patience:

@@ -50,6 +50,7 @@ class Monitor:
 
     def start(self) -> None:
         psutil.cpu_percent()  # its first answer means nothing
+        psutil.cpu_percent(percpu=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -70,8 +71,11 @@ class Monitor:
         return self._last
 
     def idle_cores(self) -> float:
-        """Of the whole machine, lately."""
-        return (1.0 - self.load().cpu_ratio) * (psutil.cpu_count() or 1)
+        """Of the processors that this process may use, since it was asked last; no more than its quota leaves."""
+        used = psutil.cpu_percent(percpu=True)
+        idle = sum([1.0 - used[core] / 100.0 for core in machine.allowed_cores() if core < len(used)])
+        quota = machine.cpu_quota()
+        return idle if quota is None else min(idle, quota)
 
     def _watch(self) -> None:
         before = time.monotonic()

@@ -14,7 +14,7 @@ from infaas.domain.ids import InstanceId, VariantName, fresh_id
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import Isolation, Variant
 from infaas.observe.log import get_logger
-from infaas_worker.decide.instances import Instance
+from infaas_worker.decide.instances import Instance, WorkKind
 from infaas_worker.decide.scale import Limits, Memory, Replica, Resources, Step, plan_instances
 from infaas_worker.decide.serving import Serving, residents
 from infaas_worker.instances import Instances
@@ -29,8 +29,8 @@ def replicas_of(serving: Serving, variants: Callable[[InstanceId], Variant | Non
     its own beside one that has none was loaded for a suspect (SURFACE rule 15), and is no replica of the other."""
     running_s: dict[InstanceId, float] = {}
     for work in serving.work.values():
-        if work.started_at is not None:
-            running_s[work.instance] = running_s.get(work.instance, 0.0) + now - work.started_at
+        if work.started_at is not None and work.kind is WorkKind.BATCH:  # a warm-up is nobody's load
+            running_s[work.instance] = max(running_s.get(work.instance, 0.0), now - work.started_at)  # mates run once
     found: list[Replica] = []
     alive = [one for one in serving.instances.values() if one.state in (InstanceState.READY, InstanceState.LOADING)]
     in_threads = {one.variant for one in alive if one.isolation is Isolation.THREAD}
@@ -52,14 +52,23 @@ def _replica(one: Instance, variant: Variant, running_s: float) -> Replica:
         is_ready=one.state is InstanceState.READY,
         is_idle=one.is_idle,
         busy_s=one.busy_s + running_s,
-        used_at=max(one.asked_at, one.used_at),
+        used_at=max(one.asked_at, one.loaded_at or 0.0, one.used_at),
         load_s=one.load_s,
         can_replicate=variant.profile is not None and not variant.runtime.is_elsewhere,
     )
 
 
+def failed_of(serving: Serving) -> dict[VariantName, float]:
+    """When an instance of each variant failed last, of those that are still shown."""
+    found: dict[VariantName, float] = {}
+    for one in serving.instances.values():
+        if one.state is InstanceState.FAILED and one.failed_at is not None:
+            found[one.variant] = max(found.get(one.variant, 0.0), one.failed_at)
+    return found
+
+
 def resources_of(serving: Serving, idle_cores: float, now: float) -> Resources:
-    leased = sum([len(lease.core_ids) for lease in serving.leases.values()])
+    leased = sum([lease.cores for lease in serving.leases.values()])
     held_bytes = sum([one.memory_bytes for one in residents(serving.instances.values(), now)])
     return Resources(serving.cores - leased, serving.memory_bytes - held_bytes, idle_cores)
 
@@ -85,46 +94,48 @@ class ModelAutoscaler:
 
     async def look(self) -> None:
         serving, now = self._instances.serving, self._clock.now()
-        if not self._is_on or serving.is_draining or serving.failure:
+        if serving.is_draining or serving.failure:
             self._memory, self._uses = Memory(), ()
             return
         variants = self._instances.variants
         plan = plan_instances(
             replicas_of(serving, variants.get, now),
-            [one.variant for one in serving.instances.values() if one.state is InstanceState.FAILED],
+            failed_of(serving),
             resources_of(serving, self._idle_cores(), now),
             self._limits,
             self._memory,
             now,
         )
         self._memory, self._uses = plan.memory, plan.uses
-        for step in plan.steps:
+        for step in plan.steps if self._is_on else ():
             self._perform(step)
 
     def _perform(self, step: Step) -> None:
-        instance = step.instance
-        if step.action is Action.UNLOAD and instance is not None:
-            self._instances.unload(instance, f"{step.cause.value}: {step.reason}")
-        elif step.action is Action.REPLICATE:
-            instance = self._replicate(step.variant)
-        said = ScalingStep(
-            fresh_id("s"),
-            self._clock.wall(),
-            step.action,
-            step.cause,
-            step.variant,
-            step.reason,
-            step.replicas,
-            instance,
+        """Said before it is done."""
+        instance = InstanceId(fresh_id("i")) if step.action is Action.REPLICATE else step.instance
+        self._steps.append(
+            ScalingStep(
+                id=fresh_id("s"),
+                at=self._clock.wall(),
+                action=step.action,
+                cause=step.cause,
+                variant=step.variant,
+                reason=step.reason,
+                replicas=step.replicas,
+                instance=instance,
+            )
         )
-        self._steps.append(said)
         _log.info(
-            "scaling", action=step.action.value, cause=step.cause.value, variant=step.variant, instance=instance,
+            "scaling",
+            action=step.action.value,
+            cause=step.cause.value,
+            variant=step.variant,
+            instance=instance,
             reason=step.reason,
-        )  # fmt: skip
-
-    def _replicate(self, name: VariantName) -> InstanceId:
-        instance = InstanceId(fresh_id("i"))
-        like = [variant for variant in self._instances.variants.values() if variant.name == name]
-        self._instances.load(instance, min(like, key=lambda variant: variant.isolation is Isolation.PROCESS))
-        return instance
+        )
+        if instance is None or step.instance is None:
+            return
+        if step.action is Action.REPLICATE:
+            self._instances.load(instance, self._instances.variants[step.instance])
+        else:
+            self._instances.unload(instance, f"{step.cause.value}: {step.reason}")

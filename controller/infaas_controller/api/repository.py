@@ -70,10 +70,17 @@ class Repository:
             for variant in resolve(index, name, version).variants
             if variant.name in index.instances
         }
+
+        def is_over() -> bool:
+            """Told again: a worker may have been loading another when it was told first."""
+            ready = {variant for variant in chosen if self._instances({variant}, InstanceState.READY)}
+            for variant in sorted(ready):
+                self._service.unload(variant)
+            return not ready
+
         for variant in sorted(chosen):
             self._service.unload(variant)
-        is_done = await self._until(lambda: not self._instances(chosen, InstanceState.READY), UNLOAD_LIMIT_S)
-        if not is_done:
+        if not await self._until(is_over, UNLOAD_LIMIT_S):
             raise UnavailableError(f"{name!r} is still draining after {UNLOAD_LIMIT_S:.0f} s")
 
     async def _load_variant(self, handle: Handle) -> None:

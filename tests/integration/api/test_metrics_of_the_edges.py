@@ -103,7 +103,7 @@ async def test_predictions_selections_batches_loads_and_scaling_are_observed() -
     metrics.observe_selections(0.00003, 1)
     metrics.observe_batch(VARIANT, 4)
     metrics.observe_load(VARIANT, 0.2)
-    metrics.observe_scaling("replicate", "headroom")
+    metrics.observe_scaling("replicate", "busy")
     found = samples((await scrape(metrics)).text)
     assert found[key("infaas_decision_duration_seconds_count")] == 1
     assert found[key("infaas_predicted_latency_error_ratio_bucket", direction="late", le="0.2")] == 1
@@ -113,7 +113,7 @@ async def test_predictions_selections_batches_loads_and_scaling_are_observed() -
     assert found[key("infaas_predicted_latency_error_ratio_sum", direction="early")] == 0.7
     assert found[key("infaas_batch_size_sum", variant=VARIANT)] == 4
     assert found[key("infaas_model_load_seconds_count", variant=VARIANT)] == 1
-    assert found[key("infaas_autoscaler_decisions_total", action="replicate", reason="headroom")] == 1
+    assert found[key("infaas_autoscaler_decisions_total", action="replicate", reason="busy")] == 1
     assert found[key("infaas_build_info", version="0.1.0", python=platform.python_version())] == 1
 
 

@@ -29,7 +29,7 @@ class Site:
         self.memory = Memory()
         self.now = 100.0
         self.replicas: list[Replica] = []
-        self.failed: set[VariantName] = set()
+        self.failed: dict[VariantName, float] = {}
         self.plans: list[Plan] = []
         self.loaded = 0
 
@@ -97,7 +97,8 @@ def test_a_busy_variant_is_loaded_again_once_it_has_been_busy_for_the_delay() ->
     assert site.steps == [(Action.REPLICATE, Cause.BUSY)]
     (step,) = [step for plan in site.plans for step in plan.steps]
     assert step.replicas == 1
-    assert f"{BUSY_SHARE:g} each is busy" in step.reason
+    assert step.reason == "0.97 of 1 run on average, which is 75% of the time or more"
+    assert step.instance == "i0001"
 
 
 def test_one_look_says_nothing() -> None:
@@ -116,16 +117,11 @@ def test_instances_are_added_until_none_is_short_of_room_and_then_nothing_change
     assert len(site.steps) == before
 
 
-def test_no_more_than_its_own_number_are_added_at_once() -> None:
-    resources = Resources(cores=64, free_bytes=100_000, idle_cores=64.0)
-    site = a_site(resources=resources, limits=replace(LIMITS, max_replicas=64))
-    grown: list[int] = []
+def test_one_is_loaded_at_a_time() -> None:
+    site = a_site(resources=Resources(cores=64, free_bytes=100_000, idle_cores=64.0))
     for plan in site.seconds(40, wanted=30.0):
-        loads = [step for step in plan.steps if step.action is Action.REPLICATE]
-        if loads:
-            grown.append(len(loads))
-            assert [step.replicas for step in loads] == list(range(loads[0].replicas, loads[0].replicas + len(loads)))
-    assert grown[:4] == [1, 2, 4, 8]
+        assert len(plan.steps) <= 1
+    assert site.count() == LIMITS.max_replicas
 
 
 def test_while_one_loads_no_other_is_asked_for() -> None:
@@ -166,28 +162,36 @@ def test_it_is_said_again_after_the_load_has_fallen() -> None:
     assert site.steps == [(Action.HOLD, Cause.AT_MOST)] * 2
 
 
-def test_after_a_failure_no_other_is_added_for_a_while() -> None:
+def test_it_is_said_once_where_now_one_thing_and_now_another_stands_against_it() -> None:
+    site = a_site(resources=replace(ROOMY, free_bytes=MEMORY_BYTES + 50))
+    for second in range(40):
+        site.cores_taken = 3.0 * (second % 2)
+        site.second(1.0)
+    assert len(site.steps) == 1
+
+
+def test_after_a_failure_no_other_is_added_for_half_a_minute() -> None:
     site = a_site()
-    site.failed = {VariantName("v")}
+    failed_at = site.now
+    site.failed = {VariantName("v"): failed_at}
     site.seconds(5, wanted=1.0)
-    site.failed = set()
+    site.failed = {}
     assert site.steps == [(Action.HOLD, Cause.FAILED)]
-    site.seconds(25, wanted=1.0)
-    assert site.count() == 1
-    site.seconds(5, wanted=1.0)
-    assert site.count() == 2
+    while site.count() == 1:
+        site.second(1.0)
+    assert site.now - failed_at == 30.0
 
 
 def test_the_most_pressed_variant_gets_the_last_core() -> None:
     site = Site(replace(ROOMY, cores=3))
     site.add("a")
     site.add("b")
-    for _ in range(4):
+    for _ in range(8):
         site.now += 1.0
         site.replicas = [
             replace(one, busy_s=one.busy_s + (0.8 if one.variant == "a" else 1.0)) for one in site.replicas
         ]
-        plan = plan_instances(site.replicas, (), Resources(3, 1_000, idle_cores=1.2), LIMITS, site.memory, site.now)
+        plan = plan_instances(site.replicas, {}, Resources(3, 1_000, idle_cores=1.2), LIMITS, site.memory, site.now)
         site.memory = plan.memory
         if plan.steps:
             break
@@ -227,7 +231,7 @@ def test_the_idle_one_goes_and_of_those_the_one_that_was_used_longest_ago() -> N
             replace(one, is_idle=one.id != first, used_at={first: 1.0, second: 3.0, third: 2.0}[one.id])
             for one in site.replicas
         ]
-        plan = plan_instances(site.replicas, (), ROOMY, LIMITS, site.memory, site.now)
+        plan = plan_instances(site.replicas, {}, ROOMY, LIMITS, site.memory, site.now)
         site.memory = plan.memory
         if plan.steps:
             break
@@ -245,13 +249,6 @@ def test_the_last_one_stays_unless_it_may_go_for_want_of_use() -> None:
     site.seconds(2)
     assert site.count() == 0
     assert site.steps == [(Action.UNLOAD, Cause.UNUSED)]
-
-
-def test_what_was_left_alone_for_long_is_still_there_after_the_first_use() -> None:
-    """A variant that was just loaded for somebody is not unused."""
-    site = a_site(limits=replace(LIMITS, downscale_to_zero_delay_s=5.0))
-    site.seconds(3)
-    assert site.steps == []
 
 
 Loads = st.lists(st.floats(0.0, 12.0), min_size=1, max_size=40)

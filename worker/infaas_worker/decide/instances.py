@@ -269,8 +269,8 @@ def _done(instance: Instance, event: WorkDone, now: float) -> Step:
 def ran(instance: Instance, event: WorkDone, running: tuple[int, ...], now: float) -> Instance:
     """After a batch; `running` is what still runs."""
     busy_s = instance.busy_s + event.run_s
-    if event.error:
-        return replace(instance, running=running, busy_s=busy_s)
+    if event.error:  # somebody asked for it all the same
+        return replace(instance, running=running, busy_s=busy_s, use=instance.recent_use(now), used_at=now)
     return replace(
         instance,
         running=running,

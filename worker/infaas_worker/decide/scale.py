@@ -9,7 +9,8 @@ average (M/D/1), and hand-overs take of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -23,12 +24,12 @@ BUSY_SHARE = 0.75
 QUIET_SHARE = 0.5
 """An instance is given up if the others would then run less than this; far enough below the above for a load that
 wavers, or the next look would bring it back."""
-SMOOTHING = 0.5
-"""Weight of the newest look."""
+HALF_LIFE_S = 1.0
+"""How long it takes for what was seen before to count half."""
 PAYS_FROM = 0.5
 """Of the cores that an instance wants, so many must be idle: with fewer, two share what one has."""
 FAILED_FOR_S = 30.0
-"""After an instance that failed, no other is added for so long."""
+"""After an instance has failed, no other of its variant is added for so long."""
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ class Replica(msgspec.Struct, frozen=True):
     busy_s: float
     """That it has run since it was loaded, with what runs now."""
     used_at: float
-    """When it answered last; when it was asked for, if it has not yet."""
+    """When it answered last; when it came to be READY, if it has not yet."""
     load_s: float
     can_replicate: bool = True
     """False where a server of its own runs it, as many at once as that likes, or where its size is not known."""
@@ -51,7 +52,7 @@ class Replica(msgspec.Struct, frozen=True):
 
 class Resources(msgspec.Struct, frozen=True):
     cores: int
-    """Of the worker, but for those that are leased."""
+    """Of the worker, but for those that are leased or asked for."""
     free_bytes: int
     idle_cores: float
     """That nobody used lately, programs beside this worker included."""
@@ -77,12 +78,12 @@ class Memory(msgspec.Struct, frozen=True):
     quiet_since: Mapping[VariantName, float] = MappingProxyType({})
     not_before: Mapping[VariantName, float] = MappingProxyType({})
     """After a failure."""
-    held: Mapping[VariantName, Cause] = MappingProxyType({})
-    """Why no more are loaded, as was said already."""
+    held: frozenset[VariantName] = frozenset()
+    """Of which it was said that no more are loaded, and why."""
 
 
 class Step(msgspec.Struct, frozen=True):
-    """`instance` is the one to unload."""
+    """`instance` is the one to unload, or the one to load another of."""
 
     action: Action
     cause: Cause
@@ -111,7 +112,8 @@ class _Group(msgspec.Struct, frozen=True):
         return len(self.ready) + len(self.loading)
 
     @property
-    def any(self) -> Replica:
+    def like(self) -> Replica:
+        """What another would be."""
         return (self.ready or self.loading)[0]
 
     @property
@@ -126,34 +128,32 @@ class _Group(msgspec.Struct, frozen=True):
 
 def plan_instances(
     replicas: Sequence[Replica],
-    failed: Iterable[VariantName],
+    failed: Mapping[VariantName, float],
     resources: Resources,
     limits: Limits,
     memory: Memory,
     now: float,
 ) -> Plan:
-    """What to load and unload now. `failed` are the variants of which an instance has just failed.
+    """What to load and unload now. `failed`: when an instance of a variant failed last, as far as that is still known.
 
     Promises: no more than `max_replicas` of a variant, nor more than the cores can run at once; only memory that is
-    free is taken; nothing grows that nobody uses, and nothing while a load of it is under way; the last instance goes
-    for want of use alone.
+    free is taken; one is loaded at a time, and none beside another load, which would have to wait for it; nothing grows
+    that nobody uses; the last instance goes for want of use alone.
     """
     groups = _groups(replicas, memory, now)
     after = _remembered(replicas, failed, groups, memory, now)
     steps: list[Step] = []
-    held: dict[VariantName, Cause] = {}
+    held = frozenset([one.variant for one in groups if one.variant in memory.held and one.share >= QUIET_SHARE])
     if memory.at is not None:
         grown = _growth(groups, resources, limits, after, now)
-        held = {one.variant: memory.held[one.variant] for one in groups if _is_held(one, memory)}
-        steps += [step for step in grown if step.action is not Action.HOLD or held.get(step.variant) != step.cause]
-        held.update({step.variant: step.cause for step in grown if step.action is Action.HOLD})
+        steps += [step for step in grown if step.action is not Action.HOLD or step.variant not in held]
+        held |= {step.variant for step in grown if step.action is Action.HOLD}
         steps += _shrinking(groups, limits, after, now)
-    acted = {step.variant for step in steps if step.action is not Action.HOLD}
+    changed = {step.variant for step in steps if step.action is not Action.HOLD}
     after = replace(
         after,
-        held=held,
-        busy_since={name: at for name, at in after.busy_since.items() if name not in acted},
-        quiet_since={name: at for name, at in after.quiet_since.items() if name not in acted},
+        held=held - changed,
+        quiet_since={name: at for name, at in after.quiet_since.items() if name not in changed},
     )
     uses = tuple([VariantUse(one.variant, len(one.ready), len(one.loading), one.busy) for one in groups])
     return Plan(tuple(steps), after, uses)
@@ -162,6 +162,7 @@ def plan_instances(
 def _groups(replicas: Sequence[Replica], memory: Memory, now: float) -> list[_Group]:
     """By name."""
     elapsed_s = now - memory.at if memory.at is not None else 0.0
+    weight = 1.0 - math.pow(0.5, elapsed_s / HALF_LIFE_S)
     ran: dict[VariantName, float] = {}
     for one in replicas:
         if elapsed_s > 0:
@@ -171,66 +172,63 @@ def _groups(replicas: Sequence[Replica], memory: Memory, now: float) -> list[_Gr
     for name in sorted({one.variant for one in replicas}):
         own = [one for one in replicas if one.variant == name]
         lately = memory.busy.get(name, 0.0)
-        busy = lately + SMOOTHING * (ran[name] - lately) if name in ran else lately
+        busy = lately + weight * (ran[name] - lately) if name in ran else lately
         ready = tuple([one for one in own if one.is_ready])
         found.append(_Group(name, ready, tuple([one for one in own if not one.is_ready]), busy))
     return found
 
 
 def _remembered(
-    replicas: Sequence[Replica], failed: Iterable[VariantName], groups: Sequence[_Group], memory: Memory, now: float
+    replicas: Sequence[Replica],
+    failed: Mapping[VariantName, float],
+    groups: Sequence[_Group],
+    memory: Memory,
+    now: float,
 ) -> Memory:
     busy = {one.variant for one in groups if one.ready and one.share >= BUSY_SHARE}
     quiet = {one.variant for one in groups if len(one.ready) > 1 and one.share_of_fewer < QUIET_SHARE}
-    not_before = {name: until for name, until in memory.not_before.items() if until > now}
+    not_before = {**memory.not_before, **{name: at + FAILED_FOR_S for name, at in failed.items()}}
     return Memory(
         at=now,
         busy_s={one.id: one.busy_s for one in replicas},
         busy={one.variant: one.busy for one in groups},
         busy_since={name: memory.busy_since.get(name, now) for name in busy},
         quiet_since={name: memory.quiet_since.get(name, now) for name in quiet},
-        not_before={**not_before, **dict.fromkeys(failed, now + FAILED_FOR_S)},
+        not_before={name: until for name, until in not_before.items() if until > now},
     )
 
 
-def _is_held(one: _Group, memory: Memory) -> bool:
-    """Whether it was said why no more of it are loaded, and its load has not fallen since then: one that wavers about
-    the mark is not to say it again and again."""
-    return one.variant in memory.held and one.share >= QUIET_SHARE
-
-
 def _growth(groups: Sequence[_Group], resources: Resources, limits: Limits, memory: Memory, now: float) -> list[Step]:
-    """The most pressed first; also who is held back, and by what."""
+    """The most pressed variant that can have one more gets it; also who is held back, and by what."""
+    if any(one.loading for one in groups):
+        return []
     steps: list[Step] = []
-    running = sum([one.busy * one.any.threads for one in groups])
-    coming = sum([each.threads for one in groups for each in one.loading])
-    idle = min(resources.cores - running, resources.idle_cores) - coming
-    free_bytes = resources.free_bytes
+    running = sum([one.busy * one.like.threads for one in groups])
+    idle = min(resources.cores - running, resources.idle_cores)
     for one in sorted(groups, key=lambda each: (-each.share, each.variant)):
         since = memory.busy_since.get(one.variant)
-        if since is None or now - since < limits.upscale_delay_s or one.loading or not one.any.can_replicate:
+        if since is None or now - since < limits.upscale_delay_s or not one.like.can_replicate:
             continue
-        like = one.any
-        at_once = resources.cores // like.threads
-        room = {
-            Cause.FAILED: 0 if one.variant in memory.not_before else one.count,
-            Cause.AT_MOST: limits.max_replicas - one.count,
-            Cause.NO_CORES: min(at_once - one.count, int(idle / like.threads + PAYS_FROM)),
-            Cause.NO_MEMORY: free_bytes // max(1, like.memory_bytes),
-        }
-        narrowest = min(room, key=lambda cause: room[cause])
-        count = min(one.count, *room.values())
-        text = f"{one.busy:.2f} of {len(one.ready)} run on average"
-        if count <= 0:
-            steps.append(Step(Action.HOLD, narrowest, one.variant, f"{text}; {_against(narrowest)}", one.count))
-            continue
-        idle -= count * like.threads
-        free_bytes -= count * like.memory_bytes
-        steps += [
-            Step(Action.REPLICATE, Cause.BUSY, one.variant, f"{text}, {BUSY_SHARE:g} each is busy", one.count + more)
-            for more in range(count)
-        ]
+        text = f"{one.busy:.2f} of {one.count} run on average"
+        cause = _held_by(one, idle, resources, limits, memory)
+        if cause is None:
+            why = f"{text}, which is {BUSY_SHARE:.0%} of the time or more"
+            steps.append(Step(Action.REPLICATE, Cause.BUSY, one.variant, why, one.count, one.like.id))
+            break
+        steps.append(Step(Action.HOLD, cause, one.variant, f"{text}; {_against(cause)}", one.count))
     return steps
+
+
+def _held_by(one: _Group, idle: float, resources: Resources, limits: Limits, memory: Memory) -> Cause | None:
+    """What stands against another instance."""
+    like = one.like
+    if one.variant in memory.not_before:
+        return Cause.FAILED
+    if one.count >= limits.max_replicas:
+        return Cause.AT_MOST
+    if (one.count + 1) * like.threads > resources.cores or idle < PAYS_FROM * like.threads:
+        return Cause.NO_CORES
+    return Cause.NO_MEMORY if like.memory_bytes > resources.free_bytes else None
 
 
 def _against(cause: Cause) -> str:
@@ -249,7 +247,7 @@ def _shrinking(groups: Sequence[_Group], limits: Limits, memory: Memory, now: fl
         if one.loading or not one.ready:
             continue
         since = memory.quiet_since.get(one.variant)
-        patience_s = max(limits.downscale_delay_s, one.any.load_s)
+        patience_s = max(limits.downscale_delay_s, one.like.load_s)
         if since is not None and now - since >= patience_s:
             victim = min(one.ready, key=lambda each: (not each.is_idle, each.used_at, each.id))
             text = f"{one.busy:.2f} of {one.count} run on average; one less has been enough for {now - since:.0f} s"

@@ -52,6 +52,7 @@ class Work(msgspec.Struct, frozen=True):
 class Lease(msgspec.Struct, frozen=True):
     cores: int
     max_s: float
+    asked_at: float
     core_ids: tuple[int, ...] = ()
     granted_at: float | None = None
 
