@@ -25,6 +25,8 @@ class Cause(StrEnum):
     """One instance less would have enough to spare."""
     UNUSED = "unused"
     """Nobody has asked for it for long."""
+    LENT = "lent"
+    """Its cores are asked for by somebody who borrows some, such as the profiler."""
     NO_CORES = "no-cores"
     NO_MEMORY = "no-memory"
     AT_MOST = "at-most"

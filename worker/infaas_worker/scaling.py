@@ -68,9 +68,11 @@ def failed_of(serving: Serving) -> dict[VariantName, float]:
 
 
 def resources_of(serving: Serving, idle_cores: float, now: float) -> Resources:
-    leased = sum([lease.cores for lease in serving.leases.values()])
+    leases = serving.leases.values()
+    leased = sum([lease.cores for lease in leases])
+    asked_for_s = max([now - lease.asked_at for lease in leases if not lease.core_ids], default=0.0)
     held_bytes = sum([one.memory_bytes for one in residents(serving.instances.values(), now)])
-    return Resources(serving.cores - leased, serving.memory_bytes - held_bytes, idle_cores)
+    return Resources(serving.cores - leased, asked_for_s, serving.memory_bytes - held_bytes, idle_cores)
 
 
 class ModelAutoscaler:

@@ -6,14 +6,24 @@ from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
-from infaas_worker.decide.scale import BUSY_SHARE, QUIET_SHARE, Limits, Memory, Plan, Replica, Resources, plan_instances
+from infaas_worker.decide.scale import (
+    BUSY_SHARE,
+    LEASE_PATIENCE_S,
+    QUIET_SHARE,
+    Limits,
+    Memory,
+    Plan,
+    Replica,
+    Resources,
+    plan_instances,
+)
 from msgspec.structs import replace
 
 from infaas.domain.action import Action, Cause
 from infaas.domain.ids import InstanceId, VariantName
 
 LIMITS = Limits(max_replicas=8, upscale_delay_s=1.0, downscale_delay_s=10.0)
-ROOMY = Resources(cores=4, free_bytes=1_000, idle_cores=4.0)
+ROOMY = Resources(cores=4, asked_for_s=0.0, free_bytes=1_000, idle_cores=4.0)
 MEMORY_BYTES = 100
 
 
@@ -118,7 +128,7 @@ def test_instances_are_added_until_none_is_short_of_room_and_then_nothing_change
 
 
 def test_one_is_loaded_at_a_time() -> None:
-    site = a_site(resources=Resources(cores=64, free_bytes=100_000, idle_cores=64.0))
+    site = a_site(resources=Resources(cores=64, asked_for_s=0.0, free_bytes=100_000, idle_cores=64.0))
     for plan in site.seconds(40, wanted=30.0):
         assert len(plan.steps) <= 1
     assert site.count() == LIMITS.max_replicas
@@ -191,7 +201,9 @@ def test_the_most_pressed_variant_gets_the_last_core() -> None:
         site.replicas = [
             replace(one, busy_s=one.busy_s + (0.8 if one.variant == "a" else 1.0)) for one in site.replicas
         ]
-        plan = plan_instances(site.replicas, {}, Resources(3, 1_000, idle_cores=1.2), LIMITS, site.memory, site.now)
+        plan = plan_instances(
+            site.replicas, {}, Resources(3, 0.0, 1_000, idle_cores=1.2), LIMITS, site.memory, site.now
+        )
         site.memory = plan.memory
         if plan.steps:
             break
@@ -251,6 +263,30 @@ def test_the_last_one_stays_unless_it_may_go_for_want_of_use() -> None:
     assert site.steps == [(Action.UNLOAD, Cause.UNUSED)]
 
 
+def test_of_several_instances_one_goes_for_somebody_who_has_waited_for_cores_and_is_not_replaced_for_a_while() -> None:
+    site = a_site()
+    site.seconds(20, wanted=2.6)
+    assert site.count() == 4
+    site.plans.clear()
+    site.resources = replace(ROOMY, asked_for_s=LEASE_PATIENCE_S - 0.1)
+    site.seconds(5, wanted=2.6)
+    assert site.steps == []
+    site.resources = replace(ROOMY, asked_for_s=LEASE_PATIENCE_S)
+    site.second(2.6)
+    assert site.steps == [(Action.UNLOAD, Cause.LENT)]
+    site.resources = ROOMY
+    site.seconds(20, wanted=2.6)
+    assert site.steps == [(Action.UNLOAD, Cause.LENT), (Action.HOLD, Cause.LENT)]
+    site.seconds(20, wanted=2.6)
+    assert site.count() == 4
+
+
+def test_a_variants_only_instance_goes_for_nobody() -> None:
+    site = a_site(resources=replace(ROOMY, cores=1, asked_for_s=10.0))
+    site.seconds(30, wanted=1.0)
+    assert {action for action, _ in site.steps} == {Action.HOLD}
+
+
 Loads = st.lists(st.floats(0.0, 12.0), min_size=1, max_size=40)
 
 
@@ -266,7 +302,7 @@ def test_bounds_hold_whatever_the_load(
     loads: Sequence[float], cores: int, threads: int, memory: int, most: int, taken: float
 ) -> None:
     limits = replace(LIMITS, max_replicas=most, downscale_delay_s=2.0)
-    site = Site(Resources(cores, memory * MEMORY_BYTES, float(cores)), limits, taken)
+    site = Site(Resources(cores, 0.0, memory * MEMORY_BYTES, float(cores)), limits, taken)
     site.add("v", threads=threads)
     for load in loads:
         before = site.count()
@@ -290,7 +326,7 @@ def test_nothing_grows_without_demand(loads: Sequence[float], start: int) -> Non
 
 @given(load=st.floats(0.0, 16.0), cores=st.integers(1, 16), start=st.integers(1, 8))
 def test_a_steady_load_comes_to_rest(load: float, cores: int, start: int) -> None:
-    resources = Resources(cores, 10_000, float(cores))
+    resources = Resources(cores, 0.0, 10_000, float(cores))
     site = Site(resources, replace(LIMITS, downscale_delay_s=3.0, max_replicas=16))
     for _ in range(min(start, cores)):
         site.add("v")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 import pytest
-from infaas_worker.decide.advance import LEASE_PATIENCE_S, advance
+from infaas_worker.decide.advance import advance
 from infaas_worker.decide.events import (
     BatchArrived,
     Event,
@@ -14,13 +14,12 @@ from infaas_worker.decide.events import (
     LoadAsked,
     Queries,
     Run,
-    Ticked,
 )
 from infaas_worker.decide.instances import ExecutorDied, Loaded, WorkDone, WorkKind
+from infaas_worker.decide.scale import Resources
 from infaas_worker.decide.serving import Serving
 from infaas_worker.monitor import Monitor
 from infaas_worker.scaling import failed_of, replicas_of, resources_of
-from msgspec.structs import replace
 
 from infaas import machine
 from infaas.domain.ids import InstanceId, VariantName
@@ -111,45 +110,19 @@ def test_cores_that_somebody_wants_for_himself_and_memory_that_is_held_are_no_ro
     worker.batch(1, ONE)
     worker.batch(2, TWO)
     worker.post(LeaseAsked(9, 1, 0.25))
-    found = resources_of(worker.serving, 1.5, worker.now)
-    assert (found.cores, found.free_bytes, found.idle_cores) == (1, 80, 1.5)
+    found = resources_of(worker.serving, 1.5, worker.now + 3.0)
+    assert found == Resources(cores=1, asked_for_s=3.0, free_bytes=80, idle_cores=1.5)
+    worker.batch(3, ONE)
+    worker.done(1, ONE)
+    worker.done(3, ONE)
+    assert worker.granted == [9]
+    assert resources_of(worker.serving, 1.5, worker.now + 9.0).asked_for_s == 0.0
 
 
 def test_when_an_instance_failed_is_told_for_as_long_as_it_is_shown() -> None:
     worker = Worker(ONE, TWO)
     worker.post(InstanceTold(ONE, ExecutorDied("it died")))
     assert failed_of(worker.serving) == {V: worker.now}
-
-
-def staged(worker: Worker, *instances: InstanceId) -> None:
-    """Each runs something, and holds more."""
-    for place, id in enumerate(instances, 1):
-        worker.batch(place, id)
-        worker.batch(10 + place, id)
-
-
-def test_where_a_variant_runs_twice_one_of_them_waits_for_a_lease_that_has_waited_long() -> None:
-    worker = Worker(ONE, TWO)
-    staged(worker, ONE, TWO)
-    worker.post(LeaseAsked(9, 1, 0.25))
-    worker.now += LEASE_PATIENCE_S / 2
-    assert [run.key for run in worker.done(1, ONE)] == [11]
-    assert worker.granted == []
-    worker.now += LEASE_PATIENCE_S
-    assert worker.done(11, ONE) == []
-    assert worker.granted == [9], "its core is the lease's"
-    assert [run.key for run in worker.done(2, TWO)] == [12], "and the other goes on"
-
-
-def test_a_variants_only_instance_waits_for_no_lease() -> None:
-    worker = Worker(ONE)
-    worker.serving = replace(worker.serving, core_ids=(0,))
-    staged(worker, ONE)
-    worker.post(LeaseAsked(9, 1, 0.25))
-    worker.now += 2 * LEASE_PATIENCE_S
-    worker.post(Ticked())
-    assert [run.key for run in worker.done(1, ONE)] == [11]
-    assert worker.granted == []
 
 
 def test_idle_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

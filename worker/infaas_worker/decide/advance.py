@@ -65,9 +65,6 @@ from infaas_worker.decide.schedule import PATIENCE_S, Waiting, choose
 from infaas_worker.decide.serving import Lease, Serving, Work, residents, running_of, waiting_of
 from infaas_worker.decide.sharing import mates_of, shared
 
-LEASE_PATIENCE_S = 2.0
-"""How long a lease waits for cores that nobody wants, before it is owed some."""
-
 
 def advance(serving: Serving, event: Event, now: float) -> tuple[Serving, tuple[Command, ...]]:
     """What an event makes of the worker, and everything that must now be done, in order."""
@@ -168,7 +165,7 @@ class _Machine:
         if not waiting or self._failure:
             return
         running = running_of(self._work.values(), self._leases.values())
-        for key in choose(waiting, running, room, self._before.cores - self._owed_cores(), self._now):
+        for key in choose(waiting, running, room, self._before.cores, self._now):
             if self._work[key].started_at is None:  # it may run with another already
                 self._begin(self._work[key])
 
@@ -184,10 +181,8 @@ class _Machine:
         self._commands.append(Run(first.key, first.kind, first.instance, first.queries.ids, others))
 
     def lease(self) -> None:
-        """Cores that nothing runs on or waits for go to whoever asked first, and so do those that he is owed."""
-        if self._failure or all(lease.core_ids for lease in self._leases.values()):
-            return
-        if self._is_short_of_cores() and not self._owed_cores():
+        """Cores that nothing runs on or waits for go to whoever asked first."""
+        if self._failure or all(lease.core_ids for lease in self._leases.values()) or self._is_short_of_cores():
             return
         used = sum(run.threads for run in running_of(self._work.values(), self._leases.values()))
         held = {core for lease in self._leases.values() for core in lease.core_ids}
@@ -392,15 +387,6 @@ class _Machine:
 
     def _held_by(self, owner: str, instance: InstanceId) -> int:
         return sum(work.owner == owner and work.instance == instance for work in self._work.values())
-
-    def _owed_cores(self) -> int:
-        """What is kept from batches for whoever has waited long for cores: where a variant has several instances here,
-        one of them waits instead. A variant's only instance never does, and a lease of all cores stops nobody."""
-        first = next((lease for lease in self._leases.values() if not lease.core_ids), None)
-        if first is None or self._now - first.asked_at < LEASE_PATIENCE_S or first.cores >= self._before.cores:
-            return 0
-        ready = [one.variant for one in self._instances.values() if one.state is InstanceState.READY]
-        return first.cores if len(set(ready)) < len(ready) else 0
 
     def _is_short_of_cores(self) -> bool:
         """Whether work waits that only lacks cores."""

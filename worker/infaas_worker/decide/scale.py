@@ -31,6 +31,11 @@ PAYS_FROM = 0.5
 FAILED_FOR_S = 30.0
 """After an instance has failed, no other of its variant is added for so long."""
 
+LEASE_PATIENCE_S = 2.0
+"""How long somebody waits to borrow cores that nobody wants, before a variant gives up an instance for him."""
+LENT_FOR_S = 30.0
+"""After that, no other is added for so long: who measures borrows again and again."""
+
 
 class Replica(msgspec.Struct, frozen=True):
     """An instance that is READY or LOADING."""
@@ -53,6 +58,8 @@ class Replica(msgspec.Struct, frozen=True):
 class Resources(msgspec.Struct, frozen=True):
     cores: int
     """Of the worker, but for those that are leased or asked for."""
+    asked_for_s: float
+    """How long somebody has waited to lease some of them; 0: nobody."""
     free_bytes: int
     idle_cores: float
     """That nobody used lately, programs beside this worker included."""
@@ -76,8 +83,8 @@ class Memory(msgspec.Struct, frozen=True):
     """Instances that run, on average, smoothed."""
     busy_since: Mapping[VariantName, float] = MappingProxyType({})
     quiet_since: Mapping[VariantName, float] = MappingProxyType({})
-    not_before: Mapping[VariantName, float] = MappingProxyType({})
-    """After a failure."""
+    not_before: Mapping[VariantName, tuple[float, Cause]] = MappingProxyType({})
+    """Until when no other is added, and because of what."""
     held: frozenset[VariantName] = frozenset()
     """Of which it was said that no more are loaded, and why."""
 
@@ -148,15 +155,21 @@ def plan_instances(
         grown = _growth(groups, resources, limits, after, now)
         steps += [step for step in grown if step.action is not Action.HOLD or step.variant not in held]
         held |= {step.variant for step in grown if step.action is Action.HOLD}
-        steps += _shrinking(groups, limits, after, now)
+        steps += _shrinking(groups, resources, limits, after, now)
     changed = {step.variant for step in steps if step.action is not Action.HOLD}
+    lent = {step.variant: (now + LENT_FOR_S, Cause.LENT) for step in steps if _is_loan(step)}
     after = replace(
         after,
+        not_before={**after.not_before, **lent},
         held=held - changed,
         quiet_since={name: at for name, at in after.quiet_since.items() if name not in changed},
     )
     uses = tuple([VariantUse(one.variant, len(one.ready), len(one.loading), one.busy) for one in groups])
     return Plan(tuple(steps), after, uses)
+
+
+def _is_loan(step: Step) -> bool:
+    return step.action is Action.UNLOAD and step.cause is Cause.LENT
 
 
 def _groups(replicas: Sequence[Replica], memory: Memory, now: float) -> list[_Group]:
@@ -187,14 +200,14 @@ def _remembered(
 ) -> Memory:
     busy = {one.variant for one in groups if one.ready and one.share >= BUSY_SHARE}
     quiet = {one.variant for one in groups if len(one.ready) > 1 and one.share_of_fewer < QUIET_SHARE}
-    not_before = {**memory.not_before, **{name: at + FAILED_FOR_S for name, at in failed.items()}}
+    not_before = {**memory.not_before, **{name: (at + FAILED_FOR_S, Cause.FAILED) for name, at in failed.items()}}
     return Memory(
         at=now,
         busy_s={one.id: one.busy_s for one in replicas},
         busy={one.variant: one.busy for one in groups},
         busy_since={name: memory.busy_since.get(name, now) for name in busy},
         quiet_since={name: memory.quiet_since.get(name, now) for name in quiet},
-        not_before={name: until for name, until in not_before.items() if until > now},
+        not_before={name: (until, cause) for name, (until, cause) in not_before.items() if until > now},
     )
 
 
@@ -223,7 +236,7 @@ def _held_by(one: _Group, idle: float, resources: Resources, limits: Limits, mem
     """What stands against another instance."""
     like = one.like
     if one.variant in memory.not_before:
-        return Cause.FAILED
+        return memory.not_before[one.variant][1]
     if one.count >= limits.max_replicas:
         return Cause.AT_MOST
     if (one.count + 1) * like.threads > resources.cores or idle < PAYS_FROM * like.threads:
@@ -236,20 +249,36 @@ def _against(cause: Cause) -> str:
         Cause.NO_CORES: "no core is idle for another",
         Cause.NO_MEMORY: "another has no room in the memory that is free",
         Cause.AT_MOST: "worker.autoscaling.max_replicas allows no more",
+        Cause.LENT: f"cores were asked for by somebody else less than {LENT_FOR_S:g} s ago",
         Cause.FAILED: f"an instance of it has failed, so that another waits {FAILED_FOR_S:g} s",
     }[cause]
 
 
-def _shrinking(groups: Sequence[_Group], limits: Limits, memory: Memory, now: float) -> list[Step]:
+def _lender(groups: Sequence[_Group], resources: Resources) -> _Group | None:
+    """Of the variants that have several instances, the one that would miss one least. A variant's only instance goes
+    on, as it did before there were others: what is borrowed is what is left."""
+    if resources.asked_for_s < LEASE_PATIENCE_S or any(one.loading for one in groups):
+        return None
+    several = [one for one in groups if len(one.ready) > 1]
+    return min(several, key=lambda one: (one.share_of_fewer, one.variant), default=None)
+
+
+def _shrinking(
+    groups: Sequence[_Group], resources: Resources, limits: Limits, memory: Memory, now: float
+) -> list[Step]:
     """One instance of a variant at a time."""
     steps: list[Step] = []
+    lender = _lender(groups, resources)
     for one in groups:
         if one.loading or not one.ready:
             continue
+        victim = min(one.ready, key=lambda each: (not each.is_idle, each.used_at, each.id))
         since = memory.quiet_since.get(one.variant)
         patience_s = max(limits.downscale_delay_s, one.like.load_s)
-        if since is not None and now - since >= patience_s:
-            victim = min(one.ready, key=lambda each: (not each.is_idle, each.used_at, each.id))
+        if one is lender:
+            text = f"cores are asked for by somebody else, who has waited for {resources.asked_for_s:.0f} s"
+            steps.append(Step(Action.UNLOAD, Cause.LENT, one.variant, text, one.count, victim.id))
+        elif since is not None and now - since >= patience_s:
             text = f"{one.busy:.2f} of {one.count} run on average; one less has been enough for {now - since:.0f} s"
             steps.append(Step(Action.UNLOAD, Cause.QUIET, one.variant, text, one.count, victim.id))
         elif len(one.ready) == 1 and limits.downscale_to_zero_delay_s is not None:
