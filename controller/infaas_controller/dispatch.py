@@ -21,6 +21,7 @@ from infaas.observe.book import Book
 from infaas.observe.log import get_logger
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
+from infaas.store.view import require_listed
 from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
@@ -304,6 +305,7 @@ class Dispatcher:
         """
         found = self.view.variants.get(variant)
         if found is None:
+            require_listed(self.view)
             raise NotFoundError(f"no variant is called {variant!r}")
         ledger, now = self.engine.ledger, self._clock.now()
         if (there := loaded_on(ledger, found, worker)) is not None:

@@ -88,7 +88,7 @@ class Placing:
         self.ledger = Ledger(needs_streams=settings.needs_streams)
         self.queues = Queues(self.ledger)
         self.room = Room(self.ledger.lines, settings.bounds)
-        self.view = ClusterView()
+        self.view = ClusterView(is_listed=False)
         self.commands: deque[Command] = deque()
         self._admissions = Admissions(settings.confidence)
         self._sent: dict[int, Sent] = {}

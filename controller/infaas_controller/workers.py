@@ -21,6 +21,7 @@ from infaas.rpc.hop.inner import Meet
 from infaas.rpc.hop.traffic import Traffic
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
+from infaas.store.view import require_listed
 from infaas_controller.link import Link, LinkTerms, Sink, ViewSource
 from infaas_controller.scalings import Scalings
 from infaas_controller.wire import Outgoing
@@ -118,6 +119,10 @@ class WorkerLinks:
             for record in sorted(self.view_source.view.workers.values(), key=lambda each: each.id)
         )
 
+    def require_listed(self) -> None:
+        """Raises UnavailableError while a worker that is not in the documents may well exist."""
+        require_listed(self.view_source.view)
+
     async def drain(self, worker: WorkerId, reason: str = "asked by a user") -> None:
         """Returns once the view shows it. Raises NotFoundError for a worker that is not known, UnavailableError for one
         that does not answer."""
@@ -154,6 +159,7 @@ class WorkerLinks:
     async def _control(self, worker: WorkerId, call: Callable[[Any], Any]) -> None:
         record = self.view_source.view.workers.get(worker)
         if record is None:
+            require_listed(self.view_source.view)
             known = ", ".join(sorted(self.view_source.view.workers)) or "none"
             raise NotFoundError(f"no worker is called {worker!r}; known: {known}")
         async with grpc.aio.insecure_channel(record.address, options=CHANNEL_OPTIONS) as channel:

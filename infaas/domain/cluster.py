@@ -15,6 +15,9 @@ from infaas.domain.query import Level
 from infaas.domain.task import Model, Task
 from infaas.domain.variant import Isolation, Variant
 
+UNREAD = "this controller has just started and has not read the metadata store yet; ask again or ask another"
+UNREAD_RETRY_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
@@ -75,6 +78,8 @@ class ClusterView:
     workers: Mapping[WorkerId, WorkerRecord] = field(default_factory=dict)
     version: int = 0
     """Grows with every change; caches keyed by it are valid for exactly one view."""
+    is_listed: bool = True
+    """Whether the store has been read since the start. Until then, what is not here may well be registered."""
 
     def level_of(self, name: str) -> Level | None:
         if name in self.tasks:

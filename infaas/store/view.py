@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn, cast
 
 from infaas.clock import Clock
-from infaas.domain.cluster import ClusterView, WorkerRecord
+from infaas.domain.cluster import UNREAD, UNREAD_RETRY_S, ClusterView, WorkerRecord
 from infaas.domain.ids import ModelName, TaskName, VariantName, WorkerId
 from infaas.domain.task import Model, Task
 from infaas.domain.variant import Variant
@@ -42,7 +42,7 @@ class ViewKeeper:
         """`worker_grace_s`: how long a worker without a stream is kept when a store of another epoch lacks it."""
         self._store = store
         self._clock = clock
-        self._view = ClusterView()
+        self._view = ClusterView(is_listed=False)
         self._tasks: dict[TaskName, Task] = {}
         self._models: dict[ModelName, Model] = {}
         self._variants: dict[VariantName, Variant] = {}
@@ -136,6 +136,8 @@ class ViewKeeper:
         self._drop_missing(snapshot, is_same_epoch)
         self._epoch, self._cursor = snapshot.epoch, snapshot.cursor
         self._heard()
+        if not self.is_synced:
+            self._changed.update(WATCHED)  # an empty store is news as well: from now on, what is not there is not there
         self._first_sync.set()  # before anybody is told: what they are told is all that there is
         self._commit()
 
@@ -209,12 +211,20 @@ class ViewKeeper:
             variants=dict(self._variants) if Kind.VARIANT in changed else old.variants,
             workers=dict(self._workers.records) if Kind.WORKER in changed else old.workers,
             version=old.version + 1,
+            is_listed=self.is_synced,
         )
         for callback in tuple(self._subscribers):
             try:
                 callback(old, new)
             except Exception as error:
                 _log.error("a subscriber of the view failed", subscriber=repr(callback), exc_info=error)
+
+
+def require_listed(view: ClusterView) -> None:
+    """For whoever is about to say that something is not there. Raises UnavailableError before the store was read: then
+    nobody knows."""
+    if not view.is_listed:
+        raise UnavailableError(UNREAD, retry_after_s=UNREAD_RETRY_S)
 
 
 def pause_s(failures: int, draw: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from infaas.errors import NotFoundError
+from infaas.errors import NotFoundError, UnavailableError
 from infaas.oip.v2 import grpc_service_pb2 as pb
 from infaas_controller.api import documents, stats
 from infaas_controller.api.intake import parse_version
@@ -43,10 +43,11 @@ class ModelCalls:
         return pb.ServerReadyResponse(ready=self._service.is_ready())
 
     async def model_ready(self, request: Any, context: Any) -> Any:
-        """An unknown name is not ready rather than an error: what Triton's clients expect of this one question."""
+        """A name that is unknown, or not known yet, is not ready rather than an error: what Triton's clients expect of
+        this one question."""
         try:
             is_ready, _ = self._repository.is_ready(request.name, parse_version(request.version))
-        except NotFoundError:
+        except (NotFoundError, UnavailableError):
             is_ready = False
         return pb.ModelReadyResponse(ready=is_ready)
 

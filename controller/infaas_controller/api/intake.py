@@ -21,6 +21,7 @@ from infaas.rpc.codec import encode
 from infaas.rpc.requirements import Scalar, read_requirements
 from infaas.rpc.tensors import InferRequest, RequestedOutput, check_inputs, classify
 from infaas.rpc.tensors_json import is_binary, json_refusal
+from infaas.store.view import require_listed
 from infaas_controller.api.headers import Caller
 from infaas_controller.ports import Answer, Outcome
 
@@ -49,7 +50,7 @@ class Outline(NamedTuple):
 
 
 def find_task(view: ClusterView, handle: str) -> Task:
-    """The task whose inputs and outputs a handle has, whatever its level. Raises NotFoundError with near names."""
+    """The task whose inputs and outputs a handle has, whatever its level. Raises as `unknown_name` says."""
     task = view.tasks.get(TaskName(handle))
     if task is not None:
         return task
@@ -62,6 +63,8 @@ def find_task(view: ClusterView, handle: str) -> Task:
 
 
 def unknown_name(view: ClusterView, handle: str) -> NotFoundError:
+    """What to raise, with near names. Raises UnavailableError when the store was not read yet."""
+    require_listed(view)
     names: list[str] = [*view.tasks, *view.models]
     if len(names) + len(view.variants) <= _MAX_NAMES_COMPARED:
         names += view.variants

@@ -11,6 +11,7 @@ from infaas.domain.lifecycle import InstanceState
 from infaas.domain.task import ModelState
 from infaas.errors import InfaasError, UnavailableError, UnsupportedError
 from infaas.rpc.requirements import Scalar
+from infaas.store.view import require_listed
 from infaas_controller.api.documents import Handle, Index, resolve, state_of, variant_to_load
 from infaas_controller.ports import QueryService
 
@@ -29,7 +30,9 @@ class Repository:
         self._index: Index | None = None
 
     def index(self) -> Index:
+        """Raises UnavailableError before the store was read."""
         view = self._service.view
+        require_listed(view)
         if self._index is None or self._index.view is not view:
             self._index = Index(view)
         return self._index

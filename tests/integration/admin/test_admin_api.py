@@ -75,6 +75,9 @@ class Workers:
             for id, state in self.states.items()
         ]
 
+    def require_listed(self) -> None:
+        """They all are."""
+
     async def drain(self, id: str) -> None:
         self._set(id, "DRAINING")
 

@@ -11,10 +11,11 @@ import pytest
 from infaas.domain.cluster import ClusterView
 from infaas.domain.ids import WorkerId
 from infaas.domain.lifecycle import WorkerState
+from infaas.errors import UnavailableError
 from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.memory import MemoryStore
-from infaas.store.view import ViewKeeper, pause_s
+from infaas.store.view import ViewKeeper, pause_s, require_listed
 from infaas.testing.builders import a_model, a_task, a_variant, a_worker, an_instance
 from infaas.testing.clock import ManualClock
 
@@ -81,6 +82,7 @@ async def test_a_keeper_that_starts_later_is_full_once_it_is_synced(
     await fill(store)
     keeper = ViewKeeper(store, manual_clock)
     assert not keeper.is_synced
+    assert not keeper.view.is_listed
     assert keeper.age_s() == float("inf")
     async with asyncio.timeout(10):
         task = asyncio.create_task(keeper.run(), name="view")
@@ -130,6 +132,23 @@ async def test_who_is_told_the_first_view_of_the_store_knows_that_it_is_all_ther
     async with asyncio.timeout(10):
         await keeper.wait_synced()
     assert heard == [(True, 1)]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_empty_store_is_news_too_as_what_is_not_there_is_then_known_not_to_be(
+    store: MemoryStore, manual_clock: ManualClock
+) -> None:
+    keeper = ViewKeeper(store, manual_clock)
+    keeper.worker_reported(a_worker("w1"))
+    early = await until(keeper, lambda view: view.workers)
+    with pytest.raises(UnavailableError, match="has not read the metadata store"):
+        require_listed(early)
+    task = asyncio.create_task(keeper.run(), name="view")
+    late = await until(keeper, lambda view: view.is_listed)
+    require_listed(late)
+    assert late.workers == early.workers
+    assert late.variants is not early.variants, "caches keyed by the mapping remember answers of before"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -210,20 +229,20 @@ async def test_a_record_that_cannot_be_read_is_skipped(store: MemoryStore, keepe
 
 
 async def test_a_failing_subscriber_hurts_nobody_and_an_ended_one_hears_nothing(keeper: ViewKeeper) -> None:
-    heard: list[int] = []
+    heard: list[list[str]] = []
 
     def fail(old: ClusterView, new: ClusterView) -> None:
         raise RuntimeError("boom")
 
     keeper.subscribe(fail)
-    unsubscribe = keeper.subscribe(lambda old, new: heard.append(new.version))
+    unsubscribe = keeper.subscribe(lambda old, new: heard.append(sorted(new.workers)))
     keeper.worker_reported(a_worker("w1"))
     await until(keeper, lambda view: len(view.workers) == 1)
     unsubscribe()
     unsubscribe()
     keeper.worker_reported(a_worker("w2"))
     await until(keeper, lambda view: len(view.workers) == 2)
-    assert heard == [1]
+    assert heard == [["w1"]]
 
 
 async def test_the_age_grows_while_the_store_is_silent(

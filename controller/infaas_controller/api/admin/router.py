@@ -27,6 +27,8 @@ class Workers(Protocol):
     """What the control plane asks of the links to workers."""
 
     def documents(self) -> Sequence[WorkerDocument]: ...
+    def require_listed(self) -> None:
+        """Raises UnavailableError while a worker that is not in the documents may well exist."""
 
     async def drain(self, worker: WorkerId, /) -> None:
         """Let a worker finish what it has and give it nothing new. Raises NotFoundError, UnavailableError."""
@@ -87,10 +89,12 @@ def _workers_router(workers: Workers) -> APIRouter:
         for document in workers.documents():
             if document.id == id:
                 return document
+        workers.require_listed()
         raise NotFoundError(f"there is no worker {id!r}")
 
     @router.get("", summary="List workers", responses=errors())
     async def list_workers() -> WorkerList:
+        workers.require_listed()
         return WorkerList(tuple(workers.documents()))
 
     @router.get("/{worker}", summary="Describe a worker", responses=errors(404))
