@@ -21,7 +21,7 @@ from dataplane.h2 import grpc_connect
 from dataplane.native_load import NativeLoad
 from dataplane.own import Edition, System, systems
 from dataplane.peers import NULL, CannotStartError, Kit, left_out, peer
-from dataplane.servers import BINARY, GRPC, LeftOut, Server, cpu_s, quiet, wait_answering
+from dataplane.servers import BINARY, GRPC, LeftOut, Server, UnreachableError, cpu_s, quiet, wait_answering
 from dataplane.wire import grpc_output, requests, rest_output, wrong
 from infaas.bench.grpc import query_bytes
 from infaas.client_grpc import METHOD
@@ -154,7 +154,8 @@ def closed(
     *,
     connections: int = CONNECTIONS,
 ) -> Round:
-    """Raises SystemExit for a wrong answer, a broken connection or no result at all: there is no rate of those."""
+    """Raises UnreachableError for a broken connection or no result at all, and SystemExit for a wrong answer: there is
+    no rate of those."""
     prepared = started.prepared
     programs = server.programs()
     edges: list[dict[str, float]] = []
@@ -162,9 +163,9 @@ def closed(
         seen = _closed_loop(started, server, kind, effort, connections, lambda: edges.append(cpu_s(programs)))
     where = f"{server.name}, {kind}"
     if seen.failure:
-        raise SystemExit(f"{where}: a connection ended: {seen.failure}")
+        raise UnreachableError(f"{where}: a connection ended: {seen.failure}")
     if not seen.answered:
-        raise SystemExit(f"{where}: not one result; {dict(seen.statuses) or 'nothing'} instead")
+        raise UnreachableError(f"{where}: not one result; {dict(seen.statuses) or 'nothing'} instead")
     is_checked = server is not started.null  # whose answers are none
     if is_checked and (bad := wrong(seen.kept, prepared.answers, grpc_output if kind == GRPC else rest_output)):
         raise SystemExit(f"{where}: {len(bad)} of {len(seen.kept)} answers that were looked at are wrong: {bad[0]}")

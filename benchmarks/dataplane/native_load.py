@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dataplane.generator import Address, Closed, Open
+from dataplane.servers import UnreachableError
 from dataplane.wire import Kept
 
 SOURCES = Path(__file__).parent / "native"
@@ -128,7 +129,7 @@ class NativeLoad:
             process.kill()
             process.wait()
         if process.returncode != 0:
-            raise SystemExit(f"the load ended with {process.returncode}: {complaint.strip()}")
+            raise UnreachableError(f"the load ended with {process.returncode}: {complaint.strip()}")
         said: dict[str, Any] = json.loads((folder / "summary.json").read_text())
         return said
 

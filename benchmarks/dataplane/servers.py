@@ -82,6 +82,11 @@ class Server:
         return found
 
 
+class UnreachableError(SystemExit):
+    """A server that answers nothing any more, or lets go of its callers. Ends the run unless somebody goes on without
+    it."""
+
+
 def cpu_s(programs: Mapping[str, Sequence[psutil.Process]]) -> dict[str, float]:
     """Processor time that each program has taken so far."""
     return {name: sum(map(_cpu_s, processes)) for name, processes in programs.items()}

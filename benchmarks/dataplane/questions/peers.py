@@ -27,7 +27,7 @@ from dataplane.generator import closed_loop, rest_connect
 from dataplane.graphs import SMALL_MLP
 from dataplane.own import editions, seen
 from dataplane.questions.answer import Answer
-from dataplane.servers import BINARY, FASTAPI, GRPC, JSON, Server, quiet
+from dataplane.servers import BINARY, FASTAPI, GRPC, JSON, LeftOut, Server, UnreachableError, quiet
 from dataplane.wrk import find_wrk, wrk_rate
 
 KINDS = (BINARY, JSON, GRPC)
@@ -47,12 +47,13 @@ def of_peers(run: Run) -> Answer:
     ):
         cells: Cells = {}
         nulls: dict[str, list[float]] = {}
+        lost: dict[str, LeftOut] = {}
         for number in range(run.effort.rounds):
             tell(f"round {number + 1} of {run.effort.rounds}")
             for kind in KINDS:
-                _round(run, up, kind, cells, nulls)
+                _round(run, up, kind, cells, nulls, lost)
         checks = _checks(run, up)
-        found = {key: throughput(rounds) for key, rounds in cells.items()}
+        found = {key: throughput(rounds) for key, rounds in cells.items() if key[0] not in lost}
         rows, data = [], []
         for (name, kind), one in found.items():
             rates = [cell.rate for cell in cells[name, kind]]
@@ -67,16 +68,28 @@ def of_peers(run: Run) -> Answer:
         return Answer(
             f"{title}medians of {run.effort.rounds}",
             tables.table(HEADINGS, rows) + "\n\n" + _checks_table(checks),
-            [*missing, *up.left_out],
+            [*missing, *up.left_out, *lost.values()],
             {"systems": data, "generators": checks, "shipped": seen(own)},
             _charts(found),
         )
 
 
-def _round(run: Run, up: Started, kind: str, cells: Cells, nulls: dict[str, list[float]]) -> None:
+def _round(
+    run: Run, up: Started, kind: str, cells: Cells, nulls: dict[str, list[float]], lost: dict[str, LeftOut]
+) -> None:
+    """A peer that breaks down in the middle of a run is lost to the rest of it, and says why in place of its rows."""
     for server in up.servers:
-        if server.understands(kind):
-            cells.setdefault((server.name, kind), []).append(closed(up, server, kind, run.effort))
+        if not server.understands(kind) or server.name in lost:
+            continue
+        try:
+            seen = closed(up, server, kind, run.effort)
+        except UnreachableError as error:
+            if server.is_own:
+                raise
+            tell(f"{server.name} is measured no further: {error}")
+            lost[server.name] = LeftOut(server.name, f"it broke down while it was measured: {error}")
+        else:
+            cells.setdefault((server.name, kind), []).append(seen)
     if kind != GRPC and (rate := null_rate(up, kind, run.effort)) is not None:
         nulls.setdefault(kind, []).append(rate)
 

@@ -116,13 +116,31 @@ def test_peers_are_seen_by_more_than_one_generator(parts: Any, run: Any, beside_
     cells: Any = {}
     nulls: Any = {}
     for kind in parts.of_peers.KINDS:
-        parts.of_peers._round(run, beside_null, kind, cells, nulls)
+        parts.of_peers._round(run, beside_null, kind, cells, nulls, {})
     assert set(cells) == {("stand-in", "binary"), ("stand-in", "JSON")}
     assert set(nulls) == {"binary", "JSON"}
     checks = parts.of_peers._checks(run, beside_null)
     assert {"C", "Python"} <= {one["generator"] for one in checks}
     assert {one["system"] for one in checks} == {"stand-in", "null server"}
     assert all(one["rate"] > 0 for one in checks)
+
+
+def test_a_peer_that_breaks_down_is_lost_to_the_rest_of_the_run_with_the_reason(
+    parts: Any, run: Any, beside_null: Any
+) -> None:
+    closed_port = replace(beside_null.servers[0], name="gone", address=("127.0.0.1", 1), roots={})
+    up = replace(beside_null, servers=[closed_port, *beside_null.servers])
+    cells: Any = {}
+    lost: Any = {}
+    for kind in ("binary", "JSON"):
+        parts.of_peers._round(run, up, kind, cells, {}, lost)
+    assert set(cells) == {("stand-in", "binary"), ("stand-in", "JSON")}
+    assert set(lost) == {"gone"}
+    assert "it broke down while it was measured" in lost["gone"].why
+    assert "refused" in lost["gone"].why
+    ours = replace(up, servers=[replace(closed_port, is_own=True)])
+    with pytest.raises(SystemExit, match="refused"):
+        parts.of_peers._round(run, ours, "binary", {}, {}, {})
 
 
 def test_a_peer_that_cannot_be_had_is_left_out_with_the_reason(
