@@ -22,6 +22,8 @@ from infaas.client_tensors import Array, request_parts, response_arrays
 from infaas.control import (
     AutoscalerDocument,
     BuildDocument,
+    FleetDocument,
+    FleetStepDocument,
     ForeignModelDocument,
     ModelDocument,
     ProfilingDocument,
@@ -320,6 +322,14 @@ class Client:
         asked = {"limit": str(limit), "worker": worker, "variant": variant}
         params = {key: value for key, value in asked.items() if value is not None}
         return self._list("/v1/autoscaler/decisions", "steps", ScalingStepDocument, params=params)
+
+    def fleet(self) -> FleetDocument:
+        """How many workers there are and are wanted."""
+        return self._one("GET", "/v1/autoscaler/fleet", FleetDocument)
+
+    def fleet_steps(self, limit: int = 50) -> list[FleetStepDocument]:
+        """The newest first."""
+        return self._list("/v1/autoscaler/fleet/decisions", "steps", FleetStepDocument, params={"limit": str(limit)})
 
     def decision(self, key: str) -> Decision:
         """By decision id or request id."""

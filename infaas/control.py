@@ -19,6 +19,10 @@ __all__ = [
     "BuildDocument",
     "Decision",
     "DecisionList",
+    "FleetDocument",
+    "FleetPoolDocument",
+    "FleetStepDocument",
+    "FleetStepList",
     "ForeignModelDocument",
     "ForeignModelList",
     "ModelDocument",
@@ -333,6 +337,68 @@ class ScalingStepDocument:
 @dataclass(frozen=True, slots=True)
 class ScalingStepList:
     steps: tuple[ScalingStepDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPoolDocument:
+    """Workers of one kind that the fleet keeps."""
+
+    name: str
+    hardware: str
+    cores: int
+    price_usd_per_hour: float
+    """Of one worker."""
+    min_workers: int
+    max_workers: int
+    ready: int
+    starting: int
+    draining: int
+    ordered: int
+    """That have not come yet."""
+    own: int
+    """Of those there are, how many the fleet has made and may take away."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetDocument:
+    """What the VM autoscaler saw at its last look."""
+
+    provider: str
+    """`none`: there is no VM autoscaler, and nothing else here says anything."""
+    is_dry_run: bool = False
+    at: str | None = None
+    controller: str | None = None
+    """Who looked."""
+    pools: tuple[FleetPoolDocument, ...] = ()
+    demand_cores: float | None = None
+    """Cores of work that come each second, served or not; None: not known yet."""
+    waiting_core_s: float = 0.0
+    """Work that waits, in core-seconds."""
+    wanted_cores: float = 0.0
+    """So that the work leaves enough of them free."""
+    there_cores: int = 0
+    spent_usd_per_hour: float = 0.0
+    max_usd_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStepDocument:
+    """Something that was done about the fleet, or that was called for and held back (`hold`)."""
+
+    id: str
+    at: str
+    action: str
+    cause: str
+    pool: str
+    reason: str
+    worker: str | None = None
+    is_dry_run: bool = False
+    controller: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStepList:
+    steps: tuple[FleetStepDocument, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from infaas.errors import InfaasError, NotFoundError, SettingsError
 from infaas.processes.seat import seat_of
 from infaas.settings import Settings, load_settings
 from infaas.up.restart import SETTINGS_EXIT
-from infaas.up.tether import SUPERVISOR_PID, die_with
+from infaas.up.tether import GUARDIAN_PID, SUPERVISOR_PID, die_with, end_with
 
 GROUP = "infaas.programs"
 FAILURE_EXIT = 1
@@ -57,6 +57,8 @@ def run(name: str, environ: Mapping[str, str] | None = None) -> int:
         if env.get(SUPERVISOR_PID):
             # The next master of several processes needs their ports, so these do not outlive theirs to finish anything.
             die_with(int(env[SUPERVISOR_PID]), signal.SIGTERM if seat.is_alone else signal.SIGKILL)
+        if env.get(GUARDIAN_PID):
+            end_with(int(env[GUARDIAN_PID]))
         settings = load_settings(environ=env)
         _configure_log(settings, name if seat.is_alone else f"{name}-{seat.number}")
         if name == SHARED_OUT and seat.is_alone and settings.controller.processes > 1:

@@ -18,7 +18,15 @@ from infaas.errors import SettingsError
 
 ENV_PREFIX = "INFAAS_"
 ENV_NOT_SETTINGS = frozenset(
-    {"INFAAS_CONFIG", "INFAAS_URL", "INFAAS_REDIS_SERVER", "INFAAS_TOKEN", "INFAAS_SUPERVISOR_PID", "INFAAS_SEAT"}
+    {
+        "INFAAS_CONFIG",
+        "INFAAS_URL",
+        "INFAAS_REDIS_SERVER",
+        "INFAAS_TOKEN",
+        "INFAAS_SUPERVISOR_PID",
+        "INFAAS_GUARDIAN_PID",
+        "INFAAS_SEAT",
+    }
 )
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S+@")
@@ -183,12 +191,34 @@ class GeneratorSettings(_Section):
 
 
 class PoolSettings(_Section):
-    """A kind of worker. `infaas up` starts `workers` of each pool."""
+    """A kind of worker. `infaas up` starts `workers` of each pool; these stay. With a `fleet.provider` the fleet makes
+    more and takes its own away again."""
 
     workers: int = Field(1, ge=0)
+    min_workers: int = Field(0, ge=0, description="As many at least, in all; the fleet makes those that are missing")
+    max_workers: int = Field(0, ge=0, description="As many at most, in all, for the fleet to make; 0: it makes none")
+    startup_s: float = Field(10.0, gt=0, description="From ordering one until it is ready, as a rule")
     cores: int | None = Field(None, ge=1)
     memory_bytes: int | None = Field(None, ge=2**20)
     price_usd_per_hour: float = Field(0.04, ge=0, description="Per core")
+
+
+class FleetSettings(_Section):
+    """The VM autoscaler: how many workers of each pool there are, where a provider makes them."""
+
+    provider: Literal["none", "local"] = Field("none", description="`local`: processes of this machine")
+    dry_run: bool = Field(False, description="Say what would be done, and do nothing")
+    period_s: float = Field(2.0, ge=0.1, description="How often the fleet is looked at")
+    upscale_delay_s: float = Field(2.0, ge=0, description="How long cores must be short before workers are ordered")
+    downscale_delay_s: float = Field(60.0, ge=0, description="How long one worker less must have been enough")
+    max_usd_per_hour: float | None = Field(
+        None, ge=0, description="Budget of all workers, drained ones too, that no order may exceed; empty: none"
+    )
+    folder: Path | None = Field(
+        None,
+        description="Where `local` keeps what it started; the same for all controllers of a machine that are one "
+        "cluster. Empty: `fleet` in the state folder",
+    )
 
 
 class TaskDefaultsSettings(_Section):
@@ -247,6 +277,7 @@ class Settings(_Section):
     worker: WorkerSettings = WorkerSettings()
     generator: GeneratorSettings = GeneratorSettings()
     pools: dict[str, PoolSettings] = Field(default_factory=lambda: {"local": PoolSettings()})
+    fleet: FleetSettings = FleetSettings()
     tasks: dict[str, TaskSettings] = Field(default_factory=dict)
     auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
@@ -270,6 +301,31 @@ class Settings(_Section):
                 f"worker.autoscaling.downscale_to_zero_delay_s unloads: leave one of them out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _pools_can_be_kept(self) -> Self:
+        for name, pool in self.pools.items():
+            if pool.max_workers and pool.min_workers > pool.max_workers:
+                raise ValueError(
+                    f"pools.{name}.min_workers is {pool.min_workers} and its max_workers {pool.max_workers}: "
+                    "raise the second or lower the first"
+                )
+            if self.fleet.provider == "none" and (pool.min_workers or pool.max_workers):
+                raise ValueError(
+                    f"pools.{name} has min_workers or max_workers, which nobody keeps: set fleet.provider, or leave "
+                    "them out (`workers` are what `infaas up` starts)"
+                )
+            if self.fleet.provider != "none" and pool.max_workers and pool.cores is None:
+                raise ValueError(
+                    f"pools.{name}.cores is not set: the fleet must know how many cores one of its workers has"
+                )
+            if self.fleet.provider != "none" and pool.min_workers and not pool.max_workers:
+                raise ValueError(f"pools.{name}.min_workers is {pool.min_workers} and its max_workers 0: raise it")
+        return self
+
+    @property
+    def fleet_folder(self) -> Path:
+        return self.fleet.folder or self.state_dir / "fleet"
 
     @property
     def redis_url(self) -> str:

@@ -53,6 +53,10 @@ from infaas_controller.api.http import EdgeApp, create_app
 from infaas_controller.api.http_limits import Limits
 from infaas_controller.dispatch import Dispatcher
 from infaas_controller.doors import Doors
+from infaas_controller.fleet.assembly import fleet_autoscaler
+from infaas_controller.fleet.autoscaler import FleetAutoscaler
+from infaas_controller.fleet.documents import FleetDesk
+from infaas_controller.fleet.ledger import FleetLedger
 from infaas_controller.journal import Journal
 from infaas_controller.listeners import HttpListener, bind, raise_descriptor_limit
 from infaas_controller.peers import Peers, own_url
@@ -264,6 +268,7 @@ class Parts:
     tracing: Tracing | None
     bulk: Bulk
     siblings: Siblings
+    fleet: FleetAutoscaler | None
 
 
 def build_parts(
@@ -317,7 +322,12 @@ def build_parts(
     dispatcher.decisions.on_decision(query_log.observe, query_log.take, query_log.take_usual)
     dispatcher.observe_with(metrics)
     dispatcher.decisions.on_traced(journal.keep, journal.take, journal.take_usual)
-    admin = admin_router(registrar, dispatcher, links, journal, peers, system.document, links.scalings)
+    fleet_ledger = FleetLedger(store)
+    fleet = fleet_autoscaler(
+        settings, clock, record.id, fleet_ledger, dispatcher, links, metrics, lambda: leadership.lease
+    )
+    desk = FleetDesk(settings.fleet.provider, fleet_ledger, settings.fleet.period_s)
+    admin = admin_router(registrar, dispatcher, links, journal, peers, system.document, links.scalings, desk)
     links.scalings.count_with(StepCount(metrics, lambda: leadership.lease is not None, clock))
     tracing = open_tracing(settings, "controller", clock)
     bulk = Bulk(PROCESSES if seat.is_alone else 1, observer=metrics)
@@ -343,6 +353,7 @@ def build_parts(
         tracing,
         bulk,
         siblings,
+        fleet,
     )
 
 
@@ -365,6 +376,8 @@ def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
     supervisor.spawn("spares", parts.spares.run())
     supervisor.spawn("peers", parts.peers.run())
     supervisor.spawn("system", parts.system.run())
+    if parts.fleet is not None:
+        supervisor.spawn("fleet", parts.fleet.run())
     if parts.siblings.can_be:
         supervisor.spawn("siblings", parts.siblings.run(), stage=1)
 

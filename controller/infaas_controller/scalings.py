@@ -75,6 +75,11 @@ class Scalings:
         self._said.pop(worker, None)
         self._now.pop(worker, None)
 
+    def busy(self, worker: WorkerId) -> Sequence[tuple[float, int]]:
+        """Of each of its variants: instances that run, and that are READY."""
+        said = self._now.get(worker)
+        return [] if said is None else [(one.busy, one.replicas) for one in said.uses]
+
     def document(self) -> AutoscalerDocument:
         """Of the workers that there is a link to."""
         return AutoscalerDocument(workers=tuple(_now(worker, said) for worker, said in sorted(self._now.items())))

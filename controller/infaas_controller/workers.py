@@ -119,6 +119,14 @@ class WorkerLinks:
             for record in sorted(self.view_source.view.workers.values(), key=lambda each: each.id)
         )
 
+    def reports(self) -> Mapping[WorkerId, pb.WorkerReport]:
+        """The last of each connected worker."""
+        found = {}
+        for id, link in self._links.items():
+            if link.is_connected and link.report is not None:
+                found[id] = link.report
+        return found
+
     def require_listed(self) -> None:
         """Raises UnavailableError while a worker that is not in the documents may well exist."""
         require_listed(self.view_source.view)

@@ -8,6 +8,7 @@ import typer
 
 from infaas.cli.output import Format, Output, Table, emit, next_step, number, show
 from infaas.cli.target import TokenFile, Url, connect
+from infaas.control import FleetDocument
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Scaling: how busy, what was done, and why.")
 
@@ -18,9 +19,9 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At m
 
 @app.command()
 def status(url: Url = None, token_file: TokenFile = None, output: Output = Format.TABLE) -> None:
-    """How busy each variant is on each worker."""
+    """How busy each variant is on each worker, and how many workers there are and are wanted."""
     with connect(url, token_file) as client:
-        found = client.autoscaler()
+        found, fleet = client.autoscaler(), client.fleet()
     table = Table("WORKER", "AUTOSCALER", "VARIANT", ">REPLICAS", ">LOADING", ">RUNNING")
     for worker in found.workers:
         state = "on" if worker.is_on else "off"
@@ -28,8 +29,44 @@ def status(url: Url = None, token_file: TokenFile = None, output: Output = Forma
             table.add(worker.worker, state, "-", "-", "-", "-")
         for one in worker.variants:
             table.add(worker.worker, state, one.variant, one.replicas, one.loading, number(one.busy, 2))
-    emit(found, output, lambda: show(table))
+    pools = Table(
+        "POOL", ">CORES", ">MIN", ">MAX", ">READY", ">STARTING", ">DRAINING", ">ORDERED", ">OWN", ">USD/H EACH"
+    )
+    for pool in fleet.pools:
+        pools.add(
+            pool.name,
+            pool.cores,
+            pool.min_workers,
+            pool.max_workers,
+            pool.ready,
+            pool.starting,
+            pool.draining,
+            pool.ordered,
+            pool.own,
+            number(pool.price_usd_per_hour, 4),
+        )
+
+    def tell() -> None:
+        show(table)
+        if fleet.pools:
+            typer.echo()
+            show(pools)
+            typer.echo(_sum(fleet))
+
+    emit({"workers": found.workers, "fleet": fleet}, output, tell)
     next_step("infaas autoscaler history" if found.workers else "infaas worker list", output)
+
+
+def _sum(fleet: FleetDocument) -> str:
+    work = "not known yet" if fleet.demand_cores is None else f"{fleet.demand_cores:.2f} cores"
+    spent = f"{fleet.spent_usd_per_hour:.4g} USD/h"
+    if fleet.max_usd_per_hour is not None:
+        spent += f" of at most {fleet.max_usd_per_hour:.4g}"
+    mode = ", dry run" if fleet.is_dry_run else ""
+    return (
+        f"work {work}, wanted {fleet.wanted_cores:.1f} cores, there {fleet.there_cores}; {spent} "
+        f"({fleet.provider}{mode}, by {fleet.controller} at {fleet.at})"
+    )
 
 
 @app.command()
@@ -41,13 +78,26 @@ def history(
     token_file: TokenFile = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """The newest scaling steps, and what was called for and held back."""
+    """The newest scaling steps of workers, then of the fleet, and what was called for and held back."""
+    is_all = worker is None and variant is None
     with connect(url, token_file) as client:
         steps = client.scaling_steps(limit, worker=worker, variant=variant)
+        fleet = client.fleet_steps(limit) if is_all else []
     table = Table("AT", "WORKER", "ACTION", "CAUSE", "VARIANT", ">REPLICAS", "INSTANCE", "WHY")
     for step in steps:
         table.add(
             step.at, step.worker, step.action, step.cause, step.variant, step.replicas, step.instance, step.reason
         )
-    emit({"steps": steps}, output, lambda: show(table))
+    moves = Table("AT", "POOL", "ACTION", "CAUSE", "WORKER", "WHY")
+    for move in fleet:
+        action = f"{move.action} (dry run)" if move.is_dry_run else move.action
+        moves.add(move.at, move.pool or "-", action, move.cause, move.worker or "-", move.reason)
+
+    def tell() -> None:
+        show(table)
+        if fleet:
+            typer.echo()
+            show(moves)
+
+    emit({"steps": steps, "fleet": fleet} if is_all else {"steps": steps}, output, tell)
     next_step("infaas autoscaler status", output)

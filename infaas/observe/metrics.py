@@ -7,7 +7,7 @@ Labels are bounded: names of registered things, closed sets of codes and reasons
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -222,6 +222,16 @@ class Metrics:
         if cost_each > 0 and variant:
             self._cost(ended, variant)
         return Account(ended, cost_each)
+
+    def own_requests(self) -> Mapping[tuple[str, str | None, Code | None], float]:
+        """Queries that this process has seen end, by handle, variant and code; None: answered. Unknown handles are
+        left out."""
+        found: dict[tuple[str, str | None, Code | None], float] = {}
+        for (model, variant, code, _), ended in list(self._ended.items()):
+            if model is not None:
+                key = model, variant, code
+                found[key] = found.get(key, 0.0) + ended.requests.cells[0]
+        return found
 
     def observe_predictions(self, predicted_ms: Sequence[float], observed_ms: Sequence[float]) -> None:
         """How good the predictions of answers' latencies were."""

@@ -26,6 +26,10 @@ class Kind(StrEnum):
     RESULT = "result"
     CONTROLLER = "controller"
     CATALOGUE = "catalogue"
+    INTENT = "intent"
+    DEMAND = "demand"
+    FLEET = "fleet"
+    FLEET_STEP = "fleet-step"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from infaas.errors import InfaasError
 from infaas.settings import Settings
 from infaas.up import health, plan, preflight
 from infaas.up.console import Console, LogFollower, ending, ready_text, status_line
+from infaas.up.crew import Crew
 from infaas.up.plan import ProgramSpec
 from infaas.up.record import (
     Endpoints,
@@ -47,6 +48,7 @@ def up(settings: Settings, *, is_verbose: bool = False, console: Console | None 
     lock = FolderLock(settings.state_dir)
     try:
         end_orphans(settings.state_dir, console)
+        end_fleet(settings)
         preflight.clean_leftovers(settings.state_dir)
         preflight.check_ports(settings)
         specs = local_programs(settings)
@@ -82,9 +84,16 @@ def run_programs(
         supervisor.start()
         supervisor.run(system)
     finally:
+        end_fleet(settings)
         system.end()
     console.say(f"infaas is down; its state stays in {state_dir}. `infaas up` brings it back.")
     return 0
+
+
+def end_fleet(settings: Settings) -> None:
+    """Workers that the fleet started are not among the programs; they end with them all the same."""
+    if settings.fleet.provider == "local":
+        Crew(settings.fleet_folder).end_all(settings.worker.drain_timeout_s + plan.EXTRA_STOP_S)
 
 
 def end_orphans(state_dir: Path, console: Console) -> None:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 import msgspec
 from msgspec.structs import replace
 
+from infaas.domain.fleet import FleetAction, FleetCause
 from infaas.domain.ids import WorkerId
 from infaas.domain.variant import Hardware
 
@@ -65,6 +66,8 @@ class Observed(msgspec.Struct, frozen=True):
     """Queries that it holds, staged or running."""
     is_interfered: bool = False
     is_overloaded: bool = False
+    is_ours: bool = True
+    """The fleet made it and may take it away. Others count, and stay."""
 
 
 class Requested(msgspec.Struct, frozen=True):
@@ -111,17 +114,9 @@ class FleetMemory(msgspec.Struct, frozen=True):
     """Until when a pool is left alone."""
 
 
-class FleetAction(StrEnum):
-    ADD = "add"
-    DRAIN = "drain"
-    REMOVE = "remove"
-    GIVE_UP = "give-up"
-    HOLD = "hold"
-    """More was called for and something stands against it."""
-
-
 class FleetStep(msgspec.Struct, frozen=True):
     action: FleetAction
+    cause: FleetCause
     pool: str
     reason: str
     worker: WorkerId | None = None
@@ -133,6 +128,8 @@ class FleetStep(msgspec.Struct, frozen=True):
 class FleetPlan(msgspec.Struct, frozen=True):
     steps: tuple[FleetStep, ...]
     memory: FleetMemory
+    wanted_cores: float = 0.0
+    """Of all hardware, as far as its load is known."""
 
 
 class _Fleet(msgspec.Struct, frozen=True):
@@ -173,18 +170,19 @@ class _Fleet(msgspec.Struct, frozen=True):
         waiting = self.load.backlog_core_s / max(self.load.horizon_s, soonest_s)
         return (self.load.demand_cores + waiting + rising) / TARGET
 
-    def trigger(self) -> str:
-        """Why one more is wanted by the paper's rules, whatever the sum of the work; empty: it is not."""
+    def trigger(self) -> tuple[FleetCause, str] | None:
+        """Why one more is wanted by the paper's rules, whatever the sum of the work; None: it is not."""
         ready = self.ready
         if not ready:
-            return ""
+            return None
         if all(one.busy_cores > BUSY * self.pool(one.pool).cores for one in ready):
-            return f"all {len(ready)} workers are more than {BUSY:.0%} busy"
+            return FleetCause.BUSY, f"all {len(ready)} workers are more than {BUSY:.0%} busy"
         if all(one.is_interfered for one in ready):
-            return f"variants are interfered with on all {len(ready)} workers"
+            return FleetCause.INTERFERED, f"variants are interfered with on all {len(ready)} workers"
         if sum(one.is_overloaded for one in ready) > BUSY * len(ready):
-            return f"more than {BUSY:.0%} of {len(ready)} workers hold overloaded variants"
-        return ""
+            text = f"more than {BUSY:.0%} of {len(ready)} workers hold overloaded variants"
+            return FleetCause.OVERLOADED, text
+        return None
 
 
 def plan_fleet(
@@ -209,8 +207,10 @@ def plan_fleet(
     requested = [one for one in requested if one.pool in known and one not in late]
     steps = [_given_up(one, now) for one in late]
     memory = _remembered(memory, load, late, now)
-    steps += [_removed(one) for one in observed if one.stage is Stage.DRAINING and not one.in_flight]
+    leaving = [one for one in observed if one.is_ours and one.stage is Stage.DRAINING]
+    steps += [_removed(one) for one in leaving if not one.in_flight]
     budget = _Budget(pools, requested, observed, limits)
+    wanted_cores = 0.0
     for hardware in Hardware:
         own = tuple([pool for pool in pools if pool.hardware is hardware])
         if not own:
@@ -222,7 +222,8 @@ def plan_fleet(
         fleet = _Fleet(own, there, coming, load.get(hardware, Load(0.0)), trend)
         made, memory = _of_hardware(hardware, fleet, hardware in load, budget, limits, memory, now)
         steps += made
-    return FleetPlan(tuple(steps), memory)
+        wanted_cores += fleet.wanted_cores if hardware in load else 0.0
+    return FleetPlan(tuple(steps), memory, wanted_cores)
 
 
 class _Budget:
@@ -252,21 +253,21 @@ def _of_hardware(
 ) -> tuple[list[FleetStep], FleetMemory]:  # fmt: skip
     steps, fleet = _floors(fleet, budget, memory)
     wanted = fleet.wanted_cores
-    trigger = fleet.trigger() if is_known else ""
-    is_short = is_known and (wanted > fleet.cores or bool(trigger))
+    trigger = fleet.trigger() if is_known else None
+    is_short = is_known and (wanted > fleet.cores or trigger is not None)
     victim = None if is_short or not is_known else _victim(fleet)
     short_since = dict(memory.short_since)
     roomy_since = dict(memory.roomy_since)
     _mark(short_since, hardware, is_short, now)
     _mark(roomy_since, hardware, victim is not None, now)
     if is_short and now - short_since[hardware] >= limits.upscale_delay_s and not (trigger and fleet.coming):
-        why = trigger if wanted <= fleet.cores else _sum_of(fleet)
+        why = trigger if trigger is not None and wanted <= fleet.cores else (FleetCause.DEMAND, _sum_of(fleet))
         steps += _growth(fleet, max(wanted - fleet.cores, 0.01), why, budget, memory)
         short_since.pop(hardware)
     if victim is not None and now - roomy_since[hardware] >= limits.downscale_delay_s:
         rest = fleet.cores - fleet.pool(victim.pool).cores
         reason = f"{_sum_of(fleet)}; {rest} cores without it"
-        steps.append(FleetStep(FleetAction.DRAIN, victim.pool, reason, victim.id))
+        steps.append(FleetStep(FleetAction.DRAIN, FleetCause.ROOMY, victim.pool, reason, victim.id))
         roomy_since.pop(hardware)
     return steps, replace(memory, short_since=short_since, roomy_since=roomy_since)
 
@@ -280,16 +281,20 @@ def _floors(fleet: _Fleet, budget: _Budget, memory: FleetMemory) -> tuple[list[F
                 break
             if not budget.take(pool):
                 text = f"{pool.least} are wanted at least, and {budget.said()}"
-                steps.append(FleetStep(FleetAction.HOLD, pool.name, text))
+                steps.append(FleetStep(FleetAction.HOLD, FleetCause.BUDGET, pool.name, text))
                 break
-            steps.append(FleetStep(FleetAction.ADD, pool.name, f"{pool.least} are wanted at least"))
+            text = f"{pool.least} are wanted at least"
+            steps.append(FleetStep(FleetAction.ADD, FleetCause.FLOOR, pool.name, text))
             fleet = replace(fleet, coming=(*fleet.coming, Requested("", pool.name, 0.0)))
     return steps, fleet
 
 
-def _growth(fleet: _Fleet, missing: float, why: str, budget: _Budget, memory: FleetMemory) -> list[FleetStep]:
+def _growth(
+    fleet: _Fleet, missing: float, because: tuple[FleetCause, str], budget: _Budget, memory: FleetMemory
+) -> list[FleetStep]:
     """Workers of so many cores at least: each time of the pool that covers the rest at the least price, or where none
     covers it alone, of the one whose cores are cheapest."""
+    cause, why = because
     steps: list[FleetStep] = []
     added: dict[str, int] = {}
     while missing > 0:
@@ -300,15 +305,15 @@ def _growth(fleet: _Fleet, missing: float, why: str, budget: _Budget, memory: Fl
         ]
         if not open_pools:
             text = f"{why}; every pool has as many as it may, or failed to bring one lately"
-            return [*steps, FleetStep(FleetAction.HOLD, "", text)]
+            return [*steps, FleetStep(FleetAction.HOLD, FleetCause.AT_MOST, "", text)]
         enough = [pool for pool in open_pools if pool.cores >= missing]
         if enough:
             pool = min(enough, key=lambda each: (each.price_usd_per_hour, each.name))
         else:
             pool = min(open_pools, key=lambda each: (each.price_usd_per_hour / each.cores, each.name))
         if not budget.take(pool):
-            return [*steps, FleetStep(FleetAction.HOLD, pool.name, f"{why}; {budget.said()}")]
-        steps.append(FleetStep(FleetAction.ADD, pool.name, why))
+            return [*steps, FleetStep(FleetAction.HOLD, FleetCause.BUDGET, pool.name, f"{why}; {budget.said()}")]
+        steps.append(FleetStep(FleetAction.ADD, cause, pool.name, why))
         added[pool.name] = added.get(pool.name, 0) + 1
         missing -= pool.cores
     return steps
@@ -323,7 +328,7 @@ def _victim(fleet: _Fleet) -> Observed | None:
     found: list[tuple[float, float, WorkerId, Observed]] = []
     for one in fleet.ready:
         pool = fleet.pool(one.pool)
-        if fleet.count(pool) > pool.least and wanted <= ROOMY * (fleet.cores - pool.cores):
+        if one.is_ours and fleet.count(pool) > pool.least and wanted <= ROOMY * (fleet.cores - pool.cores):
             found.append((-pool.price_usd_per_hour, one.busy_cores, one.id, one))
     return min(found)[-1] if found else None
 
@@ -354,11 +359,11 @@ def _given_up(one: Requested, now: float) -> FleetStep:
     reason = (
         f"it was ordered {now - one.asked_at:.0f} s ago and has not come; the pool is left alone for {BACK_OFF_S:g} s"
     )
-    return FleetStep(FleetAction.GIVE_UP, one.pool, reason, request=one.id)
+    return FleetStep(FleetAction.GIVE_UP, FleetCause.LATE, one.pool, reason, request=one.id)
 
 
 def _removed(one: Observed) -> FleetStep:
-    return FleetStep(FleetAction.REMOVE, one.pool, "it has drained and holds nothing", one.id)
+    return FleetStep(FleetAction.REMOVE, FleetCause.DRAINED, one.pool, "it has drained and holds nothing", one.id)
 
 
 def _remembered(

@@ -10,7 +10,6 @@ from infaas_controller.decide.fleet import (
     BACK_OFF_S,
     GIVE_UP_AFTER,
     TARGET,
-    FleetAction,
     FleetLimits,
     FleetMemory,
     FleetPlan,
@@ -24,6 +23,7 @@ from infaas_controller.decide.fleet import (
 )
 from msgspec.structs import replace
 
+from infaas.domain.fleet import FleetAction
 from infaas.domain.ids import WorkerId
 from infaas.domain.variant import Hardware
 

@@ -17,6 +17,7 @@ from infaas_controller.api.admin.paths import Name
 from infaas_controller.api.admin.tasks import tasks_router
 from infaas_controller.api.admin.triton import triton_router
 from infaas_controller.api.admin.variants import variants_router
+from infaas_controller.fleet.documents import FleetDesk
 from infaas_controller.journal import Journal
 from infaas_controller.ports import QueryService
 from infaas_controller.register.registrar import Registrar
@@ -55,6 +56,7 @@ def admin_router(
     others: Others | None = None,
     system: Callable[[], SystemDocument] | None = None,
     scalings: Scalings | None = None,
+    fleet: FleetDesk | None = None,
 ) -> APIRouter:
     """Every route under `/v1`. Errors leave as `infaas.errors`; the HTTP edge turns them into answers."""
     router = APIRouter(prefix="/v1")
@@ -65,7 +67,7 @@ def admin_router(
     router.include_router(_workers_router(workers))
     router.include_router(_decisions_router(service, journal, others))
     if scalings is not None:
-        router.include_router(autoscaler_router(scalings))
+        router.include_router(autoscaler_router(scalings, fleet))
     if system is not None:
         router.include_router(_system_router(system))
     return router

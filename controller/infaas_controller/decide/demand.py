@@ -1,0 +1,182 @@
+"""How much work there is for the fleet, served or not: what workers do, what controllers turn away, and what waits.
+
+What is served is measured: seconds that instances ran, whoever asked them to. What is not served can only be reckoned:
+so many items, times what an item of that variant has cost lately where it ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from infaas.domain.cluster import ClusterView
+from infaas.domain.fleet import ControllerDemand
+from infaas.domain.ids import InstanceId, TaskName, VariantName, WorkerId
+from infaas.domain.query import Code
+from infaas.domain.variant import Hardware, Variant, VariantState
+from infaas_controller.decide.candidates import cost_of
+from infaas_controller.decide.fleet import Load
+
+FORGET_S = 30.0
+"""Half-life of what was answered, from which the variants of what was not are told."""
+USUAL_WEIGHT = 0.2
+WANT = frozenset(
+    {
+        Code.SATURATED,
+        Code.DEADLINE_UNREACHABLE,
+        Code.EVICTED,
+        Code.NO_WORKER,
+        Code.LOADING,
+        Code.DEADLINE_PASSED,
+    }
+)
+"""Ends of queries that more workers would have served."""
+
+
+class InstanceWork(msgspec.Struct, frozen=True):
+    """What an instance has done since it was loaded."""
+
+    id: InstanceId
+    worker: WorkerId
+    variant: VariantName
+    busy_s: float
+    items: float
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What workers did between two looks."""
+
+    busy_cores: Mapping[WorkerId, float]
+    by_hardware: Mapping[Hardware, float]
+
+
+class WorkMemory(msgspec.Struct, frozen=True):
+    at: float | None = None
+    seen: Mapping[InstanceId, InstanceWork] = {}
+    cost_s: Mapping[VariantName, float] = {}
+    """Core-seconds per item, smoothed."""
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """How the queries of one handle have ended, since the start or decayed."""
+
+    answered: Mapping[VariantName, float] = {}
+    wanting: float = 0.0
+
+
+class DemandMemory(msgspec.Struct, frozen=True):
+    at: float | None = None
+    totals: Mapping[str, Ends] = {}
+    """By handle, since the start, at the last look."""
+    recent: Mapping[str, Mapping[VariantName, float]] = {}
+    """Answers by handle and variant, decayed."""
+
+
+def work_done(
+    instances: Iterable[InstanceWork], variants: Mapping[VariantName, Variant], memory: WorkMemory, now: float
+) -> tuple[Work | None, WorkMemory]:
+    """None: there was no look before this one to compare with. An instance that is new counts from its load on."""
+    seen = {one.id: one for one in instances}
+    costs = {name: cost for name, cost in memory.cost_s.items() if name in variants}
+    if memory.at is None or now <= memory.at:
+        return None, WorkMemory(now, seen, costs)
+    elapsed_s = now - memory.at
+    by_worker: dict[WorkerId, float] = {}
+    by_hardware: dict[Hardware, float] = {}
+    for one in seen.values():
+        variant = variants.get(one.variant)
+        if variant is None:
+            continue
+        before = memory.seen.get(one.id)
+        ran_s = one.busy_s - (0.0 if before is None else before.busy_s)
+        items = one.items - (0.0 if before is None else before.items)
+        cores = max(0.0, ran_s) * variant.threads / elapsed_s
+        by_worker[one.worker] = by_worker.get(one.worker, 0.0) + cores
+        by_hardware[variant.hardware] = by_hardware.get(variant.hardware, 0.0) + cores
+        if items > 0 and ran_s > 0:
+            cost = ran_s * variant.threads / items
+            usual = costs.get(one.variant)
+            costs[one.variant] = cost if usual is None else usual + USUAL_WEIGHT * (cost - usual)
+    return Work(by_worker, by_hardware), WorkMemory(now, seen, costs)
+
+
+def unserved(
+    totals: Mapping[str, Ends],
+    items_each: Mapping[VariantName, float],
+    waiting: Mapping[TaskName, float],
+    view: ClusterView,
+    memory: DemandMemory,
+    now: float,
+    wall: float,
+) -> tuple[ControllerDemand, DemandMemory]:
+    """What this controller has not served since the last look, as variants' work. `totals`: by handle, since it
+    started; `items_each`: of usual queries; `waiting`: items by task."""
+    elapsed_s = 0.0 if memory.at is None else now - memory.at
+    kept = 0.5 ** (elapsed_s / FORGET_S)
+    recent: dict[str, dict[VariantName, float]] = {}
+    refused: dict[VariantName, float] = {}
+    by_task: dict[TaskName, dict[VariantName, float]] = {}
+    for handle, ends in totals.items():
+        before = memory.totals.get(handle, Ends())
+        shares = {name: kept * count for name, count in memory.recent.get(handle, {}).items()}
+        for name, count in ends.answered.items():
+            shares[name] = shares.get(name, 0.0) + max(0.0, count - before.answered.get(name, 0.0))
+        shares = {name: count for name, count in shares.items() if count > 0.01 and name in view.variants}
+        recent[handle] = shares
+        for name, count in shares.items():
+            of_task = by_task.setdefault(view.variants[name].task, {})
+            of_task[name] = of_task.get(name, 0.0) + count
+        wanting = ends.wanting - before.wanting
+        if elapsed_s > 0 and wanting > 0:
+            for name, share in _shared(shares or _cheapest(handle, view)).items():
+                refused[name] = refused.get(name, 0.0) + share * wanting * items_each.get(name, 1.0) / elapsed_s
+    held: dict[VariantName, float] = {}
+    for task, items in waiting.items():
+        if items > 0:
+            for name, share in _shared(by_task.get(task) or _cheapest(task, view)).items():
+                held[name] = held.get(name, 0.0) + share * items
+    return ControllerDemand(wall, refused, held), DemandMemory(now, dict(totals), recent)
+
+
+def loads(
+    work: Work, demands: Iterable[ControllerDemand], costs_s: Mapping[VariantName, float], view: ClusterView
+) -> dict[Hardware, Load]:
+    """All of it, in cores of each hardware."""
+    demand = {hardware: work.by_hardware.get(hardware, 0.0) for hardware in Hardware}
+    backlog = dict.fromkeys(Hardware, 0.0)
+    for one in demands:
+        for name, rate in one.refused.items():
+            if (variant := view.variants.get(name)) is not None:
+                demand[variant.hardware] += rate * _cost_s(variant, costs_s)
+        for name, items in one.waiting.items():
+            if (variant := view.variants.get(name)) is not None:
+                backlog[variant.hardware] += items * _cost_s(variant, costs_s)
+    return {hardware: Load(demand[hardware], backlog[hardware]) for hardware in Hardware}
+
+
+def _cost_s(variant: Variant, seen: Mapping[VariantName, float]) -> float:
+    """Core-seconds of an item: as it was lately, else by the profile, in the batches that it is made for."""
+    known = seen.get(variant.name)
+    if known is not None:
+        return known
+    items = variant.max_batch_size if variant.fixed_batch is None else variant.fixed_batch
+    return variant.run_s(items, "mean_s") * variant.threads / items if variant.profile is not None else 0.0
+
+
+def _shared(counts: Mapping[VariantName, float]) -> Mapping[VariantName, float]:
+    """Shares of one."""
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
+def _cheapest(handle: str, view: ClusterView) -> Mapping[VariantName, float]:
+    """Where nothing was answered lately: the least work that it can be. Nothing, where nothing could answer."""
+    named = [
+        variant
+        for variant in view.variants.values()
+        if handle in (variant.task, variant.model, variant.name)
+        and variant.state is VariantState.READY
+        and variant.profile is not None
+    ]
+    return {min(named, key=lambda one: (cost_of(one), one.name)).name: 1.0} if named else {}

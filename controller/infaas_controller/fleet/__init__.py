@@ -1,0 +1,1 @@
+"""The VM autoscaler's shell: what is decided in `decide.fleet` is journaled, performed and explained here."""
