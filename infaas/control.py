@@ -355,6 +355,8 @@ class FleetPoolDocument:
     draining: int
     ordered: int
     """That have not come yet."""
+    lost: int
+    """That are not heard of, or have failed."""
     own: int
     """Of those there are, how many the fleet has made and may take away."""
 
@@ -374,8 +376,8 @@ class FleetDocument:
     """Cores of work that come each second, served or not; None: not known yet."""
     waiting_core_s: float = 0.0
     """Work that waits, in core-seconds."""
-    wanted_cores: float = 0.0
-    """So that the work leaves enough of them free."""
+    wanted_cores: float | None = None
+    """So that the work leaves enough of them free; None: not known yet."""
     there_cores: int = 0
     spent_usd_per_hour: float = 0.0
     max_usd_per_hour: float | None = None

@@ -116,7 +116,11 @@ class ControllerSettings(_Section):
 class AutoscalingSettings(_Section):
     """A worker's model autoscaler. The last instance of a variant goes for want of use or of memory alone."""
 
-    enabled: bool = Field(True, description="Load a busy variant again beside itself while cores are idle")
+    enabled: bool = Field(
+        True,
+        description="Load a busy variant again beside itself while cores are idle, and, told to a controller, on other "
+        "workers with idle cores",
+    )
     period_s: float = Field(1.0, ge=0.1, description="How often load is looked at")
     max_replicas: int = Field(8, ge=1, description="Instances of one variant on one worker")
     upscale_delay_s: float = Field(1.0, ge=0, description="How long a variant must be busy before it is loaded again")
@@ -209,10 +213,16 @@ class FleetSettings(_Section):
     provider: Literal["none", "local"] = Field("none", description="`local`: processes of this machine")
     dry_run: bool = Field(False, description="Say what would be done, and do nothing")
     period_s: float = Field(2.0, ge=0.1, description="How often the fleet is looked at")
+    target_utilization: float = Field(
+        0.7, gt=0, le=1, description="Share of its cores that a fleet of the right size has in use"
+    )
     upscale_delay_s: float = Field(2.0, ge=0, description="How long cores must be short before workers are ordered")
-    downscale_delay_s: float = Field(60.0, ge=0, description="How long one worker less must have been enough")
+    downscale_delay_s: float = Field(60.0, ge=0, description="How long fewer workers must have been enough")
     max_usd_per_hour: float | None = Field(
-        None, ge=0, description="Budget of all workers, drained ones too, that no order may exceed; empty: none"
+        None,
+        ge=0,
+        description="Budget that no order may exceed, of the workers of all pools with max_workers, drained ones "
+        "too; empty: none",
     )
     folder: Path | None = Field(
         None,

@@ -107,6 +107,7 @@ class Link:
         self._is_closed = False
         self.heard_at: float | None = None
         self.report: pb.WorkerReport | None = None
+        self.reported_at = 0.0
         self._endpoint: Connection | None = None
         self._sharing: Sharing | None = None
         self._has_attached = False
@@ -277,7 +278,7 @@ class Link:
 
     def _take_report(self, report: pb.WorkerReport) -> None:
         is_same = self.report is not None and self.report.worker == report.worker and self.is_connected
-        self.report = report
+        self.report, self.reported_at = report, self._terms.clock.now()
         if not is_same:
             record = decode(report.worker, WorkerRecord)
             if record.id != self.worker:

@@ -67,6 +67,7 @@ from infaas_controller.scalings import StepCount
 from infaas_controller.scratch import Scratch
 from infaas_controller.siblings import Own, Siblings, may_listen, shared_out
 from infaas_controller.spares import Spares
+from infaas_controller.spreading import Spreading
 from infaas_controller.system import READ_ONLY, UP, SystemWatch
 from infaas_controller.workers import WorkerLinks
 
@@ -269,6 +270,7 @@ class Parts:
     bulk: Bulk
     siblings: Siblings
     fleet: FleetAutoscaler | None
+    spreading: Spreading | None
 
 
 def build_parts(
@@ -326,6 +328,17 @@ def build_parts(
     fleet = fleet_autoscaler(
         settings, clock, record.id, fleet_ledger, dispatcher, links, metrics, lambda: leadership.lease
     )
+    spreading = Spreading(
+        record.id,
+        dispatcher.engine.ledger,
+        lambda: keeper.view,
+        links.reports,
+        dispatcher.load,
+        fleet_ledger,
+        metrics,
+        clock,
+        lambda: leadership.lease,
+    )
     desk = FleetDesk(settings.fleet.provider, fleet_ledger, settings.fleet.period_s)
     admin = admin_router(registrar, dispatcher, links, journal, peers, system.document, links.scalings, desk)
     links.scalings.count_with(StepCount(metrics, lambda: leadership.lease is not None, clock))
@@ -354,6 +367,7 @@ def build_parts(
         bulk,
         siblings,
         fleet,
+        spreading if settings.worker.autoscaling.enabled else None,
     )
 
 
@@ -378,6 +392,8 @@ def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
     supervisor.spawn("system", parts.system.run())
     if parts.fleet is not None:
         supervisor.spawn("fleet", parts.fleet.run())
+    if parts.spreading is not None:
+        supervisor.spawn("spreading", parts.spreading.run())
     if parts.siblings.can_be:
         supervisor.spawn("siblings", parts.siblings.run(), stage=1)
 

@@ -38,7 +38,7 @@ def missing_spares(
     the one that holds least is taken, then the first by name.
     """
     found: list[tuple[VariantName, WorkerId]] = []
-    held = {deck.id: _held_bytes(deck) for deck in ledger.ready_decks() if not _is_loading(deck)}
+    held = {deck.id: set_aside_bytes(deck) for deck in ledger.ready_decks() if not _is_loading(deck)}
     for name in sorted(variants):
         variant = variants[name]
         lanes = [lane for lane in ledger.lanes_of(name) if lane.is_usable]
@@ -67,7 +67,7 @@ def _fits(ledger: Ledger, variant: Variant, worker: WorkerId, held_bytes: int, n
     )
 
 
-def _held_bytes(deck: Deck) -> int:
+def set_aside_bytes(deck: Deck) -> int:
     """Of all its instances, idle ones too, but of those of one variant that are READY only one's: the others leave for
     a variant that has none there (`Deck.held_bytes`)."""
     held = 0

@@ -119,12 +119,12 @@ class WorkerLinks:
             for record in sorted(self.view_source.view.workers.values(), key=lambda each: each.id)
         )
 
-    def reports(self) -> Mapping[WorkerId, pb.WorkerReport]:
-        """The last of each connected worker."""
+    def reports(self) -> Mapping[WorkerId, tuple[pb.WorkerReport, float]]:
+        """The last of each connected worker, and when it came, on the controller's clock."""
         found = {}
         for id, link in self._links.items():
             if link.is_connected and link.report is not None:
-                found[id] = link.report
+                found[id] = (link.report, link.reported_at)
         return found
 
     def require_listed(self) -> None:

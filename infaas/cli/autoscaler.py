@@ -8,7 +8,9 @@ import typer
 
 from infaas.cli.output import Format, Output, Table, emit, next_step, number, show
 from infaas.cli.target import TokenFile, Url, connect
+from infaas.client import Client
 from infaas.control import FleetDocument
+from infaas.errors import InfaasError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Scaling: how busy, what was done, and why.")
 
@@ -21,7 +23,8 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At m
 def status(url: Url = None, token_file: TokenFile = None, output: Output = Format.TABLE) -> None:
     """How busy each variant is on each worker, and how many workers there are and are wanted."""
     with connect(url, token_file) as client:
-        found, fleet = client.autoscaler(), client.fleet()
+        found = client.autoscaler()
+        fleet, trouble = _fleet(client)
     table = Table("WORKER", "AUTOSCALER", "VARIANT", ">REPLICAS", ">LOADING", ">RUNNING")
     for worker in found.workers:
         state = "on" if worker.is_on else "off"
@@ -30,9 +33,9 @@ def status(url: Url = None, token_file: TokenFile = None, output: Output = Forma
         for one in worker.variants:
             table.add(worker.worker, state, one.variant, one.replicas, one.loading, number(one.busy, 2))
     pools = Table(
-        "POOL", ">CORES", ">MIN", ">MAX", ">READY", ">STARTING", ">DRAINING", ">ORDERED", ">OWN", ">USD/H EACH"
+        "POOL", ">CORES", ">MIN", ">MAX", ">READY", ">STARTING", ">DRAINING", ">ORDERED", ">LOST", ">OWN", ">USD/H EACH"
     )
-    for pool in fleet.pools:
+    for pool in fleet.pools if fleet is not None else ():
         pools.add(
             pool.name,
             pool.cores,
@@ -42,13 +45,16 @@ def status(url: Url = None, token_file: TokenFile = None, output: Output = Forma
             pool.starting,
             pool.draining,
             pool.ordered,
+            pool.lost,
             pool.own,
             number(pool.price_usd_per_hour, 4),
         )
 
     def tell() -> None:
         show(table)
-        if fleet.pools:
+        if fleet is None:
+            typer.echo(f"The fleet: {trouble}")
+        elif fleet.pools:
             typer.echo()
             show(pools)
             typer.echo(_sum(fleet))
@@ -57,14 +63,23 @@ def status(url: Url = None, token_file: TokenFile = None, output: Output = Forma
     next_step("infaas autoscaler history" if found.workers else "infaas worker list", output)
 
 
+def _fleet(client: Client) -> tuple[FleetDocument | None, str]:
+    """Or why it cannot be shown: the rest is worth showing all the same."""
+    try:
+        return client.fleet(), ""
+    except InfaasError as error:
+        return None, error.text
+
+
 def _sum(fleet: FleetDocument) -> str:
     work = "not known yet" if fleet.demand_cores is None else f"{fleet.demand_cores:.2f} cores"
+    wanted = "not known yet" if fleet.wanted_cores is None else f"{fleet.wanted_cores:.1f} cores"
     spent = f"{fleet.spent_usd_per_hour:.4g} USD/h"
     if fleet.max_usd_per_hour is not None:
         spent += f" of at most {fleet.max_usd_per_hour:.4g}"
     mode = ", dry run" if fleet.is_dry_run else ""
     return (
-        f"work {work}, wanted {fleet.wanted_cores:.1f} cores, there {fleet.there_cores}; {spent} "
+        f"work {work}, wanted {wanted}, there {fleet.there_cores}; {spent} "
         f"({fleet.provider}{mode}, by {fleet.controller} at {fleet.at})"
     )
 

@@ -13,6 +13,8 @@ class IntentStage(StrEnum):
     ORDERED = "ordered"
     SERVING = "serving"
     """Its worker has come."""
+    MISSED = "missed"
+    """Its worker had come and is not heard of any more."""
     LEAVING = "leaving"
     """Its worker drains, and is given back then."""
 
@@ -52,6 +54,8 @@ class FleetAction(StrEnum):
     GIVE_UP = "give-up"
     HOLD = "hold"
     """More was called for and something stands against it."""
+    LOAD = "load"
+    """A variant, on a worker that does not have it."""
 
 
 class FleetCause(StrEnum):
@@ -71,8 +75,10 @@ class FleetCause(StrEnum):
     """It was ordered and has not come."""
     ENDED = "ended"
     """By itself."""
+    LOST = "lost"
+    """It was not heard of for too long."""
     UNKNOWN = "unknown"
-    """No intent stands behind it."""
+    """No intent stands behind it, or none of a pool that the fleet keeps."""
     BUDGET = "budget"
     AT_MOST = "at-most"
     FAILED = "failed"
@@ -108,6 +114,8 @@ class PoolStatus:
     starting: int
     draining: int
     ordered: int
+    lost: int
+    """That are not heard of, or have failed."""
     own: int
     """Of those there are, how many the fleet made."""
 
@@ -124,7 +132,7 @@ class FleetStatus:
     demand_cores: float | None
     """Cores of work that come each second; None: not known now."""
     waiting_core_s: float
-    wanted_cores: float
+    wanted_cores: float | None
     there_cores: int
     spent_usd_per_hour: float
     max_usd_per_hour: float | None = None

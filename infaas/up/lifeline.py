@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 
 LIFE = "life"
 
 
 def begin(folder: str, command: list[str]) -> None:
-    """Does not return, unless the folder has had its life or has it now."""
-    descriptor = os.open(os.path.join(folder, LIFE), os.O_RDWR | os.O_CREAT, 0o600)
+    """Does not return, unless the folder has had its life or has it now. Raises FileNotFoundError when it is gone."""
+    path = os.path.join(folder, LIFE)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    if os.fstat(descriptor).st_size:
+    if os.stat(path).st_ino != os.fstat(descriptor).st_ino or os.fstat(descriptor).st_size:
         return
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
         text = file.read()
     ticks = text[text.rindex(")") + 2 :].split()[19]
     os.write(descriptor, f"{os.getpid()} {ticks}\n".encode())
     os.set_inheritable(descriptor, True)
-    os.execv(command[0], command)
+    # What this interpreter changed for itself is not for the program.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    with open("/proc/self/environ", "rb") as given:
+        words = [word.partition(b"=") for word in given.read().split(b"\0") if b"=" in word]
+    os.execve(command[0], command, {name: value for name, _, value in words})
 
 
 def main(argv: list[str]) -> None:

@@ -17,7 +17,7 @@ from infaas.errors import InfaasError
 from infaas.settings import Settings
 from infaas.up import health, plan, preflight
 from infaas.up.console import Console, LogFollower, ending, ready_text, status_line
-from infaas.up.crew import Crew
+from infaas.up.crew import Crew, Member
 from infaas.up.plan import ProgramSpec
 from infaas.up.record import (
     Endpoints,
@@ -31,6 +31,7 @@ from infaas.up.record import (
     write_up,
 )
 from infaas.up.supervisor import Supervisor
+from infaas.up.tether import GUARDIAN_PID
 
 PROBE_EVERY_S = 0.05
 ORPHAN_PATIENCE_S = 10.0
@@ -48,7 +49,7 @@ def up(settings: Settings, *, is_verbose: bool = False, console: Console | None 
     lock = FolderLock(settings.state_dir)
     try:
         end_orphans(settings.state_dir, console)
-        end_fleet(settings)
+        end_fleet(settings, console)
         preflight.clean_leftovers(settings.state_dir)
         preflight.check_ports(settings)
         specs = local_programs(settings)
@@ -73,6 +74,7 @@ def run_programs(
 ) -> int:
     """Supervise a table of programs in a prepared, locked folder."""
     state_dir = settings.state_dir
+    specs = [replace(spec, env={**spec.env, GUARDIAN_PID: str(os.getpid())}) for spec in specs]
     preflight.rotate_logs(state_dir, [spec.name for spec in specs])
     supervisor = Supervisor(
         specs, lambda name: preflight.log_path(state_dir, name), draw=random.Random(os.getpid()).random
@@ -84,16 +86,27 @@ def run_programs(
         supervisor.start()
         supervisor.run(system)
     finally:
-        end_fleet(settings)
+        end_fleet(settings, console)
         system.end()
     console.say(f"infaas is down; its state stays in {state_dir}. `infaas up` brings it back.")
     return 0
 
 
-def end_fleet(settings: Settings) -> None:
-    """Workers that the fleet started are not among the programs; they end with them all the same."""
-    if settings.fleet.provider == "local":
-        Crew(settings.fleet_folder).end_all(settings.worker.drain_timeout_s + plan.EXTRA_STOP_S)
+def end_fleet(settings: Settings, console: Console) -> None:
+    """Workers that our controllers had started are not among the programs, and end with them all the same; so do those
+    of one that was killed. Those of others that share the folder are theirs."""
+    if settings.fleet.provider != "local":
+        return
+
+    def is_ours(member: Member) -> bool:
+        guardian = member.guardian
+        return guardian is not None and (guardian == os.getpid() or start_ticks(guardian) is None)
+
+    crew, patience_s = Crew(settings.fleet_folder), settings.worker.drain_timeout_s + plan.EXTRA_STOP_S
+    if any(is_ours(one) for one in crew.members()):
+        console.say("Stopping the workers of the fleet ...")
+        if left := crew.end_all(patience_s, is_ours):
+            console.say(f"Workers of the fleet that did not end: {', '.join(left)}")
 
 
 def end_orphans(state_dir: Path, console: Console) -> None:

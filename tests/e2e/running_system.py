@@ -34,6 +34,7 @@ FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 TASK = "digits"
 SIMPLE_TASK = "simple"
 SIMPLE_MODEL = "simple-sum"
+_ANY = Requirements(slo_accuracy_min=0.0)
 Found = TypeVar("Found")
 
 
@@ -274,3 +275,45 @@ class Traffic:
                 with self._news:
                     self._sent.append(outcome)
                     self._news.notify_all()
+
+
+class Callers:
+    """Each asks again as soon as it is answered, or after a rest, four rows at a time, and compares with its first
+    answer."""
+
+    def __init__(self, system: System, variant: str, scans: Scans, callers: int, *, rest_s: float = 0.0) -> None:
+        self._rest_s = rest_s
+        self._system = system
+        self._variant = variant
+        self._scans = scans
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(first,)) for first in range(callers)]
+        self.answers = 0
+        self.mixed_up = 0
+        self.failures: list[QueryError] = []
+        self._lock = threading.Lock()
+
+    def _ask(self, first: int) -> None:
+        rows = self._scans.rows(first, 4)
+        with self._system.client() as client:
+            expected = client.infer(self._variant, rows, _ANY).outputs[family.OUTPUT]
+            while not self._end.wait(self._rest_s):
+                try:
+                    found = client.infer(self._variant, rows, _ANY).outputs[family.OUTPUT]
+                except QueryError as error:
+                    self.failures.append(error)
+                    continue
+                with self._lock:
+                    self.answers += 1
+                    self.mixed_up += not (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._end.set()
+            for thread in self._threads:
+                thread.join()

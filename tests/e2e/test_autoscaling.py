@@ -3,62 +3,18 @@ it again when it is quiet, and every step is told with its reason."""
 
 from __future__ import annotations
 
-import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running_system import Scans, System, member, running, wait_for
+from running_system import Callers, Scans, System, member, running, wait_for
 
-from infaas.client import QueryError, Requirements
+from infaas.client import Requirements
 from infaas.control import ScalingStepDocument
-from infaas.demo import family
 
 pytestmark = pytest.mark.long
-CALLERS = 4
 ANY = Requirements(slo_accuracy_min=0.0)
-
-
-class Callers:
-    """Each asks again as soon as it is answered."""
-
-    def __init__(self, system: System, variant: str, scans: Scans) -> None:
-        self._system = system
-        self._variant = variant
-        self._scans = scans
-        self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(first,)) for first in range(CALLERS)]
-        self.answers = 0
-        self.mixed_up = 0
-        self.failures: list[QueryError] = []
-        self._lock = threading.Lock()
-
-    def _ask(self, first: int) -> None:
-        rows = self._scans.rows(first, 4)
-        with self._system.client() as client:
-            expected = client.infer(self._variant, rows, ANY).outputs[family.OUTPUT]
-            while not self._end.is_set():
-                try:
-                    found = client.infer(self._variant, rows, ANY).outputs[family.OUTPUT]
-                except QueryError as error:
-                    self.failures.append(error)
-                    continue
-                with self._lock:
-                    self.answers += 1
-                    self.mixed_up += not (found.argmax(axis=1) == expected.argmax(axis=1)).all()
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._end.set()
-            for thread in self._threads:
-                thread.join()
 
 
 @pytest.fixture
@@ -87,7 +43,7 @@ def test_a_busy_variant_is_scaled_out_and_in_and_to_zero_and_back_without_losing
         def replicas() -> int:
             return client.variant(variant).replicas
 
-        callers = Callers(system, variant, scans)
+        callers = Callers(system, variant, scans, 4)
         with callers.asking():
             first = wait_for(steps, "a busy variant to be noticed")[0]
             if first.action == "replicate":

@@ -21,6 +21,7 @@ from infaas_controller.decide.fleet import Load
 FORGET_S = 30.0
 """Half-life of what was answered, from which the variants of what was not are told."""
 USUAL_WEIGHT = 0.2
+MISSED_FOR_S = 300.0
 WANT = frozenset(
     {
         Code.SATURATED,
@@ -38,14 +39,22 @@ class InstanceWork(msgspec.Struct, frozen=True):
     """What an instance has done since it was loaded."""
 
     id: InstanceId
-    worker: WorkerId
     variant: VariantName
     busy_s: float
     items: float
 
 
+class WorkerWork(msgspec.Struct, frozen=True):
+    """What a worker said last of all its instances."""
+
+    id: WorkerId
+    at: float
+    """When it said so; workers speak at a pace of their own, more often or less than they are looked at."""
+    instances: tuple[InstanceWork, ...] = ()
+
+
 class Work(msgspec.Struct, frozen=True):
-    """What workers did between two looks."""
+    """What workers do, as of their last two words each."""
 
     busy_cores: Mapping[WorkerId, float]
     by_hardware: Mapping[Hardware, float]
@@ -53,7 +62,10 @@ class Work(msgspec.Struct, frozen=True):
 
 class WorkMemory(msgspec.Struct, frozen=True):
     at: float | None = None
-    seen: Mapping[InstanceId, InstanceWork] = {}
+    seen: Mapping[WorkerId, WorkerWork] = {}
+    """Of who is missing now, too, for as long as it may come back as it was."""
+    rates: Mapping[WorkerId, Mapping[Hardware, float]] = {}
+    """Cores in use."""
     cost_s: Mapping[VariantName, float] = {}
     """Core-seconds per item, smoothed."""
 
@@ -74,31 +86,53 @@ class DemandMemory(msgspec.Struct, frozen=True):
 
 
 def work_done(
-    instances: Iterable[InstanceWork], variants: Mapping[VariantName, Variant], memory: WorkMemory, now: float
+    workers: Iterable[WorkerWork], variants: Mapping[VariantName, Variant], memory: WorkMemory, now: float
 ) -> tuple[Work | None, WorkMemory]:
-    """None: there was no look before this one to compare with. An instance that is new counts from its load on."""
-    seen = {one.id: one for one in instances}
+    """None: there was no look before this one to compare with. A worker that is met for the first time counts from its
+    second word on: how much of what it has ever done was done lately is not known before."""
+    present = {one.id: one for one in workers}
+    kept = {id: one for id, one in memory.seen.items() if id not in present and now - one.at < MISSED_FOR_S}
     costs = {name: cost for name, cost in memory.cost_s.items() if name in variants}
-    if memory.at is None or now <= memory.at:
-        return None, WorkMemory(now, seen, costs)
-    elapsed_s = now - memory.at
-    by_worker: dict[WorkerId, float] = {}
+    rates: dict[WorkerId, Mapping[Hardware, float]] = {}
+    for id, one in present.items():
+        before = memory.seen.get(id)
+        if before is None:
+            rates[id] = {}
+        elif one.at <= before.at:
+            rates[id] = memory.rates.get(id, {})
+        else:
+            rates[id] = _rate(before, one, variants, costs)
+    seen = WorkMemory(now, {**kept, **present}, rates, costs)
+    if memory.at is None:
+        return None, seen
     by_hardware: dict[Hardware, float] = {}
-    for one in seen.values():
+    for rate in rates.values():
+        for hardware, cores in rate.items():
+            by_hardware[hardware] = by_hardware.get(hardware, 0.0) + cores
+    return Work({id: sum(rate.values()) for id, rate in rates.items()}, by_hardware), seen
+
+
+def _rate(
+    before: WorkerWork, after: WorkerWork, variants: Mapping[VariantName, Variant], costs: dict[VariantName, float]
+) -> Mapping[Hardware, float]:
+    """Cores in use between two words of a worker; what items have cost by that goes into `costs`. An instance that is
+    new counts from its load on."""
+    was = {one.id: one for one in before.instances}
+    found: dict[Hardware, float] = {}
+    for one in after.instances:
         variant = variants.get(one.variant)
         if variant is None:
             continue
-        before = memory.seen.get(one.id)
-        ran_s = one.busy_s - (0.0 if before is None else before.busy_s)
-        items = one.items - (0.0 if before is None else before.items)
-        cores = max(0.0, ran_s) * variant.threads / elapsed_s
-        by_worker[one.worker] = by_worker.get(one.worker, 0.0) + cores
-        by_hardware[variant.hardware] = by_hardware.get(variant.hardware, 0.0) + cores
+        earlier = was.get(one.id)
+        ran_s = one.busy_s - (0.0 if earlier is None else earlier.busy_s)
+        items = one.items - (0.0 if earlier is None else earlier.items)
+        cores = max(0.0, ran_s) * variant.threads / (after.at - before.at)
+        found[variant.hardware] = found.get(variant.hardware, 0.0) + cores
         if items > 0 and ran_s > 0:
             cost = ran_s * variant.threads / items
             usual = costs.get(one.variant)
             costs[one.variant] = cost if usual is None else usual + USUAL_WEIGHT * (cost - usual)
-    return Work(by_worker, by_hardware), WorkMemory(now, seen, costs)
+    return found
 
 
 def unserved(
@@ -171,7 +205,7 @@ def _shared(counts: Mapping[VariantName, float]) -> Mapping[VariantName, float]:
 
 
 def _cheapest(handle: str, view: ClusterView) -> Mapping[VariantName, float]:
-    """Where nothing was answered lately: the least work that it can be. Nothing, where nothing could answer."""
+    """Where nothing was answered lately: what selection prefers as a rule. Nothing, where nothing could answer."""
     named = [
         variant
         for variant in view.variants.values()

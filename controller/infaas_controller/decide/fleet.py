@@ -10,7 +10,7 @@ Floors, bounds and the budget are checked last, and a budget that does not suffi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -18,11 +18,13 @@ import msgspec
 from msgspec.structs import replace
 
 from infaas.domain.fleet import FleetAction, FleetCause
-from infaas.domain.ids import WorkerId
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.domain.variant import Hardware
 
 TARGET = 0.7
 """Of its cores, what a fleet of the right size has in use: above it queues grow quickly, below it machines idle."""
+_CENT = 1e-9
+"""Sums of prices are not exact."""
 ROOMY = 0.8
 """A worker goes if the rest would be loaded to no more than this share of the target."""
 BUSY = 0.8
@@ -32,11 +34,16 @@ GIVE_UP_AFTER = 3.0
 """So many times as long as a machine takes to start, it is waited for."""
 BACK_OFF_S = 60.0
 """After a machine that did not come, its pool is left alone for so long."""
+FAILED_BACK_OFF_S = (5.0, 300.0)
+"""After one that ended before it was of use for so long; each further time twice as long, up to the most. It is
+forgotten when nothing of the kind has happened for twice the most."""
 
 
 class Stage(StrEnum):
     STARTING = "starting"
     READY = "ready"
+    LEAVING = "leaving"
+    """It is to drain and does not know it yet."""
     DRAINING = "draining"
     LOST = "lost"
     """Its report is too old to say anything, or it has failed."""
@@ -68,6 +75,8 @@ class Observed(msgspec.Struct, frozen=True):
     is_overloaded: bool = False
     is_ours: bool = True
     """The fleet made it and may take it away. Others count, and stay."""
+    variants: frozenset[VariantName] = frozenset()
+    """That it can serve at once."""
 
 
 class Requested(msgspec.Struct, frozen=True):
@@ -90,6 +99,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class FleetLimits(msgspec.Struct, frozen=True):
+    target: float = TARGET
     most_usd_per_hour: float | None = None
     upscale_delay_s: float = 2.0
     downscale_delay_s: float = 60.0
@@ -109,9 +119,14 @@ class FleetMemory(msgspec.Struct, frozen=True):
     at: float | None = None
     trends: Mapping[Hardware, Trend] = MappingProxyType({})
     short_since: Mapping[Hardware, float] = MappingProxyType({})
-    roomy_since: Mapping[Hardware, float] = MappingProxyType({})
+    wanted: Mapping[Hardware, tuple[tuple[float, float], ...]] = MappingProxyType({})
+    """When how many cores were wanted, over the last `downscale_delay_s` and from just before."""
+    below_since: Mapping[str, float] = MappingProxyType({})
+    """Since when a pool has had fewer than its floor."""
     not_before: Mapping[str, float] = MappingProxyType({})
     """Until when a pool is left alone."""
+    failures: Mapping[str, tuple[int, float]] = MappingProxyType({})
+    """By pool: how many machines have ended before they were of use, one after the other, and when the last did."""
 
 
 class FleetStep(msgspec.Struct, frozen=True):
@@ -128,8 +143,8 @@ class FleetStep(msgspec.Struct, frozen=True):
 class FleetPlan(msgspec.Struct, frozen=True):
     steps: tuple[FleetStep, ...]
     memory: FleetMemory
-    wanted_cores: float = 0.0
-    """Of all hardware, as far as its load is known."""
+    wanted_cores: float | None = None
+    """Of all hardware whose load is known; None: none is."""
 
 
 class _Fleet(msgspec.Struct, frozen=True):
@@ -140,6 +155,7 @@ class _Fleet(msgspec.Struct, frozen=True):
     coming: tuple[Requested, ...]
     load: Load
     trend: Trend
+    target: float
 
     def pool(self, name: str) -> Pool:
         return next(pool for pool in self.pools if pool.name == name)
@@ -157,18 +173,23 @@ class _Fleet(msgspec.Struct, frozen=True):
         names = [one.pool for one in self.serving] + [one.pool for one in self.coming]
         return names.count(pool.name)
 
+    def present(self, pool: Pool) -> int:
+        """All there are, whatever their state, or will be."""
+        names = [one.pool for one in self.there] + [one.pool for one in self.coming]
+        return names.count(pool.name)
+
     @property
     def cores(self) -> int:
         return sum([pool.cores * self.count(pool) for pool in self.pools])
 
     @property
     def wanted_cores(self) -> float:
-        """So that the work takes `TARGET` of them: what comes, what waits, and what the trend adds by the time that a
-        worker which is ordered now can help."""
+        """So that the work takes the target share of them: what comes, what waits, and what the trend adds by the time
+        that a worker which is ordered now can help."""
         soonest_s = min([pool.startup_s for pool in self.pools], default=0.0)
         rising = max(0.0, self.trend.slope) * soonest_s
         waiting = self.load.backlog_core_s / max(self.load.horizon_s, soonest_s)
-        return (self.load.demand_cores + waiting + rising) / TARGET
+        return (self.load.demand_cores + waiting + rising) / self.target
 
     def trigger(self) -> tuple[FleetCause, str] | None:
         """Why one more is wanted by the paper's rules, whatever the sum of the work; None: it is not."""
@@ -193,9 +214,14 @@ def plan_fleet(
     limits: FleetLimits,
     memory: FleetMemory,
     now: float,
+    *,
+    failed: Collection[str] = (),
+    going: Sequence[str] = (),
 ) -> FleetPlan:
     """What to order, drain, remove and give up now. `load` lacks what is not known: then nothing goes, and nothing but
-    floors comes. Workers and requests of unknown pools are nobody's here, and left alone.
+    floors comes. Workers and requests of unknown pools are nobody's here, and left alone. `failed`: pools of
+    which a machine has just ended before it was of use. `going`: of each machine that is being taken away and still
+    costs, its pool.
 
     Promises: no pool is ever ordered above its `most` or drained below its `least`; while a budget is set, what is
     ordered never costs more than it with everything that is there; what runs is never removed; nothing is added that
@@ -206,11 +232,11 @@ def plan_fleet(
     late = [one for one in requested if one.pool in known and _is_late(one, pools, now)]
     requested = [one for one in requested if one.pool in known and one not in late]
     steps = [_given_up(one, now) for one in late]
-    memory = _remembered(memory, load, late, now)
+    memory = _remembered(_backed_off(memory, failed, late, now), load, now)
     leaving = [one for one in observed if one.is_ours and one.stage is Stage.DRAINING]
     steps += [_removed(one) for one in leaving if not one.in_flight]
-    budget = _Budget(pools, requested, observed, limits)
-    wanted_cores = 0.0
+    budget = _Budget(pools, [*requested, *late], observed, going, limits)
+    wanted_cores: float | None = None
     for hardware in Hardware:
         own = tuple([pool for pool in pools if pool.hardware is hardware])
         if not own:
@@ -219,10 +245,11 @@ def plan_fleet(
         there = tuple([one for one in observed if one.pool in names])
         coming = tuple([one for one in requested if one.pool in names])
         trend = memory.trends.get(hardware, Trend(0.0, 0.0))
-        fleet = _Fleet(own, there, coming, load.get(hardware, Load(0.0)), trend)
+        fleet = _Fleet(own, there, coming, load.get(hardware, Load(0.0)), trend, limits.target)
         made, memory = _of_hardware(hardware, fleet, hardware in load, budget, limits, memory, now)
         steps += made
-        wanted_cores += fleet.wanted_cores if hardware in load else 0.0
+        if hardware in load:
+            wanted_cores = (wanted_cores or 0.0) + fleet.wanted_cores
     return FleetPlan(tuple(steps), memory, wanted_cores)
 
 
@@ -230,15 +257,20 @@ class _Budget:
     """What may still be ordered; the only thing here that changes."""
 
     def __init__(
-        self, pools: Sequence[Pool], requested: Sequence[Requested], observed: Sequence[Observed], limits: FleetLimits
+        self,
+        pools: Sequence[Pool],
+        requested: Sequence[Requested],
+        observed: Sequence[Observed],
+        going: Sequence[str],
+        limits: FleetLimits,
     ) -> None:
         prices = {pool.name: pool.price_usd_per_hour for pool in pools}
-        paid = [one.pool for one in requested] + [one.pool for one in observed]  # what drains is paid for, too
-        self._most = limits.most_usd_per_hour
-        self._spent: float = sum([prices[name] for name in paid])
+        paid = [one.pool for one in requested] + [one.pool for one in observed] + [*going]
+        self._most = limits.most_usd_per_hour  # what drains or is taken away is paid for, too
+        self._spent: float = sum([prices.get(name, 0.0) for name in paid])
 
     def take(self, pool: Pool) -> bool:
-        if self._most is not None and self._spent + pool.price_usd_per_hour > self._most:
+        if self._most is not None and self._spent + pool.price_usd_per_hour > self._most + _CENT:
             return False
         self._spent += pool.price_usd_per_hour
         return True
@@ -251,33 +283,61 @@ def _of_hardware(
     hardware: Hardware, fleet: _Fleet, is_known: bool, budget: _Budget, limits: FleetLimits, memory: FleetMemory,
     now: float,
 ) -> tuple[list[FleetStep], FleetMemory]:  # fmt: skip
-    steps, fleet = _floors(fleet, budget, memory)
-    wanted = fleet.wanted_cores
-    trigger = fleet.trigger() if is_known else None
-    is_short = is_known and (wanted > fleet.cores or trigger is not None)
-    victim = None if is_short or not is_known else _victim(fleet)
+    steps, fleet, memory = _floors(fleet, budget, limits, memory, now)
+    if not is_known:
+        return steps, _without(memory, hardware)
+    wanted, trigger = fleet.wanted_cores, fleet.trigger()
+    is_short = wanted > fleet.cores or trigger is not None
     short_since = dict(memory.short_since)
-    roomy_since = dict(memory.roomy_since)
     _mark(short_since, hardware, is_short, now)
-    _mark(roomy_since, hardware, victim is not None, now)
-    if is_short and now - short_since[hardware] >= limits.upscale_delay_s and not (trigger and fleet.coming):
-        why = trigger if trigger is not None and wanted <= fleet.cores else (FleetCause.DEMAND, _sum_of(fleet))
-        steps += _growth(fleet, max(wanted - fleet.cores, 0.01), why, budget, memory)
-        short_since.pop(hardware)
-    if victim is not None and now - roomy_since[hardware] >= limits.downscale_delay_s:
-        rest = fleet.cores - fleet.pool(victim.pool).cores
-        reason = f"{_sum_of(fleet)}; {rest} cores without it"
-        steps.append(FleetStep(FleetAction.DRAIN, FleetCause.ROOMY, victim.pool, reason, victim.id))
-        roomy_since.pop(hardware)
-    return steps, replace(memory, short_since=short_since, roomy_since=roomy_since)
+    delay_s = limits.downscale_delay_s
+    recent = _recent(
+        memory.wanted.get(hardware, ()), max(wanted, fleet.cores + 0.01) if is_short else wanted, delay_s, now
+    )
+    if is_short and now - short_since[hardware] >= limits.upscale_delay_s:
+        if wanted > fleet.cores or trigger is None:
+            steps += _growth(fleet, wanted - fleet.cores, (FleetCause.DEMAND, _sum_of(fleet)), budget, memory)
+            short_since.pop(hardware)
+        elif not fleet.coming:
+            steps += _growth(fleet, 0.01, trigger, budget, memory)
+            short_since.pop(hardware)
+    if now - recent[0][0] >= delay_s:
+        steps += _shrinking(fleet, max([cores for _, cores in recent]))
+    return steps, replace(memory, short_since=short_since, wanted={**memory.wanted, hardware: recent})
 
 
-def _floors(fleet: _Fleet, budget: _Budget, memory: FleetMemory) -> tuple[list[FleetStep], _Fleet]:
+def _without(memory: FleetMemory, hardware: Hardware) -> FleetMemory:
+    """Where nothing is known of the load, it is not known since when it was high or low either."""
+    short_since = {key: since for key, since in memory.short_since.items() if key is not hardware}
+    wanted = {key: recent for key, recent in memory.wanted.items() if key is not hardware}
+    return replace(memory, short_since=short_since, wanted=wanted)
+
+
+def _recent(
+    before: Sequence[tuple[float, float]], wanted: float, delay_s: float, now: float
+) -> tuple[tuple[float, float], ...]:
+    """The newest of those that are older than the delay says since when it is known, and no more."""
+    found = [*before, (now, wanted)]
+    old = [place for place, (at, _) in enumerate(found) if now - at >= delay_s]
+    return tuple(found[old[-1] :] if old else found)
+
+
+def _floors(
+    fleet: _Fleet, budget: _Budget, limits: FleetLimits, memory: FleetMemory, now: float
+) -> tuple[list[FleetStep], _Fleet, FleetMemory]:
+    """As long as growth must have been wanted, a floor must have been missed: a worker may be out of sight for a
+    moment."""
     steps: list[FleetStep] = []
+    below_since = dict(memory.below_since)
     for pool in fleet.pools:
         missing = pool.least - fleet.count(pool)
+        if missing <= 0:
+            below_since.pop(pool.name, None)
+            continue
+        if now - below_since.setdefault(pool.name, now) < limits.upscale_delay_s:
+            continue
         for _ in range(missing):
-            if pool.name in memory.not_before:
+            if pool.name in memory.not_before or fleet.present(pool) >= pool.most:
                 break
             if not budget.take(pool):
                 text = f"{pool.least} are wanted at least, and {budget.said()}"
@@ -286,7 +346,7 @@ def _floors(fleet: _Fleet, budget: _Budget, memory: FleetMemory) -> tuple[list[F
             text = f"{pool.least} are wanted at least"
             steps.append(FleetStep(FleetAction.ADD, FleetCause.FLOOR, pool.name, text))
             fleet = replace(fleet, coming=(*fleet.coming, Requested("", pool.name, 0.0)))
-    return steps, fleet
+    return steps, fleet, replace(memory, below_since=below_since)
 
 
 def _growth(
@@ -301,7 +361,7 @@ def _growth(
         open_pools = [
             pool
             for pool in fleet.pools
-            if fleet.count(pool) + added.get(pool.name, 0) < pool.most and pool.name not in memory.not_before
+            if fleet.present(pool) + added.get(pool.name, 0) < pool.most and pool.name not in memory.not_before
         ]
         if not open_pools:
             text = f"{why}; every pool has as many as it may, or failed to bring one lately"
@@ -319,17 +379,33 @@ def _growth(
     return steps
 
 
-def _victim(fleet: _Fleet) -> Observed | None:
-    """Who can be missed: while nobody is on the way or drains, of those above their pool's floor whose cores the rest
-    can do without, the dearest, and of these the one with least to do."""
-    if fleet.coming or any(one.stage is not Stage.READY for one in fleet.there):
-        return None
-    wanted = fleet.wanted_cores
-    found: list[tuple[float, float, WorkerId, Observed]] = []
+def _shrinking(fleet: _Fleet, wanted: float) -> list[FleetStep]:
+    """All that were not needed at any moment of the delay, one after the other. Not while another of ours comes or
+    goes: what that changes is not seen yet. Those of others that are lost or drained serve nobody and stop nobody."""
+    if fleet.coming or any(one.is_ours and one.stage in _IN_BETWEEN for one in fleet.there):
+        return []
+    steps: list[FleetStep] = []
+    while (victim := _victim(fleet, wanted)) is not None:
+        rest = fleet.cores - fleet.pool(victim.pool).cores
+        reason = f"{_sum_of(fleet)}; {rest} cores without it"
+        steps.append(FleetStep(FleetAction.DRAIN, FleetCause.ROOMY, victim.pool, reason, victim.id))
+        fleet = replace(fleet, there=tuple([one for one in fleet.there if one is not victim]))
+    return steps
+
+
+_IN_BETWEEN = (Stage.STARTING, Stage.LEAVING, Stage.DRAINING)
+
+
+def _victim(fleet: _Fleet, wanted: float) -> Observed | None:
+    """Of those above their pool's floor whose cores the rest can do without, the one that can serve least of what no
+    other can, then the dearest, then the one with least to do."""
+    found: list[tuple[int, float, float, WorkerId, Observed]] = []
     for one in fleet.ready:
         pool = fleet.pool(one.pool)
         if one.is_ours and fleet.count(pool) > pool.least and wanted <= ROOMY * (fleet.cores - pool.cores):
-            found.append((-pool.price_usd_per_hour, one.busy_cores, one.id, one))
+            others = frozenset[VariantName]().union(*[other.variants for other in fleet.ready if other is not one])
+            alone = len(one.variants - others)
+            found.append((alone, -pool.price_usd_per_hour, one.busy_cores, one.id, one))
     return min(found)[-1] if found else None
 
 
@@ -366,10 +442,18 @@ def _removed(one: Observed) -> FleetStep:
     return FleetStep(FleetAction.REMOVE, FleetCause.DRAINED, one.pool, "it has drained and holds nothing", one.id)
 
 
-def _remembered(
-    memory: FleetMemory, load: Mapping[Hardware, Load], late: Sequence[Requested], now: float
-) -> FleetMemory:
-    not_before = {**memory.not_before, **{one.pool: now + BACK_OFF_S for one in late}}
+def _backed_off(memory: FleetMemory, failed: Collection[str], late: Sequence[Requested], now: float) -> FleetMemory:
+    first_s, most_s = FAILED_BACK_OFF_S
+    failures = {pool: (count, at) for pool, (count, at) in memory.failures.items() if now - at < 2 * most_s}
+    not_before = {**memory.not_before, **dict.fromkeys([one.pool for one in late], now + BACK_OFF_S)}
+    for pool in sorted(set(failed)):
+        count = failures.get(pool, (0, now))[0] + 1
+        failures[pool] = count, now
+        not_before[pool] = max(not_before.get(pool, now), now + min(most_s, first_s * 2.0 ** min(count - 1, 10)))
+    return replace(memory, failures=failures, not_before=not_before)
+
+
+def _remembered(memory: FleetMemory, load: Mapping[Hardware, Load], now: float) -> FleetMemory:
     elapsed_s = 0.0 if memory.at is None else now - memory.at
     trends = dict(memory.trends)
     for hardware, seen in load.items():
@@ -378,7 +462,7 @@ def _remembered(
         memory,
         at=now,
         trends=trends,
-        not_before={name: until for name, until in not_before.items() if until > now},
+        not_before={name: until for name, until in memory.not_before.items() if until > now},
     )
 
 

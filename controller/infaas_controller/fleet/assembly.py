@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView
@@ -15,8 +15,12 @@ from infaas_controller.fleet.autoscaler import FleetAutoscaler, FleetParts
 from infaas_controller.fleet.documents import NO_PROVIDER
 from infaas_controller.fleet.ledger import FleetLedger
 from infaas_controller.fleet.sources import OwnDemand, WorkersWork
+from infaas_controller.providers.base import Provider
 from infaas_controller.providers.local import LocalProvider
 from infaas_controller.workers import WorkerLinks
+
+PROVIDERS: Mapping[str, Callable[[Settings], Provider]] = {"local": LocalProvider}
+"""By the words of `fleet.provider`."""
 
 
 def fleet_autoscaler(
@@ -38,7 +42,7 @@ def fleet_autoscaler(
 
     parts = FleetParts(
         controller=controller,
-        provider=LocalProvider(settings),
+        provider=PROVIDERS[settings.fleet.provider](settings),
         ledger=ledger,
         demand=OwnDemand(metrics.own_requests, dispatcher.stats, dispatcher.queue_sizes, view, clock),
         work=WorkersWork(links.reports, links.scalings.busy, view, clock),

@@ -8,6 +8,7 @@ look of whoever leads.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
@@ -45,12 +46,15 @@ from infaas_controller.decide.fleet import (
     Stage,
     plan_fleet,
 )
-from infaas_controller.decide.stock import Activity, Machine, Stock, take_stock
+from infaas_controller.decide.stock import Activity, Machine, Stock, StockLimits, take_stock
 from infaas_controller.fleet.ledger import FleetLedger
-from infaas_controller.providers.base import MachineState, Order, Provider
+from infaas_controller.providers.base import Machine as ProviderMachine
+from infaas_controller.providers.base import MachineState, Order, Provider, ProviderError
 
 SAY_AGAIN_S = 60.0
 """A step like the last of its kind is kept again after so long; what is done is always kept."""
+MISSED_TIMES = 10.0
+"""So many times as long as a worker's silence must be for it to be taken for lost, it may come back."""
 KEPT_LOOKS = 5
 """What is said of a look is forgotten after so many periods."""
 _log = get_logger(__name__)
@@ -69,7 +73,7 @@ class WorkSource(Protocol):
 
 class Drains(Protocol):
     async def drain(self, worker: WorkerId, reason: str) -> None:
-        """Raises NotFoundError, UnavailableError."""
+        """Returns once it was told. Raises NotFoundError, UnavailableError."""
 
 
 class StepObserver(Protocol):
@@ -101,16 +105,27 @@ class FleetAutoscaler:
         self._pools = pools_of(settings)
         self._limits = FleetLimits(
             most_usd_per_hour=self._own.max_usd_per_hour,
+            target=self._own.target_utilization,
             upscale_delay_s=self._own.upscale_delay_s,
             downscale_delay_s=self._own.downscale_delay_s,
         )
-        self._drain_limit_s = settings.worker.drain_timeout_s
+        startup_s = max([pool.startup_s for pool in self._pools], default=0.0)
+        self._stock_limits = StockLimits(
+            drain_s=settings.worker.drain_timeout_s,
+            missed_s=MISSED_TIMES * settings.controller.worker_lost_after_s,
+            early_s=startup_s,
+        )
         self._settle_s = settings.controller.worker_lost_after_s
+        if any(settings.pools[pool.name].workers for pool in self._pools):
+            self._settle_s += startup_s  # those that are started with us may not be there yet
         self._memory = FleetMemory()
         self._leads_since: float | None = None
         self._fence: int | None = None
         self._intents: dict[WorkerId, Intent] = {}
         """As they are in the store, and as this look has changed them."""
+        self._epoch = ""
+        self._stages: dict[tuple[str, IntentStage, float], float] = {}
+        """When each intent was first seen in its stage, on our clock: those in the store may be set."""
         self._said: dict[tuple[FleetAction, FleetCause, str, WorkerId | None], float] = {}
 
     async def run(self) -> NoReturn:
@@ -120,76 +135,70 @@ class FleetAutoscaler:
         """Raises UnavailableError when store or provider cannot be had, and PreconditionError when the lead was lost
         meanwhile: the rest is left to whoever has it."""
         parts, ttl_s = self._parts, KEPT_LOOKS * self._own.period_s
-        demand = parts.demand.look()
-        work, activity = parts.work.look()
-        await parts.ledger.put_demand(parts.controller, demand, ttl_s)
+        await parts.ledger.put_demand(parts.controller, parts.demand.look(), ttl_s)
         lease, now = parts.lease(), parts.clock.now()
-        if lease is None:
-            self._leads_since = None
+        if lease is None or not self._has_settled(lease, now):
+            parts.work.look()  # what is done meanwhile is known then
             return
-        if self._leads_since is None or lease.fence != self._fence:
-            self._leads_since, self._fence, self._memory = now, lease.fence, FleetMemory()
-            self._said.clear()
-        if now - self._leads_since < self._settle_s or not parts.view().is_listed:
-            return  # whoever has just come to lead may not have met all workers yet
-        stock = await self._stock(activity)
-        load = await self._load(work)
-        plan = plan_fleet(self._pools, stock.requested, stock.observed, load, self._limits, self._memory, now)
+        # Machines before intents: one that is made in between has an intent by then. Nothing is waited for from here
+        # on until there is a plan: what workers say and who they are belong together.
+        machines = [_machine(one) for one in await parts.provider.list()]
+        intents, self._epoch = await parts.ledger.intents()
+        demands = await parts.ledger.demands()
+        now, wall = parts.clock.now(), parts.clock.wall()
+        work, activity = parts.work.look()
+        view = parts.view()
+        pools = {pool.name for pool in self._pools}
+        ages_s = self._ages_s(intents, now)
+        stock = take_stock(
+            intents, machines, view.workers, activity, ages_s, pools, self._epoch, self._stock_limits, wall, now
+        )
+        load = {} if work is None else loads(work, demands, parts.work.costs_s, view)
+        plan = plan_fleet(
+            self._pools, stock.requested, stock.observed, load, self._limits, self._memory, now, failed=stock.failed,
+            going=stock.going,
+        )  # fmt: skip
         self._memory = plan.memory
+        self._intents = {one.worker: one for one in intents}
         await self._settle(stock, lease)
         for step in plan.steps:
             await self._perform(step, lease)
         await parts.ledger.put_status(self._status(stock, plan, load), lease, ttl_s)
 
-    async def _stock(self, activity: Mapping[WorkerId, Activity]) -> Stock:
-        """Machines are listed before intents: one that is made in between has an intent by then."""
-        parts = self._parts
-        machines = [
-            Machine(
-                one.order.id,
-                one.order.pool,
-                one.order.worker,
-                one.order.asked_at,
-                one.order.epoch,
-                one.state is MachineState.ENDED,
-                one.said,
-            )
-            for one in await parts.provider.list()
-        ]
-        intents, epoch = await parts.ledger.intents(), await parts.ledger.epoch()
-        self._intents = {one.worker: one for one in intents}
-        return take_stock(
-            intents,
-            machines,
-            parts.view().workers,
-            activity,
-            epoch,
-            self._drain_limit_s,
-            parts.clock.wall(),
-            parts.clock.now(),
-        )
+    def _has_settled(self, lease: Lease, now: float) -> bool:
+        """Whoever has just come to lead may not have met all workers yet."""
+        if self._leads_since is None or lease.fence != self._fence:
+            self._leads_since, self._fence, self._memory = now, lease.fence, FleetMemory()
+            self._said.clear()
+            self._stages.clear()
+        return now - self._leads_since >= self._settle_s and self._parts.view().is_listed
 
-    async def _load(self, work: Work | None) -> Mapping[Hardware, Load]:
-        if work is None:
-            return {}
-        parts = self._parts
-        return loads(work, await parts.ledger.demands(), parts.work.costs_s, parts.view())
+    def _ages_s(self, intents: Sequence[Intent], now: float) -> Mapping[str, float]:
+        stages = {(one.id, one.stage, one.since): now for one in intents}
+        self._stages = {key: self._stages.get(key, since) for key, since in stages.items()}
+        return {id: now - since for (id, _, _), since in self._stages.items()}
 
     async def _settle(self, stock: Stock, lease: Lease) -> None:
         """Put right what differs from what was ordered before."""
-        parts = self._parts
         for intent in (*stock.adopted, *stock.moved):
-            if not self._own.dry_run:
-                await parts.ledger.put_intent(intent, lease)
-            self._intents[intent.worker] = intent
+            await self._write(intent, lease)
         for step in stock.removals:
             await self._perform(step, lease)
+        for intent in stock.unwanted:
+            text = "its pool is not among those that the fleet keeps any more"
+            await self._perform(
+                FleetStep(FleetAction.DRAIN, FleetCause.UNKNOWN, intent.pool, text, intent.worker), lease
+            )
         if self._own.dry_run:
             return
         for intent in stock.to_create:
             await self._create(intent, lease)
-        for worker in stock.to_drain:
-            await self._drain(worker, "the fleet does not need it")
+        await asyncio.gather(*[self._drain(worker, "the fleet does not need it") for worker in stock.to_drain])
+
+    async def _write(self, intent: Intent, lease: Lease) -> None:
+        if not self._own.dry_run:
+            await self._parts.ledger.put_intent(intent, lease)
+        self._intents[intent.worker] = intent
 
     # -- steps
 
@@ -200,36 +209,39 @@ class FleetAutoscaler:
         await self._keep(step, lease)
         if self._own.dry_run:
             return
-        match step.action:
-            case FleetAction.ADD:
-                await self._order(step, lease)
-            case FleetAction.DRAIN:
-                await self._take_out(step, lease)
-            case FleetAction.REMOVE | FleetAction.GIVE_UP:
-                await self._take_away(step, lease)
-            case FleetAction.HOLD:
-                pass
+        try:
+            match step.action:
+                case FleetAction.ADD:
+                    await self._order(step, lease)
+                case FleetAction.DRAIN:
+                    await self._take_out(step, lease)
+                case FleetAction.REMOVE | FleetAction.GIVE_UP:
+                    await self._take_away(step, lease)
+                case FleetAction.HOLD | FleetAction.LOAD:
+                    pass
+        except ProviderError as error:
+            text = f"{self._parts.provider.name}: {error.text}"
+            await self._keep(FleetStep(FleetAction.HOLD, FleetCause.FAILED, step.pool, text, step.worker), lease)
 
     async def _order(self, step: FleetStep, lease: Lease) -> None:
         assert step.request is not None
         assert step.worker is not None
         wall = self._parts.clock.wall()
         intent = Intent(step.request, step.pool, step.worker, wall, IntentStage.ORDERED, wall)
-        await self._parts.ledger.put_intent(intent, lease)
-        self._intents[step.worker] = intent
+        await self._write(intent, lease)
         await self._create(intent, lease)
 
     async def _create(self, intent: Intent, lease: Lease) -> None:
-        order = Order(intent.id, intent.pool, intent.worker, intent.asked_at, await self._parts.ledger.epoch())
+        order = Order(intent.id, intent.pool, intent.worker, intent.asked_at, self._epoch)
         try:
             await self._parts.provider.create(order)
-        except InfaasError as error:
-            text = f"{self._parts.provider.name} could not make {intent.worker}: {error.text}"
+        except ProviderError as error:
+            text = f"{self._parts.provider.name} could not make it: {error.text}"
             await self._keep(FleetStep(FleetAction.HOLD, FleetCause.FAILED, intent.pool, text, intent.worker), lease)
 
     async def _take_out(self, step: FleetStep, lease: Lease) -> None:
         intent = None if step.worker is None else self._intents.get(step.worker)
-        if intent is None:
+        if intent is None or intent.stage is IntentStage.LEAVING:
             return
         await self._leave(intent, lease)
         await self._drain(intent.worker, step.reason)
@@ -250,8 +262,7 @@ class FleetAutoscaler:
 
     async def _leave(self, intent: Intent, lease: Lease) -> None:
         left = dataclasses.replace(intent, stage=IntentStage.LEAVING, since=self._parts.clock.wall())
-        await self._parts.ledger.put_intent(left, lease)
-        self._intents[intent.worker] = left
+        await self._write(left, lease)
 
     async def _drain(self, worker: WorkerId, reason: str) -> None:
         """One that cannot be told is told at the next look."""
@@ -288,7 +299,7 @@ class FleetAutoscaler:
         )  # fmt: skip
 
     def _status(self, stock: Stock, plan: FleetPlan, load: Mapping[Hardware, Load]) -> FleetStatus:
-        paid = [one.pool for one in stock.requested] + [one.pool for one in stock.observed]
+        paid = [one.pool for one in stock.requested] + [one.pool for one in stock.observed] + [*stock.going]
         return FleetStatus(
             at=self._parts.clock.wall(),
             controller=self._parts.controller,
@@ -302,6 +313,20 @@ class FleetAutoscaler:
             spent_usd_per_hour=sum([_price(self._pools, pool) for pool in paid]),
             max_usd_per_hour=self._own.max_usd_per_hour,
         )
+
+
+def _machine(made: ProviderMachine) -> Machine:
+    order = made.order
+    return Machine(
+        order.id,
+        order.pool,
+        order.worker,
+        order.asked_at,
+        order.epoch,
+        is_starting=made.state is MachineState.STARTING,
+        has_ended=made.state is MachineState.ENDED,
+        said=made.said,
+    )
 
 
 def pools_of(settings: Settings) -> tuple[Pool, ...]:
@@ -343,7 +368,8 @@ def _pool_status(pool: Pool, stock: Stock) -> PoolStatus:
         max_workers=pool.most,
         ready=stages.count(Stage.READY),
         starting=stages.count(Stage.STARTING),
-        draining=stages.count(Stage.DRAINING),
+        draining=stages.count(Stage.DRAINING) + stages.count(Stage.LEAVING),
         ordered=sum([one.pool == pool.name for one in stock.requested]),
+        lost=stages.count(Stage.LOST),
         own=sum([one.is_ours for one in there]),
     )

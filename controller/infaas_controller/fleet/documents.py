@@ -66,6 +66,7 @@ def _pool(pool: PoolStatus) -> FleetPoolDocument:
         starting=pool.starting,
         draining=pool.draining,
         ordered=pool.ordered,
+        lost=pool.lost,
         own=pool.own,
     )
 

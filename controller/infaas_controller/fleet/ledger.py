@@ -10,7 +10,7 @@ from infaas.domain.ids import ControllerId
 from infaas.errors import InvalidError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode, encode
-from infaas.store.base import Kind, Lease, MetadataStore
+from infaas.store.base import Kind, Lease, MetadataStore, Snapshot
 
 STEPS_KEPT_S = 7 * 86_400.0
 _STATUS = "status"
@@ -24,11 +24,10 @@ class FleetLedger:
     def __init__(self, store: MetadataStore) -> None:
         self._store = store
 
-    async def epoch(self) -> str:
-        return await self._store.epoch()
-
-    async def intents(self) -> Sequence[Intent]:
-        return await self._all(Kind.INTENT, Intent)
+    async def intents(self) -> tuple[Sequence[Intent], str]:
+        """With the epoch of the store that holds them."""
+        snapshot = await self._store.list((Kind.INTENT,))
+        return _decoded(snapshot, Intent), snapshot.epoch
 
     async def put_intent(self, intent: Intent, lease: Lease) -> None:
         await self._store.put(Kind.INTENT, intent.id, encode(intent), lease=lease)
@@ -60,10 +59,14 @@ class FleetLedger:
         await self._store.put(Kind.FLEET_STEP, step.id, encode(step), lease=lease, ttl_s=STEPS_KEPT_S)
 
     async def _all(self, kind: Kind, of: type[Found]) -> list[Found]:
-        found = []
-        for record in (await self._store.list((kind,))).records:
-            try:
-                found.append(decode(record.value, of))
-            except InvalidError as error:
-                _log.error("a record of the fleet cannot be read and is skipped", key=record.key, reason=error.text)
-        return found
+        return _decoded(await self._store.list((kind,)), of)
+
+
+def _decoded(snapshot: Snapshot, of: type[Found]) -> list[Found]:
+    found = []
+    for record in snapshot.records:
+        try:
+            found.append(decode(record.value, of))
+        except InvalidError as error:
+            _log.error("a record of the fleet cannot be read and is skipped", key=record.key, reason=error.text)
+    return found

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from infaas.clock import Clock
-from infaas.domain.cluster import ClusterView
+from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.fleet import ControllerDemand
 from infaas.domain.ids import InstanceId, TaskName, VariantName, WorkerId
+from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Code
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.decide.demand import (
@@ -16,6 +17,7 @@ from infaas_controller.decide.demand import (
     Ends,
     InstanceWork,
     Work,
+    WorkerWork,
     WorkMemory,
     unserved,
     work_done,
@@ -71,12 +73,13 @@ class WorkersWork:
 
     def __init__(
         self,
-        reports: Callable[[], Mapping[WorkerId, pb.WorkerReport]],
+        reports: Callable[[], Mapping[WorkerId, tuple[pb.WorkerReport, float]]],
         busy: Callable[[WorkerId], Iterable[tuple[float, int]]],
         view: Callable[[], ClusterView],
         clock: Clock,
     ) -> None:
-        """`reports`: of connected workers. `busy`: of a worker's variants, instances that run and that are READY."""
+        """`reports`: of connected workers, with when they came. `busy`: of a worker's variants, instances that run and
+        that are READY."""
         self._reports = reports
         self._busy = busy
         self._view = view
@@ -91,23 +94,31 @@ class WorkersWork:
     def look(self) -> tuple[Work | None, Mapping[WorkerId, Activity]]:
         """None: it is not known how much yet."""
         view, reports = self._view(), self._reports()
-        done: list[InstanceWork] = []
-        for id, report in reports.items():
+        words: list[WorkerWork] = []
+        for id, (report, at) in reports.items():
             record = view.workers.get(id)
             instances = {} if record is None else record.instances
-            for load in report.loads:
-                instance = instances.get(InstanceId(load.instance))
-                if instance is not None:
-                    done.append(InstanceWork(instance.id, id, instance.variant, load.busy_s, float(load.items_done)))
-        work, self._memory = work_done(done, view.variants, self._memory, self._clock.now())
+            done = [
+                InstanceWork(instance.id, instance.variant, load.busy_s, float(load.items_done))
+                for load in report.loads
+                if (instance := instances.get(InstanceId(load.instance))) is not None
+            ]
+            words.append(WorkerWork(id, at, tuple(done)))
+        work, self._memory = work_done(words, view.variants, self._memory, self._clock.now())
         found = {}
-        for id, report in reports.items():
+        for id, (report, _) in reports.items():
             record = view.workers.get(id)
             busy_cores = 0.0 if work is None else work.busy_cores.get(id, 0.0)
             is_full = record is not None and busy_cores + 1 > record.cores
             found[id] = Activity(
                 busy_cores=busy_cores,
+                variants=_served(record),
                 in_flight=sum([load.running + load.staged for load in report.loads]),
                 is_overloaded=is_full and any(busy > OVERLOADED * ready for busy, ready in self._busy(id) if ready),
             )
         return work, found
+
+
+def _served(record: WorkerRecord | None) -> frozenset[VariantName]:
+    instances = () if record is None else record.instances.values()
+    return frozenset([one.variant for one in instances if one.state is InstanceState.READY])

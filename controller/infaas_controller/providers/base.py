@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from infaas.domain.ids import WorkerId
+from infaas.errors import UnavailableError
 
 
 class MachineState(StrEnum):
@@ -38,9 +39,13 @@ class Machine(msgspec.Struct, frozen=True):
     """Of one that has ended: where to read why."""
 
 
+class ProviderError(UnavailableError):
+    """A provider cannot be reached, or refuses. Its own class, so that it is told from a store that is away."""
+
+
 class Provider(Protocol):
     """Any method may be called again, by any controller, at any time, and by one that was deposed meanwhile. All raise
-    UnavailableError when the provider cannot be reached or refuses."""
+    ProviderError."""
 
     @property
     def name(self) -> str: ...

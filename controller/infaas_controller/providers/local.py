@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from infaas.errors import InvalidError, SettingsError, UnavailableError
+from infaas.errors import InvalidError
 from infaas.observe.log import get_logger
 from infaas.processes.seat import SEAT
 from infaas.rpc.codec import decode, encode
 from infaas.settings import Settings
 from infaas.up.crew import Crew, Member, MemberState
 from infaas.up.plan import EXTRA_STOP_S, overrides_environ
-from infaas.up.tether import GUARDIAN_PID, SUPERVISOR_PID
-from infaas_controller.providers.base import Machine, MachineState, Order
+from infaas.up.tether import SUPERVISOR_PID
+from infaas_controller.providers.base import Machine, MachineState, Order, ProviderError
 
 _STATES = {
     MemberState.BEGINNING: MachineState.STARTING,
@@ -53,7 +53,7 @@ class LocalProvider:
         """What we were told ourselves, and what makes it this worker."""
         pool = self._settings.pools.get(order.pool)
         if pool is None:
-            raise SettingsError(f"fleet: there is no pool {order.pool!r}")
+            raise ProviderError(f"there is no pool {order.pool!r}")
         told = {
             "id": order.worker,
             "pool": order.pool,
@@ -63,10 +63,9 @@ class LocalProvider:
             "listen": None,
             "advertise": None,
         }
+        # A guardian is handed on: who ends with `infaas up` does so whichever of its processes started it.
         environ = {name: value for name, value in os.environ.items() if name not in (SEAT, SUPERVISOR_PID)}
         environ |= overrides_environ({"state_dir": str(self._settings.state_dir.absolute()), "worker": told})
-        if supervisor := os.environ.get(SUPERVISOR_PID):
-            environ[GUARDIAN_PID] = supervisor
         return environ
 
     def _machine(self, member: Member) -> Machine | None:
@@ -83,4 +82,4 @@ async def _told(work: Callable[[], Found]) -> Found:
     try:
         return await asyncio.to_thread(work)
     except OSError as error:
-        raise UnavailableError(f"workers of this machine cannot be told: {error}") from error
+        raise ProviderError(f"workers of this machine cannot be told: {error}") from error

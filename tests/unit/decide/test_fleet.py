@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 from infaas_controller.decide.fleet import (
     BACK_OFF_S,
+    FAILED_BACK_OFF_S,
     GIVE_UP_AFTER,
     TARGET,
     FleetLimits,
@@ -23,8 +25,8 @@ from infaas_controller.decide.fleet import (
 )
 from msgspec.structs import replace
 
-from infaas.domain.fleet import FleetAction
-from infaas.domain.ids import WorkerId
+from infaas.domain.fleet import FleetAction, FleetCause
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.domain.variant import Hardware
 
 SMALL = Pool("small", Hardware.CPU, cores=1, price_usd_per_hour=0.05, least=1, most=8, startup_s=5.0)
@@ -122,11 +124,100 @@ def a_cloud(*pools: Pool, limits: FleetLimits = LIMITS, small: int = 1, comes: b
     return cloud
 
 
-def test_floors_are_filled_at_once_and_with_nothing_known_of_the_load() -> None:
+def test_floors_are_filled_with_nothing_known_of_the_load_if_they_are_missed_for_longer_than_a_look() -> None:
     cloud = Cloud(replace(SMALL, least=3))
+    assert cloud.look(None).steps == ()
     plan = cloud.look(None)
     assert [step.action for step in plan.steps] == [FleetAction.ADD] * 3
     assert plan.steps[0].reason == "3 are wanted at least"
+
+
+def test_a_worker_out_of_sight_for_a_look_is_not_replaced_and_one_that_is_there_still_counts_as_there() -> None:
+    cloud = a_cloud(replace(SMALL, least=2, most=2), small=2)
+    cloud.looks(3, 0.5)
+    first, second = cloud.workers
+    cloud.workers[first] = replace(cloud.workers[first], stage=Stage.LOST)
+    cloud.look(0.5)
+    cloud.workers[first] = replace(cloud.workers[first], stage=Stage.READY)
+    cloud.looks(3, 0.5)
+    cloud.workers = {id: replace(one, stage=Stage.LOST) for id, one in cloud.workers.items()}
+    cloud.looks(10, None)
+    assert cloud.steps == [], "as many as there may be are there, if they are not heard"
+    assert second in cloud.workers
+
+
+def test_more_are_ordered_while_some_are_on_their_way_if_those_will_not_be_enough() -> None:
+    memory = FleetMemory()
+    busy = [Observed(WorkerId("w"), "small", Stage.READY, busy_cores=1.0, in_flight=9)]
+    found: list[FleetStep] = []
+    for second in range(5):
+        load = {Hardware.CPU: Load(4.0)}
+        plan = plan_fleet([SMALL], [Requested("r", "small", 99.0)], busy, load, LIMITS, memory, 100.0 + second)
+        memory = plan.memory
+        found += plan.steps
+        if found:
+            break
+    assert [step.cause for step in found] == [FleetCause.DEMAND] * 4
+
+
+def test_a_pool_whose_machines_end_before_they_are_of_use_is_asked_ever_more_seldom() -> None:
+    memory, there = FleetMemory(), False
+    ordered: list[float] = []
+    for look in range(600):
+        plan = plan_fleet([SMALL], [], [], {}, LIMITS, memory, LOOK_S * look, failed=["small"] if there else [])
+        memory, there = plan.memory, any(step.action is FleetAction.ADD for step in plan.steps)
+        ordered += [LOOK_S * look] if there else []
+    gaps = [after - before for before, after in pairwise(ordered)]
+    first_s, most_s = FAILED_BACK_OFF_S
+    longest = [min(most_s, first_s * 2**number) for number in range(len(gaps))]
+    assert len(gaps) > 6
+    for gap, least in zip(gaps, longest, strict=True):
+        assert least <= gap <= least + 3 * LOOK_S
+
+
+def test_what_others_have_lost_or_drained_does_not_keep_the_fleet_from_shrinking() -> None:
+    cloud = a_cloud(small=4)
+    cloud.add("small", stage=Stage.LOST)
+    cloud.add("small", stage=Stage.DRAINING)
+    for id, one in cloud.workers.items():
+        if one.stage is not Stage.READY:
+            cloud.workers[id] = replace(one, is_ours=False)
+    cloud.looks(30, 0.3)
+    assert cloud.count("small") == 1
+    assert len(cloud.workers) == 3
+
+
+def test_all_that_was_not_needed_for_the_whole_delay_goes_at_once_and_nothing_else() -> None:
+    cloud = a_cloud(small=6)
+    cloud.looks(5, 0.5)
+    cloud.look(1.5)
+    cloud.looks(3, 0.5)
+    assert cloud.steps == []
+    while not cloud.steps:
+        cloud.look(0.5)
+    assert cloud.count("small") in (3, 4), "1.5 cores of work were there meanwhile"
+    cloud.looks(20, 0.5)
+    assert cloud.count("small") == 1
+
+
+def test_who_alone_can_serve_something_goes_last() -> None:
+    cloud = a_cloud(small=3)
+    ids = sorted(cloud.workers)
+    held = {ids[0]: frozenset({VariantName("a")}), ids[1]: frozenset({VariantName("b"), VariantName("c")})}
+    for id, variants in held.items():
+        cloud.workers[id] = replace(cloud.workers[id], variants=variants)
+    cloud.looks(20, 0.0)
+    gone = [step.worker for step in cloud.steps if step.action is FleetAction.DRAIN]
+    assert gone == [ids[2], ids[0]]
+
+
+def test_what_is_being_taken_away_is_paid_for_until_it_is_gone() -> None:
+    memory = FleetMemory()
+    limits = replace(LIMITS, most_usd_per_hour=0.1)
+    for look in range(5):
+        plan = plan_fleet([SMALL], [], [], {}, limits, memory, LOOK_S * look, going=["small", "small"])
+        memory = plan.memory
+    assert [(step.action, step.cause) for step in plan.steps] == [(FleetAction.HOLD, FleetCause.BUDGET)]
 
 
 def test_as_many_come_as_the_work_needs_and_go_again_when_it_is_over() -> None:
@@ -265,14 +356,14 @@ def test_bounds_and_budget_hold_whatever_the_load(
     demands: Sequence[float | None], budget: float | None, start: int
 ) -> None:
     cloud = a_cloud(SMALL, LARGE, limits=replace(LIMITS, most_usd_per_hour=budget, downscale_delay_s=4.0), small=start)
-    for demand in demands:
+    for number, demand in enumerate(demands):
         before = cloud.price
         cloud.look(demand)
         assert cloud.count("small") <= SMALL.most
         assert cloud.count("large") <= LARGE.most
         if budget is not None and cloud.price > before:
             assert cloud.price <= budget + 1e-9
-        if budget is None:
+        if budget is None and number:
             assert cloud.count("small") >= SMALL.least
 
 
