@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infaas.cli.output import Format, Output, Table, emit, next_step, number, show
 from infaas.cli.target import TokenFile, Url, connect
-from infaas.client import Client
-from infaas.control import FleetDocument
 from infaas.errors import InfaasError
+
+if TYPE_CHECKING:
+    from infaas.client import Client
+    from infaas.control import FleetDocument
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Scaling: how busy, what was done, and why.")
 
