@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from infaas.aio.every import every
@@ -20,6 +20,7 @@ from infaas_controller.ledger import Ledger
 from infaas_controller.spares import set_aside_bytes
 
 LOOK_EVERY_S = 1.0
+WINDOW_S = 3.0
 Reports = Mapping[WorkerId, tuple[pb.WorkerReport, float]]
 _log = get_logger(__name__)
 
@@ -34,29 +35,36 @@ class Observer(Protocol):
 
 
 class Shares:
-    """How much of the time each instance ran between the last two words of its worker."""
+    """How much of the time each instance ran lately. Workers count runs that have ended, so one look may show none of a
+    long run and the next all of it: what counts is the last few seconds together."""
 
     def __init__(self) -> None:
-        self._seen: dict[WorkerId, tuple[float, dict[InstanceId, float]]] = {}
-        self._found: dict[WorkerId, dict[InstanceId, float]] = {}
+        self._words: dict[WorkerId, list[tuple[float, dict[InstanceId, float]]]] = {}
+        """Of each worker, oldest first: those of the window, and the last before."""
 
     def look(self, reports: Reports) -> Mapping[InstanceId, float]:
         """Of those that are known since two words at least."""
-        for id in [id for id in self._seen if id not in reports]:
-            del self._seen[id]
-            self._found.pop(id, None)
+        self._words = {id: self._words.get(id, []) for id in reports}
+        found: dict[InstanceId, float] = {}
         for id, (report, at) in reports.items():
-            before = self._seen.get(id)
-            if before is not None and at <= before[0]:
-                continue
-            busy = {InstanceId(load.instance): load.busy_s for load in report.loads}
-            if before is not None:
-                since, was = before
-                self._found[id] = {
-                    one: max(0.0, ran_s - was[one]) / (at - since) for one, ran_s in busy.items() if one in was
-                }
-            self._seen[id] = at, busy
-        return {one: share for found in self._found.values() for one, share in found.items()}
+            words = self._words[id]
+            if not words or at > words[-1][0]:
+                words.append((at, {InstanceId(load.instance): load.busy_s for load in report.loads}))
+            old = [place for place, (said_at, _) in enumerate(words) if words[-1][0] - said_at >= WINDOW_S]
+            del words[: old[-1] if old else 0]
+            found |= _shares(words)
+        return found
+
+
+def _shares(words: Sequence[tuple[float, dict[InstanceId, float]]]) -> Mapping[InstanceId, float]:
+    """Each since its first word of these."""
+    found: dict[InstanceId, float] = {}
+    until, now = words[-1]
+    for one, ran_s in now.items():
+        since, was = next((at, said[one]) for at, said in words if one in said)
+        if until > since:
+            found[one] = max(0.0, ran_s - was) / (until - since)
+    return found
 
 
 class Spreading:
@@ -117,7 +125,10 @@ class Spreading:
             for lane in deck.lanes.values():
                 if lane.is_usable and lane.is_ready:
                     share = shares.get(lane.id)
-                    if share is not None and lane.curve is not None:
+                    if share is None:
+                        loading.add(lane.variant)  # it has just come, and nobody knows yet what it will take over
+                        on_its_way = True
+                    elif lane.curve is not None:
                         copies.append(Copy(lane.variant, deck.id, min(1.0, share)))
                         busy_cores += min(1.0, share) * lane.curve.variant.threads
                 elif lane.is_usable:
@@ -129,7 +140,7 @@ class Spreading:
         needs = {
             name: Need(one.threads, one.memory_bytes)
             for name, one in variants.items()
-            if one.state is VariantState.READY
+            if one.state is VariantState.READY and not one.runtime.is_elsewhere
         }
         found, self._memory = plan_spread(copies, places, needs, loading, banned, self._memory, now)
         return found

@@ -63,8 +63,11 @@ class Cluster:
         workers: int = 2,
         database_url: str | None = None,
         settings: Mapping[str, str] | None = None,
+        fleet_workers: int = 0,
     ) -> None:
+        """`fleet_workers`: as many as the fleet is to make of itself."""
         self.folder = folder
+        self.fleet_workers = fleet_workers
         self.names = [
             *(f"controller-{n}" for n in range(1, controllers + 1)),
             *(f"worker-{n}" for n in range(1, workers + 1)),
@@ -236,7 +239,7 @@ class Cluster:
             and all(
                 one.is_ready
                 and one.store.state == one.catalogue.state == "up"
-                and one.workers_connected == len(self.workers)
+                and one.workers_connected == len(self.workers) + self.fleet_workers
                 for one in known
             )
         )

@@ -70,7 +70,7 @@ def plan_spread(
     now: float,
 ) -> tuple[list[Spread], SpreadMemory]:
     """What to load where. `needs`: of the variants that may be loaded at all. `loading`: those that are on their way
-    somewhere; they wait for that. `banned`: loads that failed lately.
+    somewhere or have just come; how busy the others are then is to be seen. `banned`: loads that failed lately.
 
     Promises: no worker gets a variant that it has, or more than one at a time, or one that its memory or its idle cores
     do not suffice for; nothing that is not busy is loaded.
@@ -84,10 +84,10 @@ def plan_spread(
     for name in sorted(by_variant):
         own = by_variant[name]
         share = sum([copy.busy for copy in own]) / len(own)
-        if share < BUSY or name not in needs:
+        if share < BUSY or name not in needs or name in loading:
             continue
         since = busy_since[name] = memory.busy_since.get(name, now)
-        if now - since < HELD_S or name in loading:
+        if now - since < HELD_S:
             continue
         there = {copy.worker for copy in own}
         fitting = [
@@ -116,6 +116,10 @@ def _fits(need: Need, place: Place) -> bool:
 
 def _reason(share: float, own: Sequence[Copy], best: Place) -> str:
     return (
-        f"its {len(own)} instances run {share:.0%} of the time on average; {best.busy_cores:.1f} of {best.cores} cores "
+        f"{_instances(len(own))} {share:.0%} of the time on average; {best.busy_cores:.1f} of {best.cores} cores "
         "are in use here"
     )
+
+
+def _instances(count: int) -> str:
+    return "its instance runs" if count == 1 else f"its {count} instances run"
