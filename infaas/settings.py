@@ -204,6 +204,12 @@ class PoolSettings(_Section):
     startup_s: float = Field(10.0, gt=0, description="From ordering one until it is ready, as a rule")
     cores: int | None = Field(None, ge=1)
     memory_bytes: int | None = Field(None, ge=2**20)
+    cpu_limit: float | None = Field(
+        None,
+        gt=0,
+        description="Cores' worth of time that a worker gets which the fleet makes; `local` needs a control group for "
+        "that, which its user may make. Empty: no limit",
+    )
     price_usd_per_hour: float = Field(0.04, ge=0, description="Per core")
 
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from infaas.up.lifeline import LIFE
+from infaas.up.lifeline import GROUP, LIFE
+from infaas.up.quota import forget, limit_cpu
 from infaas.up.record import is_alive
 from infaas.up.tether import GUARDIAN_PID
 
@@ -65,12 +66,15 @@ class Crew:
         """The last of them for each member."""
         self._lock = threading.Lock()
 
-    def start(self, id: str, argv: Sequence[str], environ: Mapping[str, str], note: bytes) -> None:
+    def start(
+        self, id: str, argv: Sequence[str], environ: Mapping[str, str], note: bytes, cpu_limit: float | None = None
+    ) -> None:
         """Started already, or once ended, it is left as it is. `argv[0]` is an absolute path; `environ` is all that the
-        program gets."""
+        program gets; `cpu_limit` as many cores' worth of time. Raises QuotaError when it cannot be limited."""
         with self._lock:
             self._reap()
-            own = self._prepared(id, note, environ.get(GUARDIAN_PID, ""))
+            group = None if cpu_limit is None else limit_cpu(f"infaas-{id}", cpu_limit)
+            own = self._prepared(id, note, environ.get(GUARDIAN_PID, ""), group)
             child = self._beginning.get(id)
             if _identity(own) is not None or (child is not None and child.returncode is None):
                 return
@@ -131,7 +135,7 @@ class Crew:
         """Stays when the program is gone; of the last so many."""
         return self._folder / f"{id}.log"
 
-    def _prepared(self, id: str, note: bytes, guardian: str) -> Path:
+    def _prepared(self, id: str, note: bytes, guardian: str, group: Path | None) -> Path:
         """Whole from the first moment on."""
         own = self._folder / id
         if own.is_dir():
@@ -140,6 +144,8 @@ class Crew:
         beside.mkdir(mode=0o700, parents=True)
         (beside / NOTE).write_bytes(note)
         (beside / GUARDIAN).write_text(guardian)
+        if group is not None:
+            (beside / GROUP).write_text(str(group))
         try:
             beside.rename(own)
         except OSError:
@@ -150,6 +156,8 @@ class Crew:
 
     def _take_away(self, own: Path) -> None:
         """At once for all who look."""
+        with contextlib.suppress(FileNotFoundError):
+            forget(Path((own / GROUP).read_text()))
         gone = self._folder / f".{own.name}.{secrets.token_hex(4)}"
         with contextlib.suppress(FileNotFoundError):  # another was faster
             own.rename(gone)

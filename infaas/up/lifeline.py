@@ -13,6 +13,8 @@ import signal
 import sys
 
 LIFE = "life"
+GROUP = "group"
+"""Names the file of a control group that the program is to be in; none: in that of whoever starts it."""
 
 
 def begin(folder: str, command: list[str]) -> None:
@@ -28,6 +30,7 @@ def begin(folder: str, command: list[str]) -> None:
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
         text = file.read()
     ticks = text[text.rindex(")") + 2 :].split()[19]
+    _join(os.path.join(folder, GROUP))
     os.write(descriptor, f"{os.getpid()} {ticks}\n".encode())
     os.set_inheritable(descriptor, True)
     # What this interpreter changed for itself is not for the program.
@@ -36,6 +39,15 @@ def begin(folder: str, command: list[str]) -> None:
     with open("/proc/self/environ", "rb") as given:
         words = [word.partition(b"=") for word in given.read().split(b"\0") if b"=" in word]
     os.execve(command[0], command, {name: value for name, _, value in words})
+
+
+def _join(name: str) -> None:
+    """Before it is anybody: one that cannot be limited does not run."""
+    if os.path.exists(name):
+        with open(name, encoding="utf-8") as file:
+            path = file.read()
+        with open(path, "w", encoding="ascii") as group:
+            group.write(str(os.getpid()))
 
 
 def main(argv: list[str]) -> None:

@@ -44,7 +44,9 @@ class LocalProvider:
 
     async def create(self, order: Order) -> None:
         argv = (sys.executable, "-m", "infaas.programs", "worker")
-        await _told(lambda: self._crew.start(order.id, argv, self._environ(order), encode(order)))
+        pool = self._settings.pools.get(order.pool)
+        limit = None if pool is None else pool.cpu_limit
+        await _told(lambda: self._crew.start(order.id, argv, self._environ(order), encode(order), limit))
 
     async def remove(self, id: str) -> bool:
         return await _told(lambda: self._crew.end(id, self._patience_s))
