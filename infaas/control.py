@@ -396,6 +396,9 @@ class FleetStepDocument:
     worker: str | None = None
     is_dry_run: bool = False
     controller: str = ""
+    """Who led."""
+    variant: str | None = None
+    """That was loaded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,7 +220,7 @@ class FleetSettings(_Section):
     dry_run: bool = Field(False, description="Say what would be done, and do nothing")
     period_s: float = Field(2.0, ge=0.1, description="How often the fleet is looked at")
     target_utilization: float = Field(
-        0.7, gt=0, le=1, description="Share of its cores that a fleet of the right size has in use"
+        0.7, gt=0, le=0.8, description="Share of its cores that a fleet of the right size has in use"
     )
     upscale_delay_s: float = Field(2.0, ge=0, description="How long cores must be short before workers are ordered")
     downscale_delay_s: float = Field(60.0, ge=0, description="How long fewer workers must have been enough")
@@ -232,8 +232,8 @@ class FleetSettings(_Section):
     )
     folder: Path | None = Field(
         None,
-        description="Where `local` keeps what it started; the same for all controllers of a machine that are one "
-        "cluster. Empty: `fleet` in the state folder",
+        description="Where `local` keeps what it started; the same for all controllers, which are on one machine then. "
+        "Empty: `fleet` in the state folder",
     )
 
 

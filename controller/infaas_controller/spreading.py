@@ -99,20 +99,25 @@ class Spreading:
         await every(LOOK_EVERY_S, self.look, clock=self._clock, name="spreading")
 
     async def look(self) -> None:
-        """Raises UnavailableError and PreconditionError when a step cannot be written down; it is done all the same."""
+        """Raises UnavailableError and PreconditionError when a step cannot be written down; all are done by then."""
         shares, lease = self._shares.look(self._reports()), self._lease()
         if lease is None:
             self._memory = SpreadMemory()
             return
-        for step in self._plan(shares):
-            try:
-                self._load(step.variant, step.worker)
-            except InfaasError as error:
-                _log.warning("not loaded elsewhere", variant=step.variant, worker=step.worker, reason=error.text)
-                continue
-            _log.info("loaded elsewhere", variant=step.variant, worker=step.worker, reason=step.reason)
+        ordered = [step for step in self._plan(shares) if self._is_ordered(step)]
+        for _ in ordered:
             self._observer.observe_scaling(FleetAction.LOAD.value, FleetCause.BUSY.value)
+        for step in ordered:
             await self._steps.put_step(self._record(step), lease)
+
+    def _is_ordered(self, step: Spread) -> bool:
+        try:
+            self._load(step.variant, step.worker)
+        except InfaasError as error:
+            _log.warning("not loaded elsewhere", variant=step.variant, worker=step.worker, reason=error.text)
+            return False
+        _log.info("loaded elsewhere", variant=step.variant, worker=step.worker, reason=step.reason)
+        return True
 
     def _plan(self, shares: Mapping[InstanceId, float]) -> list[Spread]:
         now, variants = self._clock.now(), self._view().variants
@@ -156,4 +161,5 @@ class Spreading:
             f"{step.variant}: {step.reason}",
             step.worker,
             controller=self._controller,
+            variant=step.variant,
         )

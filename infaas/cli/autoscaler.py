@@ -12,7 +12,7 @@ from infaas.errors import InfaasError
 
 if TYPE_CHECKING:
     from infaas.client import Client
-    from infaas.control import FleetDocument
+    from infaas.control import FleetDocument, FleetStepDocument
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Scaling: how busy, what was done, and why.")
 
@@ -61,7 +61,7 @@ def status(url: Url = None, token_file: TokenFile = None, output: Output = Forma
             show(pools)
             typer.echo(_sum(fleet))
 
-    emit({"workers": found.workers, "fleet": fleet}, output, tell)
+    emit({"workers": found.workers, "fleet": fleet, "fleet_trouble": trouble}, output, tell)
     next_step("infaas autoscaler history" if found.workers else "infaas worker list", output)
 
 
@@ -71,6 +71,14 @@ def _fleet(client: Client) -> tuple[FleetDocument | None, str]:
         return client.fleet(), ""
     except InfaasError as error:
         return None, error.text
+
+
+def _moves(client: Client, limit: int) -> tuple[list[FleetStepDocument], str]:
+    """As `_fleet`: they are in the store, which may be away."""
+    try:
+        return client.fleet_steps(limit), ""
+    except InfaasError as error:
+        return [], error.text
 
 
 def _sum(fleet: FleetDocument) -> str:
@@ -96,10 +104,14 @@ def history(
     output: Output = Format.TABLE,
 ) -> None:
     """The newest scaling steps of workers, then of the fleet, and what was called for and held back."""
-    is_all = worker is None and variant is None
     with connect(url, token_file) as client:
         steps = client.scaling_steps(limit, worker=worker, variant=variant)
-        fleet = client.fleet_steps(limit) if is_all else []
+        fleet, trouble = _moves(client, limit)
+    fleet = [
+        move
+        for move in fleet
+        if (worker is None or move.worker == worker) and (variant is None or move.variant == variant)
+    ]
     table = Table("AT", "WORKER", "ACTION", "CAUSE", "VARIANT", ">REPLICAS", "INSTANCE", "WHY")
     for step in steps:
         table.add(
@@ -112,9 +124,11 @@ def history(
 
     def tell() -> None:
         show(table)
-        if fleet:
+        if trouble:
+            typer.echo(f"The fleet: {trouble}")
+        elif fleet:
             typer.echo()
             show(moves)
 
-    emit({"steps": steps, "fleet": fleet} if is_all else {"steps": steps}, output, tell)
+    emit({"steps": steps, "fleet": fleet, "fleet_trouble": trouble}, output, tell)
     next_step("infaas autoscaler status", output)

@@ -99,6 +99,8 @@ class FleetRecord:
     is_dry_run: bool = False
     controller: str = ""
     """Who led."""
+    variant: VariantName | None = None
+    """That was loaded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from infaas.domain.ids import fresh_id
@@ -97,6 +97,9 @@ class Watch:
                 self._ended(seat, program)
         if self._supervisor.is_stopping:
             self._withdraw()
+
+    def stopped(self, is_hurried: Callable[[], bool]) -> None:
+        """Nothing is left to do then."""
 
     def tick(self) -> None:
         if self._supervisor.is_stopping:

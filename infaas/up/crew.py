@@ -120,12 +120,17 @@ class Crew:
             self._take_away(own)
             return not own.exists()
 
-    def end_all(self, patience_s: float, is_meant: Callable[[Member], bool] = lambda _: True) -> list[str]:
+    def end_all(
+        self,
+        patience_s: float,
+        is_meant: Callable[[Member], bool] = lambda _: True,
+        is_hurried: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
         """Of those that are meant, whoever is left when every patience is over."""
         deadline = time.monotonic() + patience_s + TELL_AGAIN_S
         while left := [one.id for one in self.members() if is_meant(one)]:
             for id in left:
-                self.end(id, patience_s)
+                self.end(id, 0.0 if is_hurried() else patience_s)
             if time.monotonic() > deadline:
                 break
             time.sleep(0.05)

@@ -17,7 +17,7 @@ from infaas.up.record import UpRecord, is_alive, is_up, read_up
 
 LOOK_EVERY_S = 0.05
 READY_WITHIN_S = 60.0
-STOP_WITHIN_S = 60.0
+STOP_WITHIN_S = 90.0
 
 
 def supervisor_argv(*, is_verbose: bool = False) -> list[str]:

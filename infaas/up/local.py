@@ -13,7 +13,7 @@ from pathlib import Path
 
 import infaas
 from infaas import machine
-from infaas.errors import InfaasError
+from infaas.errors import InfaasError, SettingsError
 from infaas.settings import Settings
 from infaas.up import health, plan, preflight
 from infaas.up.console import Console, LogFollower, ending, ready_text, status_line
@@ -86,15 +86,15 @@ def run_programs(
         supervisor.start()
         supervisor.run(system)
     finally:
-        end_fleet(settings, console)
         system.end()
     console.say(f"infaas is down; its state stays in {state_dir}. `infaas up` brings it back.")
     return 0
 
 
-def end_fleet(settings: Settings, console: Console) -> None:
+def end_fleet(settings: Settings, console: Console, is_hurried: Callable[[], bool] = lambda: False) -> None:
     """Workers that our controllers had started are not among the programs, and end with them all the same; so do those
-    of one that was killed. Those of others that share the folder are theirs."""
+    of one that was killed. Those of others that share the folder are theirs. Raises SettingsError for a folder that
+    cannot be used."""
     if settings.fleet.provider != "local":
         return
 
@@ -103,10 +103,13 @@ def end_fleet(settings: Settings, console: Console) -> None:
         return guardian is not None and (guardian == os.getpid() or start_ticks(guardian) is None)
 
     crew, patience_s = Crew(settings.fleet_folder), settings.worker.drain_timeout_s + plan.EXTRA_STOP_S
-    if any(is_ours(one) for one in crew.members()):
-        console.say("Stopping the workers of the fleet ...")
-        if left := crew.end_all(patience_s, is_ours):
-            console.say(f"Workers of the fleet that did not end: {', '.join(left)}")
+    try:
+        if any(is_ours(one) for one in crew.members()):
+            console.say("Stopping the workers of the fleet ...")
+            if left := crew.end_all(patience_s, is_ours, is_hurried):
+                console.say(f"Workers of the fleet that did not end: {', '.join(left)}")
+    except OSError as error:
+        raise SettingsError(f"fleet.folder {str(settings.fleet_folder)!r} cannot be used: {error}") from error
 
 
 def end_orphans(state_dir: Path, console: Console) -> None:
@@ -140,6 +143,7 @@ class _LocalSystem:
         console: Console,
         is_verbose: bool,
     ) -> None:
+        self._settings = settings
         self._state_dir = settings.state_dir
         self._supervisor = supervisor
         self._console = console
@@ -197,6 +201,9 @@ class _LocalSystem:
         wall = time.time()
         line = status_line(self._record.state, self._supervisor.records(), wall - self._record.started_at, wall)
         self._console.show(line)
+
+    def stopped(self, is_hurried: Callable[[], bool]) -> None:
+        end_fleet(self._settings, self._console, is_hurried)
 
     def _say_logs(self) -> None:
         for line in self._follower.lines():

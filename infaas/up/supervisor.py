@@ -36,6 +36,9 @@ class Observer(Protocol):
     def tick(self) -> None:
         """A moment passed, or something called `Supervisor.wake`."""
 
+    def stopped(self, is_hurried: Callable[[], bool]) -> None:
+        """All programs have been stopped; signals are still taken. `is_hurried`: somebody wants it done at once."""
+
 
 class Supervised:
     """One program: its command, the process that runs it now, and its life so far."""
@@ -106,6 +109,7 @@ class Supervisor:
                     observer.changed()
                 observer.tick()
             self._stop_all(observer)
+            observer.stopped(lambda: self._stop_requests > 1)
         finally:
             self._kill_all()
             signal.set_wakeup_fd(wakeup)

@@ -156,6 +156,8 @@ class _Fleet(msgspec.Struct, frozen=True):
     load: Load
     trend: Trend
     target: float
+    going: tuple[str, ...] = ()
+    """Of each machine that is being taken away, its pool."""
 
     def pool(self, name: str) -> Pool:
         return next(pool for pool in self.pools if pool.name == name)
@@ -175,7 +177,7 @@ class _Fleet(msgspec.Struct, frozen=True):
 
     def present(self, pool: Pool) -> int:
         """All there are, whatever their state, or will be."""
-        names = [one.pool for one in self.there] + [one.pool for one in self.coming]
+        names = [one.pool for one in self.there] + [one.pool for one in self.coming] + [*self.going]
         return names.count(pool.name)
 
     @property
@@ -187,9 +189,11 @@ class _Fleet(msgspec.Struct, frozen=True):
         """So that the work takes the target share of them: what comes, what waits, and what the trend adds by the time
         that a worker which is ordered now can help."""
         soonest_s = min([pool.startup_s for pool in self.pools], default=0.0)
-        rising = max(0.0, self.trend.slope) * soonest_s
+        demand, trend = self.load.demand_cores, self.trend
+        # Smoothed, a step goes on rising when it is over; what it has caught up with is no rise any more.
+        rising = max(0.0, trend.cores + trend.slope * soonest_s - demand) if demand > trend.cores else 0.0
         waiting = self.load.backlog_core_s / max(self.load.horizon_s, soonest_s)
-        return (self.load.demand_cores + waiting + rising) / self.target
+        return (demand + waiting + rising) / self.target
 
     def trigger(self) -> tuple[FleetCause, str] | None:
         """Why one more is wanted by the paper's rules, whatever the sum of the work; None: it is not."""
@@ -245,7 +249,7 @@ def plan_fleet(
         there = tuple([one for one in observed if one.pool in names])
         coming = tuple([one for one in requested if one.pool in names])
         trend = memory.trends.get(hardware, Trend(0.0, 0.0))
-        fleet = _Fleet(own, there, coming, load.get(hardware, Load(0.0)), trend, limits.target)
+        fleet = _Fleet(own, there, coming, load.get(hardware, Load(0.0)), trend, limits.target, tuple(going))
         made, memory = _of_hardware(hardware, fleet, hardware in load, budget, limits, memory, now)
         steps += made
         if hardware in load:
@@ -337,7 +341,14 @@ def _floors(
         if now - below_since.setdefault(pool.name, now) < limits.upscale_delay_s:
             continue
         for _ in range(missing):
-            if pool.name in memory.not_before or fleet.present(pool) >= pool.most:
+            if fleet.present(pool) >= pool.most:
+                break
+            if pool.name in memory.not_before:
+                wait_s = memory.not_before[pool.name] - now
+                text = (
+                    f"{pool.least} are wanted at least; a machine has failed, the next is asked for in {wait_s:.0f} s"
+                )
+                steps.append(FleetStep(FleetAction.HOLD, FleetCause.FAILED, pool.name, text))
                 break
             if not budget.take(pool):
                 text = f"{pool.least} are wanted at least, and {budget.said()}"

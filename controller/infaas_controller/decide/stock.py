@@ -86,13 +86,16 @@ def take_stock(
     limits: StockLimits,
     wall: float,
     now: float,
+    unreadable: Collection[str] = (),
 ) -> Stock:
     """`activity` is of connected workers. `ages_s`: for how long each intent is known to have been in its stage; of
-    none that is missing. `pools` are those that the fleet keeps. `wall` and `now` are the same moment on two clocks."""
+    none that is missing. `pools` are those that the fleet keeps. `wall` and `now` are the same moment on two clocks.
+    `unreadable`: ids of intents that another version has written; what they are for is its business."""
     made = {one.id: one for one in machines}
-    known = {one.id for one in intents}
-    strays = [one for one in machines if one.id not in known and (one.epoch == epoch or one.has_ended)]
-    lost = [one for one in machines if one.id not in known and not (one.epoch == epoch or one.has_ended)]
+    known = {*[one.id for one in intents], *unreadable}
+    unknown = [one for one in machines if one.id not in known]
+    strays = [one for one in unknown if one.has_ended or (one.epoch == epoch and not _is_heard(one, workers, activity))]
+    lost = [one for one in unknown if one not in strays]
     adopted = [_adopted(one, workers, wall) for one in lost]
     removals = [_removal(one.id, one.pool, one.worker, FleetCause.UNKNOWN, _STRAY) for one in strays]
     requested: list[Requested] = []
@@ -109,7 +112,7 @@ def take_stock(
         over = _why_over(intent, own, record, age_s, limits, is_heard=is_heard)
         if over is not None:
             removals.append(_removal(intent.id, intent.pool, intent.worker, *over))
-            if over[0] is FleetCause.ENDED and _was_of_no_use(intent, age_s, limits):
+            if over[0] is FleetCause.ENDED and _was_of_no_use(intent, own, age_s, limits):
                 failed.append(intent.pool)
             continue
         ours[intent.worker] = intent
@@ -152,8 +155,17 @@ def _exists(machine: Machine | None) -> bool:
     return machine is not None and not machine.has_ended
 
 
-def _was_of_no_use(intent: Intent, age_s: float, limits: StockLimits) -> bool:
-    return intent.stage is IntentStage.ORDERED or (intent.stage is IntentStage.SERVING and age_s < limits.early_s)
+def _was_of_no_use(intent: Intent, own: Machine | None, age_s: float, limits: StockLimits) -> bool:
+    """Of one that is not there at all nobody knows how it went: the whole system may have been stopped meanwhile."""
+    is_early = intent.stage is IntentStage.SERVING and age_s < limits.early_s
+    return own is not None and (intent.stage is IntentStage.ORDERED or is_early)
+
+
+def _is_heard(
+    machine: Machine, workers: Mapping[WorkerId, WorkerRecord], activity: Mapping[WorkerId, Activity]
+) -> bool:
+    """Then it serves, whatever became of its intent: a store may come back as it was a while ago."""
+    return machine.worker in workers and machine.worker in activity
 
 
 def _why_over(

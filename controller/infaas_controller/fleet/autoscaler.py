@@ -56,7 +56,8 @@ SAY_AGAIN_S = 60.0
 MISSED_TIMES = 10.0
 """So many times as long as a worker's silence must be for it to be taken for lost, it may come back."""
 KEPT_LOOKS = 5
-"""What is said of a look is forgotten after so many periods."""
+KEPT_S = 15.0
+"""What is said of a look is forgotten after so many periods, and not before the slowest look is over."""
 _log = get_logger(__name__)
 
 
@@ -123,6 +124,8 @@ class FleetAutoscaler:
         self._fence: int | None = None
         self._intents: dict[WorkerId, Intent] = {}
         """As they are in the store, and as this look has changed them."""
+        self._to_drain: dict[WorkerId, str] = {}
+        """Who is to be told in this look, and why; all at once at its end, for one that hangs takes seconds."""
         self._epoch = ""
         self._stages: dict[tuple[str, IntentStage, float], float] = {}
         """When each intent was first seen in its stage, on our clock: those in the store may be set."""
@@ -134,7 +137,7 @@ class FleetAutoscaler:
     async def look(self) -> None:
         """Raises UnavailableError when store or provider cannot be had, and PreconditionError when the lead was lost
         meanwhile: the rest is left to whoever has it."""
-        parts, ttl_s = self._parts, KEPT_LOOKS * self._own.period_s
+        parts, ttl_s = self._parts, max(KEPT_S, KEPT_LOOKS * self._own.period_s)
         await parts.ledger.put_demand(parts.controller, parts.demand.look(), ttl_s)
         lease, now = parts.lease(), parts.clock.now()
         if lease is None or not self._has_settled(lease, now):
@@ -143,7 +146,7 @@ class FleetAutoscaler:
         # Machines before intents: one that is made in between has an intent by then. Nothing is waited for from here
         # on until there is a plan: what workers say and who they are belong together.
         machines = [_machine(one) for one in await parts.provider.list()]
-        intents, self._epoch = await parts.ledger.intents()
+        intents, unreadable, self._epoch = await parts.ledger.intents()
         demands = await parts.ledger.demands()
         now, wall = parts.clock.now(), parts.clock.wall()
         work, activity = parts.work.look()
@@ -151,8 +154,9 @@ class FleetAutoscaler:
         pools = {pool.name for pool in self._pools}
         ages_s = self._ages_s(intents, now)
         stock = take_stock(
-            intents, machines, view.workers, activity, ages_s, pools, self._epoch, self._stock_limits, wall, now
-        )
+            intents, machines, view.workers, activity, ages_s, pools, self._epoch, self._stock_limits, wall, now,
+            unreadable,
+        )  # fmt: skip
         load = {} if work is None else loads(work, demands, parts.work.costs_s, view)
         plan = plan_fleet(
             self._pools, stock.requested, stock.observed, load, self._limits, self._memory, now, failed=stock.failed,
@@ -160,9 +164,11 @@ class FleetAutoscaler:
         )  # fmt: skip
         self._memory = plan.memory
         self._intents = {one.worker: one for one in intents}
+        self._to_drain = {} if self._own.dry_run else dict.fromkeys(stock.to_drain, "the fleet does not need it")
         await self._settle(stock, lease)
         for step in plan.steps:
             await self._perform(step, lease)
+        await asyncio.gather(*[self._drain(worker, reason) for worker, reason in self._to_drain.items()])
         await parts.ledger.put_status(self._status(stock, plan, load), lease, ttl_s)
 
     def _has_settled(self, lease: Lease, now: float) -> bool:
@@ -193,7 +199,6 @@ class FleetAutoscaler:
             return
         for intent in stock.to_create:
             await self._create(intent, lease)
-        await asyncio.gather(*[self._drain(worker, "the fleet does not need it") for worker in stock.to_drain])
 
     async def _write(self, intent: Intent, lease: Lease) -> None:
         if not self._own.dry_run:
@@ -244,7 +249,7 @@ class FleetAutoscaler:
         if intent is None or intent.stage is IntentStage.LEAVING:
             return
         await self._leave(intent, lease)
-        await self._drain(intent.worker, step.reason)
+        self._to_drain[intent.worker] = step.reason
 
     async def _take_away(self, step: FleetStep, lease: Lease) -> None:
         """The intent stays until nothing is left of its machine: else a store that is emptied meanwhile would bring it

@@ -82,4 +82,5 @@ def _step(record: FleetRecord) -> FleetStepDocument:
         worker=record.worker,
         is_dry_run=record.is_dry_run,
         controller=record.controller,
+        variant=record.variant,
     )

@@ -24,10 +24,12 @@ class FleetLedger:
     def __init__(self, store: MetadataStore) -> None:
         self._store = store
 
-    async def intents(self) -> tuple[Sequence[Intent], str]:
-        """With the epoch of the store that holds them."""
+    async def intents(self) -> tuple[Sequence[Intent], Sequence[str], str]:
+        """With the ids of those that cannot be read, and the epoch of the store that holds them."""
         snapshot = await self._store.list((Kind.INTENT,))
-        return _decoded(snapshot, Intent), snapshot.epoch
+        found = _decoded(snapshot, Intent)
+        readable = {intent.id for intent in found}
+        return found, [record.key for record in snapshot.records if record.key not in readable], snapshot.epoch
 
     async def put_intent(self, intent: Intent, lease: Lease) -> None:
         await self._store.put(Kind.INTENT, intent.id, encode(intent), lease=lease)

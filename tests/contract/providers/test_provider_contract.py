@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tests.conftest import RedisServer
 
 PATIENCE_S = 60.0
+DRAIN_S = 3.0
+"""For which a worker that is told to end may go on, and a while longer before it is killed."""
 POOL = {"workers": 0, "max_workers": 3, "cores": 1, "memory_bytes": 2**28}
 ALIVE = (MachineState.STARTING, MachineState.RUNNING)
 
@@ -66,7 +68,7 @@ def local_house(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hou
             "FLEET__PROVIDER": "local",
             "POOLS": json.dumps({"small": POOL}),
             "WORKER__HEARTBEAT_S": "10",  # so that no record is gone because it expired
-            "WORKER__DRAIN_TIMEOUT_S": "0.5",
+            "WORKER__DRAIN_TIMEOUT_S": str(DRAIN_S),
             # Of another worker, which none of the machines is to be.
             "WORKER__ID": "another",
             "WORKER__POOL": "another",

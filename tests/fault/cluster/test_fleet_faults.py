@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from infaas.up.crew import Crew, MemberState
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 WORKERS = 2
 PAUSED_S = 20.0
+AWAY_S = 3.0
+"""Several looks."""
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +96,13 @@ def test_a_leader_that_stood_still_finds_its_place_taken_and_changes_nothing(clu
     number = cluster.controllers.index(first)
     before = looked(cluster, number)
     cluster.signal(first, signal.SIGSTOP)
+    stopped_at = time.monotonic()
     try:
         gone = kill_one(crew)
         other = 1 - number
-        wait_for(lambda: looked(cluster, other) not in (None, before), "the other one to lead", PAUSED_S + 10.0)
+        wait_for(lambda: looked(cluster, other) not in (None, before), "the other one to lead")
         wait_for(lambda: len(running(crew) - {gone}) == WORKERS, "it to replace what died meanwhile")
+        wait_for(lambda: time.monotonic() - stopped_at > PAUSED_S, "the first to have stood still for long")
     finally:
         cluster.signal(first, signal.SIGCONT)
     cluster.wait_whole()
@@ -122,7 +127,12 @@ def test_a_store_that_is_away_stops_the_fleet_and_nothing_else(cluster: Cluster,
     try:
         wait_for(lambda: all(_lost(cluster, number) for number in range(2)), "both to miss the store")
         gone = kill_one(crew)
-        assert running(crew) == before - {gone}
+        wait_for(lambda: gone not in running(crew), "it to be gone")
+        until = time.monotonic() + AWAY_S
+        while time.monotonic() < until:
+            assert {one.id for one in crew.members()} <= before, "nobody is ordered"
+            assert running(crew) == before - {gone}, "nobody is taken away"
+            time.sleep(0.1)
     finally:
         cluster.start_redis()
     cluster.wait_whole()

@@ -15,7 +15,7 @@ import pytest
 from infaas.up.tether import GUARDIAN_PID
 
 PATIENCE_S = 40.0
-SOON_S = 8.0
+SOON_S = 30.0
 """It looks every second, and the machine may be busy."""
 
 # It says why it ends.

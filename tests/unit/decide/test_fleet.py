@@ -255,6 +255,24 @@ def test_a_load_that_rises_is_met_before_it_is_there() -> None:
     assert demand / TARGET < 3
 
 
+def test_a_step_is_met_and_not_overshot() -> None:
+    cloud = a_cloud(replace(SMALL, startup_s=10.0), small=1)
+    cloud.looks(40, 0.6)
+    most = 0
+    for _ in range(60):
+        cloud.look(2.4)
+        most = max(most, cloud.count("small"))
+    assert most == 4, "2.4 cores of work at 0.7 of each"
+
+
+def test_a_machine_that_is_being_taken_away_still_takes_a_place() -> None:
+    pool, memory = replace(SMALL, least=1, most=1), FleetMemory()
+    for look in range(5):
+        plan = plan_fleet([pool], [], [], {}, LIMITS, memory, LOOK_S * look, going=["small"])
+        memory = plan.memory
+        assert plan.steps == ()
+
+
 def test_the_papers_three_triggers_ask_for_one_more_each() -> None:
     def steps(**facts: bool | float) -> list[FleetStep]:
         memory = FleetMemory()

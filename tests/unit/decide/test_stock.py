@@ -132,9 +132,10 @@ def test_a_machine_that_has_ended_by_itself_is_taken_away_with_its_last_words(in
 
 
 def test_a_machine_that_served_for_a_moment_only_has_failed_its_pool() -> None:
-    for machines in ([], [its_machine(SERVING, has_ended=True)]):
-        assert look([SERVING], machines, age_s=LIMITS.early_s - 0.1).failed == ("small",)
-        assert look([SERVING], machines, age_s=LIMITS.early_s).failed == ()
+    ended = [its_machine(SERVING, has_ended=True)]
+    assert look([SERVING], ended, age_s=LIMITS.early_s - 0.1).failed == ("small",)
+    assert look([SERVING], ended, age_s=LIMITS.early_s).failed == ()
+    assert look([SERVING], [], age_s=0.0).failed == (), "what is not there may have been stopped with all the rest"
 
 
 @pytest.mark.parametrize(
@@ -174,12 +175,23 @@ def test_who_drains_for_longer_than_the_limit_is_stuck_and_taken_away_connected_
         assert stock == replace(NOTHING, removals=(stuck,), going=("small",))
 
 
-@pytest.mark.parametrize("has_come", [True, False])
-def test_a_stray_of_this_store_is_taken_away(has_come: bool) -> None:
-    workers = [its_worker(ORDERED)] if has_come else []
+def test_a_stray_of_this_store_is_taken_away_unless_it_serves_already() -> None:
     expected = replace(NOTHING, removals=(removal(ORDERED, FleetCause.UNKNOWN, STRAY),))
-    assert look([], [its_machine(ORDERED)], workers) == replace(expected, going=("small",))
-    assert look([], [its_machine(ORDERED, epoch=OTHER, has_ended=True)], workers) == expected, "nothing to adopt"
+    stray, worker = its_machine(ORDERED), its_worker(ORDERED)
+    assert look([], [stray]) == replace(expected, going=("small",))
+    assert look([], [stray], [worker], said=None) == replace(expected, going=("small",)), "nobody hears it"
+    assert look([], [its_machine(ORDERED, epoch=OTHER, has_ended=True)], [worker]) == expected, "nothing to adopt"
+    serving = now_in(ORDERED, IntentStage.SERVING)
+    assert look([], [stray], [worker]) == replace(NOTHING, adopted=(serving,), observed=(seen(serving),))
+
+
+def test_what_another_version_has_written_about_is_left_alone() -> None:
+    workers = {SERVING.worker: its_worker(SERVING)}
+    activity = {SERVING.worker: IDLE}
+    stock = take_stock(
+        [], [its_machine(SERVING)], workers, activity, {}, ["small"], EPOCH, LIMITS, WALL, NOW, unreadable=["f1"]
+    )
+    assert stock == replace(NOTHING, observed=(seen(SERVING, is_ours=False),))
 
 
 def test_after_the_store_was_lost_what_runs_is_adopted_and_what_starts_is_waited_for_anew() -> None:
@@ -283,7 +295,7 @@ def test_each_is_counted_once_and_nothing_is_taken_away_that_is_wanted(cases: Se
     observed, adopted = {one.id: one for one in stock.observed}, [one.id for one in stock.adopted]
     for one in cases:
         if one.intent is None and one.machine is not None:
-            is_stray = one.machine.epoch == EPOCH or not one.runs
+            is_stray = (one.machine.epoch == EPOCH and not one.is_connected) or not one.runs
             assert (removed.count(one.id), adopted.count(one.id)) == ((1, 0) if is_stray else (0, 1))
         stage = None if one.intent is None else one.intent.stage
         is_overdue = stage is IntentStage.MISSED and (one.age_s or 0.0) > LIMITS.missed_s

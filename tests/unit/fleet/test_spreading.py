@@ -216,6 +216,7 @@ async def test_the_leader_loads_a_busy_variant_elsewhere_and_writes_it_down_and_
         "v: its 2 instances run 90% of the time on average; 0.5 of 2 cores are in use here",
         W3,
         controller="c-1",
+        variant=V.name,
     )
 
 
