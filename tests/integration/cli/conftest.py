@@ -18,6 +18,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from infaas.control import (
     AutoscalerDocument,
     BuildDocument,
+    FleetDocument,
+    FleetPoolDocument,
+    FleetStepDocument,
     ModelDocument,
     OutcomeDocument,
     RegistrationDocument,
@@ -81,6 +84,16 @@ SCALING_STEP = ScalingStepDocument(
     "s-1", "2026-01-01T00:00:00.000Z", "replicate", "busy", VARIANT.name, "0.93 of 1 run on average", 1, "local-1",
     "i-2",
 )  # fmt: skip
+FLEET = FleetDocument(
+    "local", False, "2026-01-01T00:00:00.000Z", "c-1",
+    (FleetPoolDocument("small", "cpu", 1, 0.04, 1, 4, 2, 0, 0, 1, 0, 2),), 1.5, 0.0, 2.14, 2, 0.12, 0.2,
+)  # fmt: skip
+FLEET_STEPS = [
+    FleetStepDocument("s-2", "2026-01-01T00:00:01.000Z", "load", "busy", "small", f"{VARIANT.name}: it is busy",
+                      "small-2", variant=VARIANT.name),
+    FleetStepDocument("s-1", "2026-01-01T00:00:00.000Z", "add", "demand", "small", "2.1 cores are wanted of 1",
+                      "small-2"),
+]  # fmt: skip
 DECISION = Decision(
     id=DecisionId("d-1"), request_id="r-1", at="2026-01-01T00:00:00.000Z", handle="digits", level=Level.TASK,
     task=TaskName("digits"), policy="slo", requirements={"latency_ms": 50.0}, outcome="answered",
@@ -111,6 +124,7 @@ class Controller:
     token: str | None = None
     progress: list[str] = field(default_factory=lambda: ["profiling"])
     build_state: str = "READY"
+    has_no_fleet_leader: bool = False
     behind: int = 0
     """How many times yet a model's document says that queries here do not know its version."""
 
@@ -194,6 +208,18 @@ def _add_control(app: FastAPI, controller: Controller) -> None:
     @app.get("/v1/autoscaler/decisions")
     async def scaling_steps() -> Any:
         return many("steps", SCALING_STEP)
+
+    @app.get("/v1/autoscaler/fleet")
+    async def fleet() -> Any:
+        if controller.has_no_fleet_leader:
+            return failure(503, "unavailable", "no controller has looked at the fleet lately")
+        return to_plain(FLEET)
+
+    @app.get("/v1/autoscaler/fleet/decisions")
+    async def fleet_steps() -> Any:
+        if controller.has_no_fleet_leader:
+            return failure(503, "unavailable", "the store cannot be reached")
+        return {"steps": [to_plain(step) for step in FLEET_STEPS]}
 
     @app.get("/v1/decisions")
     async def decisions() -> Any:

@@ -102,9 +102,37 @@ def test_scaling_is_shown_with_how_busy_and_why(run: Run, controller: Any) -> No
     (off,) = (line for line in run("autoscaler", "status").stdout.splitlines() if line.startswith("far-1"))
     assert off.split() == ["far-1", "off", "-", "-", "-", "-"]
     output = run("autoscaler", "history", "--variant", FAST).stdout
-    assert controller.last()[1] == f"/v1/autoscaler/decisions?limit=50&variant={FAST}"
+    assert f"/v1/autoscaler/decisions?limit=50&variant={FAST}" in [request[1] for request in controller.requests]
     (row,) = (line for line in output.splitlines() if "replicate" in line)
     assert "0.93 of 1 run on average" in row
+
+
+def test_the_fleet_is_shown_with_its_pools_what_is_wanted_and_what_was_done(run: Run) -> None:
+    lines = run("autoscaler", "status").stdout.splitlines()
+    (row,) = (line for line in lines if line.startswith("small"))
+    assert row.split() == ["small", "1", "1", "4", "2", "0", "0", "1", "0", "2", "0.04"]
+    assert (
+        "work 1.50 cores, wanted 2.1 cores, there 2; 0.12 USD/h of at most 0.2 (local, by c-1 at "
+        "2026-01-01T00:00:00.000Z)"
+    ) in lines
+    history = run("autoscaler", "history").stdout
+    assert "2.1 cores are wanted of 1" in history
+    assert f"{FAST}: it is busy" in history
+    of_variant = json.loads(run("autoscaler", "history", "--variant", FAST, "-o", "json").stdout)
+    assert [step["action"] for step in of_variant["fleet"]] == ["load"]
+    of_worker = json.loads(run("autoscaler", "history", "--worker", "small-2", "-o", "json").stdout)
+    assert [step["action"] for step in of_worker["fleet"]] == ["load", "add"]
+
+
+def test_a_fleet_that_cannot_be_shown_hides_nothing_else_and_says_why(run: Run, controller: Any) -> None:
+    controller.has_no_fleet_leader = True
+    status, history = run("autoscaler", "status").stdout, run("autoscaler", "history").stdout
+    assert FAST in status
+    assert "The fleet: no controller has looked at the fleet lately" in status
+    assert "0.93 of 1 run on average" in history
+    assert "The fleet: the store cannot be reached" in history
+    found = json.loads(run("autoscaler", "status", "-o", "json").stdout)
+    assert (found["fleet"], found["fleet_trouble"]) == (None, "no controller has looked at the fleet lately")
 
 
 def test_explain_shows_the_chosen_one_first_and_the_others_with_reasons(run: Run) -> None:
