@@ -30,7 +30,7 @@ from opentelemetry.trace import (
 )
 
 from infaas import __version__
-from infaas.clock import Clock
+from infaas.clock import Clock, WallTimes
 from infaas.domain.query import TraceContext
 from infaas.observe.trace import Attributes, Span
 
@@ -45,7 +45,7 @@ class OtlpTracing:
     """Implements `infaas.observe.trace.Tracing`. The composition root closes it, once, off the event loop."""
 
     def __init__(self, endpoint: str, ratio: float, program: str, clock: Clock) -> None:
-        self._clock = clock
+        self._wall = WallTimes(clock)
         resource = Resource.create({SERVICE_NAME: f"infaas-{program}", SERVICE_VERSION: __version__})
         # Sampled by its own rule only where a trace begins: otherwise the caller has decided.
         self._provider = TracerProvider(
@@ -82,7 +82,7 @@ class OtlpTracing:
 
     def wall_ns(self, at_s: float) -> int:
         """The monotonic clock's time as collectors count it."""
-        return int((self._clock.wall() - (self._clock.now() - at_s)) * 1e9)
+        return int(self._wall.of(at_s) * 1e9)
 
     def _start(self, name: str, parent: TraceContext | None, at_s: float, kind: SpanKind) -> SdkSpan:
         context = Context() if parent is None else _remote(parent)
