@@ -265,9 +265,9 @@ def test_only_what_has_been_busy_is_loaded_and_only_where_it_fits_and_whoever_wa
     looks, at, busy_since = Looks(needs), 0.0, dict[VariantName, float]()
     for seen in [seen for seen, count in runs for _ in range(count)]:
         at += seen.gap_s
-        busy = {name for name in needs if seen.share(name) >= BUSY}
+        busy = {name for name in needs if seen.share(name) >= BUSY and name not in seen.loading}
         busy_since = {name: busy_since.get(name, at) for name in busy}
-        due = {name for name in busy if at - busy_since[name] >= HELD_S and name not in seen.loading}
+        due = {name for name in busy if at - busy_since[name] >= HELD_S}
         found = looks.look(
             at, seen.copies, list(seen.places.values()), loading=seen.loading, banned=seen.banned
         )  # fmt: skip
