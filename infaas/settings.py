@@ -130,6 +130,11 @@ class AutoscalingSettings(_Section):
     downscale_to_zero_delay_s: float | None = Field(
         None, gt=0, description="Unload a variant that nobody has asked for in so long; empty: never"
     )
+    exchange: bool = Field(
+        False,
+        description="Let another variant that the queries admit take over where it carries the load for clearly less "
+        "of the worker's cores and memory (upgrade, downgrade)",
+    )
 
 
 class WorkerSettings(_Section):

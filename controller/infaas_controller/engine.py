@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from infaas.domain.cluster import ClusterView, WorkerRecord
-from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Code
 from infaas.errors import InfaasError
@@ -26,6 +26,7 @@ from infaas_controller.lanes import Lane
 from infaas_controller.placing import EngineSettings, Sent, internal
 from infaas_controller.queues import Ticket, TicketState, by_deadline
 from infaas_controller.timers import Due
+from infaas_controller.wants import Wants
 
 OVERDUE_FACTOR = 3.0
 """A batch that takes this much longer than expected makes the queries promised to its instance be looked at again."""
@@ -45,6 +46,7 @@ class Engine(Arrivals):
         self._batch_numbers = itertools.count(1)
         self._steps_left = STEPS_PER_FLUSH
         self._filling = Filling(self.ledger, self.queues)
+        self.wants = Wants()
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
@@ -148,6 +150,11 @@ class Engine(Arrivals):
             if lane.free_slots > had:
                 self._dirty[lane.id] = lane
 
+    def exchange_reported(self, worker: WorkerId, given_up: frozenset[VariantName] | None) -> None:
+        """What a worker has replaced by other variants, and is not to load as long as those are on time. None: it
+        does not exchange variants, or is gone."""
+        self.ledger.exchanged_at(worker, given_up)
+
     def cancel(self, ticket: Ticket) -> None:
         """The caller is gone. What is staged of it is taken back."""
         self._end(ticket, InfaasError("the caller cancelled the query", code=Code.CANCELLED))
@@ -213,6 +220,8 @@ class Engine(Arrivals):
             for ticket in drawn.expired:
                 self._pass_deadline(ticket)
             if drawn.batch:
+                if self.wants.is_on:
+                    self.wants.sent(lane, head, drawn.batch, drawn.items)
                 self._send(drawn.batch, drawn.items, lane, now)
             for ticket in drawn.late:
                 self._steps_left -= 1

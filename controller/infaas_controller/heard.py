@@ -7,7 +7,7 @@ from typing import Protocol
 
 from infaas.clock import Clock
 from infaas.domain.cluster import WorkerRecord
-from infaas.domain.ids import InstanceId, WorkerId
+from infaas.domain.ids import InstanceId, VariantName, WorkerId
 from infaas.observe.log import get_logger
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas_controller.commands import BatchResult
@@ -69,6 +69,9 @@ class Heard:
             self._engine.done(batch, result, self._clock.now())
         finally:
             self._after()
+
+    def exchange_reported(self, worker: WorkerId, given_up: frozenset[VariantName] | None) -> None:
+        self._engine.exchange_reported(worker, given_up)
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         now = self._clock.now()

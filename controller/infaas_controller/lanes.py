@@ -269,6 +269,19 @@ class Deck:
                 total += (max(0.0, lane.free_at(now) - now) + lane.waiting_s()) * lane.curve.variant.threads
         return total / max(1, self.record.cores)
 
+    def set_aside_bytes(self) -> int:
+        """Of all its instances, idle ones too, but of those of one variant that are READY only one's: the others leave
+        for a variant that has none here (`held_bytes`)."""
+        held = 0
+        counted: set[VariantName] = set()
+        for lane in self.lanes.values():
+            if lane.curve is None or (lane.is_ready and lane.variant in counted):
+                continue
+            if lane.is_ready:
+                counted.add(lane.variant)
+            held += lane.curve.variant.memory_bytes
+        return held
+
     def held_bytes(self) -> int:
         """Memory that could not be freed now: of instances that load or have work, but of those of one variant that
         are READY only one's. The others leave for a variant that has none, whatever they do."""

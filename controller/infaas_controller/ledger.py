@@ -160,10 +160,10 @@ class Ledger(Roster):
         start = max(now + load_s, deck.cores_free_at(None, variant.threads, now))
         return start + self._work_s(curve, 0, items, 0, now) + deck.hop.at(now)
 
-    def place_for(self, variant: Variant, now: float) -> Deck | None:
+    def place_for(self, variant: Variant, now: float, *, insists: bool = False) -> Deck | None:
         """Where a variant would be loaded: the least utilised READY worker without an instance of it that could free
-        the memory and did not just fail to load it; None when there is none. One that is to have a process of its own
-        may come beside one that has none."""
+        the memory and did not just fail to load it, nor, unless somebody `insists`, replaced it by another; None when
+        there is none. One that is to have a process of its own may come beside one that has none."""
         needs_process = variant.isolation is Isolation.PROCESS
         lanes = self.lanes_of(variant.name)
         taken = {lane.worker.id for lane in lanes if lane.is_usable and (lane.is_isolated or not needs_process)}
@@ -173,10 +173,25 @@ class Ledger(Roster):
                 continue
             if self.failed_load(variant.name, deck.id, now) is not None:
                 continue
+            if not insists and self.is_given_up(variant.name, deck.id):
+                continue
             this = (deck.utilisation(now), deck.id)
             if best is None or this < best:
                 best = this
         return self.decks[best[1]] if best is not None else None
+
+    def place_beside(self, variant: Variant, now: float) -> Deck | None:
+        """As `place_for`, of the workers that exchange variants and in memory that nothing holds, also where the
+        variant was replaced by another."""
+        fitting = [
+            deck
+            for deck in self.ready_decks()
+            if deck.id in self.exchanging
+            and variant.threads <= deck.record.cores
+            and deck.set_aside_bytes() + variant.memory_bytes <= deck.record.memory_bytes
+            and self.failed_load(variant.name, deck.id, now) is None
+        ]
+        return min(fitting, key=lambda deck: (deck.utilisation(now), deck.id), default=None)
 
     def could_hold(self, deck: Deck, variant: Variant) -> bool:
         """By memory that is free or could be freed. Cores too: a variant never gets more threads than a worker has."""

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from infaas import __version__
 from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView, WorkerRecord
-from infaas.domain.ids import WorkerId
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.observe.shared_memory import SharedMemoryTally
@@ -74,6 +74,9 @@ class Sink(Protocol):
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None: ...
 
+    def exchange_reported(self, worker: WorkerId, given_up: frozenset[VariantName] | None) -> None:
+        """Variants that the worker has replaced by others; None: it exchanges none. Told when that changes."""
+
 
 @dataclass(frozen=True, slots=True)
 class LinkTerms:
@@ -111,6 +114,7 @@ class Link:
         self._endpoint: Connection | None = None
         self._sharing: Sharing | None = None
         self._has_attached = False
+        self._given_up: frozenset[VariantName] | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link-{worker}")
 
     def send(self, message: pb.ControllerMessage | Outgoing) -> bool:
@@ -289,12 +293,20 @@ class Link:
                 self._terms.sink.worker_connected(record)
         self._terms.sink.loads_reported(report.loads)
         self._terms.scalings.heard(self.worker, report.autoscaling)
+        self._say_given_up()
+
+    def _say_given_up(self) -> None:
+        given_up = self._terms.scalings.given_up(self.worker)
+        if given_up != self._given_up:
+            self._given_up = given_up
+            self._terms.sink.exchange_reported(self.worker, given_up)
 
     def disconnected(self) -> None:
         """Nothing more can be sent. Told to the view and to the sink, once."""
         if self.is_connected:
             self.is_connected = False
             self._terms.scalings.left(self.worker)
+            self._say_given_up()
             for tell in (self._terms.view_source.worker_stream_lost, self._terms.sink.worker_lost):
                 try:
                     tell(self.worker)

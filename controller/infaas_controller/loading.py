@@ -25,7 +25,7 @@ def place_to_load(ledger: Ledger, variant: Variant, worker: WorkerId | None, now
 
     Raises UnavailableError when none can.
     """
-    deck = ledger.decks[worker] if worker is not None else ledger.place_for(variant, now)
+    deck = ledger.decks[worker] if worker is not None else ledger.place_for(variant, now, insists=True)
     if deck is None or not deck.is_ready or not ledger.could_hold(deck, variant):
         place = f"worker {worker}" if worker is not None else "no READY worker"
         text = f"{place} cannot take {variant.name} now ({variant.memory_bytes} bytes, {variant.threads} thread(s))"

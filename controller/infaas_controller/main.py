@@ -69,6 +69,7 @@ from infaas_controller.siblings import Own, Siblings, may_listen, shared_out
 from infaas_controller.spares import Spares
 from infaas_controller.spreading import Spreading
 from infaas_controller.system import READ_ONLY, UP, SystemWatch
+from infaas_controller.wishing import Wishing
 from infaas_controller.workers import WorkerLinks
 
 _log = get_logger(__name__)
@@ -271,6 +272,7 @@ class Parts:
     siblings: Siblings
     fleet: FleetAutoscaler | None
     spreading: Spreading | None
+    wishing: Wishing
 
 
 def build_parts(
@@ -339,6 +341,9 @@ def build_parts(
         clock,
         lambda: leadership.lease,
     )
+    wishing = Wishing(
+        dispatcher.engine.wants, lambda: keeper.view, links.scalings.exchanging, links.send, clock
+    )  # fmt: skip
     desk = FleetDesk(settings.fleet.provider, fleet_ledger, settings.fleet.period_s)
     admin = admin_router(registrar, dispatcher, links, journal, peers, system.document, links.scalings, desk)
     links.scalings.count_with(StepCount(metrics, lambda: leadership.lease is not None, clock))
@@ -368,6 +373,7 @@ def build_parts(
         siblings,
         fleet,
         spreading if settings.worker.autoscaling.enabled else None,
+        wishing,
     )
 
 
@@ -394,6 +400,7 @@ def _spawn_loops(supervisor: Supervisor, parts: Parts) -> None:
         supervisor.spawn("fleet", parts.fleet.run())
     if parts.spreading is not None:
         supervisor.spawn("spreading", parts.spreading.run())
+    supervisor.spawn("wishing", parts.wishing.run())
     if parts.siblings.can_be:
         supervisor.spawn("siblings", parts.siblings.run(), stage=1)
 

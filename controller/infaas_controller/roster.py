@@ -36,6 +36,9 @@ class Roster:
         self._curves: dict[VariantName, Curve] = {}
         self._variants: object = None
         self._failed_loads: dict[tuple[VariantName, WorkerId], tuple[float, str]] = {}
+        self._given_up: dict[WorkerId, frozenset[VariantName]] = {}
+        self.exchanging: set[WorkerId] = set()
+        """Workers that let one variant take over from another."""
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
@@ -215,6 +218,27 @@ class Roster:
     ) -> None:
         self._failed_loads = {pair: kept for pair, kept in self._failed_loads.items() if kept[0] > now}
         self._failed_loads[variant, worker] = (now + for_s, reason or "the load failed")
+
+    def exchanged_at(self, worker: WorkerId, variants: frozenset[VariantName] | None) -> None:
+        """What a worker has replaced by other variants, by its last word. None: it exchanges none, or is gone."""
+        (self.exchanging.discard if variants is None else self.exchanging.add)(worker)
+        if variants:
+            self._given_up[worker] = variants
+        else:
+            self._given_up.pop(worker, None)
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether some worker has replaced some variant."""
+        return bool(self._given_up)
+
+    def is_given_up(self, variant: VariantName, worker: WorkerId | None = None) -> bool:
+        """By that worker, or by any."""
+        if not self._given_up:
+            return False
+        if worker is not None:
+            return variant in self._given_up.get(worker, ())
+        return any(variant in variants for variants in self._given_up.values())
 
     def failed_load(self, variant: VariantName, worker: WorkerId, now: float) -> str | None:
         """Why this pair is not tried for a while; None when it may be."""

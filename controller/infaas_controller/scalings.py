@@ -8,7 +8,7 @@ from typing import Protocol
 from infaas.clock import Clock, iso
 from infaas.control import AutoscalerDocument, ScalingStepDocument, WorkerAutoscalerDocument
 from infaas.domain.action import Autoscaling, ScalingStep
-from infaas.domain.ids import WorkerId
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.errors import InvalidError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
@@ -79,6 +79,15 @@ class Scalings:
         """Of each of its variants: instances that run, and that are READY."""
         said = self._now.get(worker)
         return [] if said is None else [(one.busy, one.replicas) for one in said.uses]
+
+    def given_up(self, worker: WorkerId) -> frozenset[VariantName] | None:
+        """What it has replaced by other variants; None where it does not do that, or there is no link to it."""
+        said = self._now.get(worker)
+        return frozenset(said.given_up) if said is not None and said.exchanges else None
+
+    def exchanging(self) -> frozenset[WorkerId]:
+        """Workers that want to be told what queries admit."""
+        return frozenset([worker for worker, said in self._now.items() if said.exchanges])
 
     def document(self) -> AutoscalerDocument:
         """Of the workers that there is a link to."""

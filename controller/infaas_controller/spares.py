@@ -38,7 +38,7 @@ def missing_spares(
     the one that holds least is taken, then the first by name.
     """
     found: list[tuple[VariantName, WorkerId]] = []
-    held = {deck.id: set_aside_bytes(deck) for deck in ledger.ready_decks() if not _is_loading(deck)}
+    held = {deck.id: deck.set_aside_bytes() for deck in ledger.ready_decks() if not _is_loading(deck)}
     for name in sorted(variants):
         variant = variants[name]
         lanes = [lane for lane in ledger.lanes_of(name) if lane.is_usable]
@@ -64,21 +64,8 @@ def _fits(ledger: Ledger, variant: Variant, worker: WorkerId, held_bytes: int, n
         variant.threads <= record.cores
         and held_bytes + variant.memory_bytes <= record.memory_bytes
         and ledger.failed_load(variant.name, worker, now) is None
+        and not ledger.is_given_up(variant.name, worker)
     )
-
-
-def set_aside_bytes(deck: Deck) -> int:
-    """Of all its instances, idle ones too, but of those of one variant that are READY only one's: the others leave for
-    a variant that has none there (`Deck.held_bytes`)."""
-    held = 0
-    counted: set[VariantName] = set()
-    for lane in deck.lanes.values():
-        if lane.curve is None or (lane.is_ready and lane.variant in counted):
-            continue
-        if lane.is_ready:
-            counted.add(lane.variant)
-        held += lane.curve.variant.memory_bytes
-    return held
 
 
 def _is_going(lane: Lane) -> bool:

@@ -17,7 +17,6 @@ from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.store.base import Lease
 from infaas_controller.decide.spread import Copy, Need, Place, Spread, SpreadMemory, plan_spread
 from infaas_controller.ledger import Ledger
-from infaas_controller.spares import set_aside_bytes
 
 LOOK_EVERY_S = 1.0
 WINDOW_S = 3.0
@@ -139,9 +138,13 @@ class Spreading:
                 elif lane.is_usable:
                     loading.add(lane.variant)
                     on_its_way = True
-            free = deck.record.memory_bytes - set_aside_bytes(deck)
+            free = deck.record.memory_bytes - deck.set_aside_bytes()
             places.append(Place(deck.id, deck.record.cores, busy_cores, free, on_its_way))
-            banned |= {(name, deck.id) for name in variants if self._ledger.failed_load(name, deck.id, now)}
+            banned |= {
+                (name, deck.id)
+                for name in variants
+                if self._ledger.failed_load(name, deck.id, now) or self._ledger.is_given_up(name, deck.id)
+            }
         needs = {
             name: Need(one.threads, one.memory_bytes)
             for name, one in variants.items()

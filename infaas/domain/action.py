@@ -12,6 +12,10 @@ class Action(StrEnum):
     """HOLD: more was called for and something stands against it."""
 
     REPLICATE = "replicate"
+    UPGRADE = "upgrade"
+    """Another variant that does more in a second takes over."""
+    DOWNGRADE = "downgrade"
+    """Another variant that does less in a second, and takes less, takes over."""
     UNLOAD = "unload"
     HOLD = "hold"
 
@@ -25,6 +29,10 @@ class Cause(StrEnum):
     """One instance less would have enough to spare."""
     UNUSED = "unused"
     """Nobody has asked for it for long."""
+    CHEAPER = "cheaper"
+    """Another variant carries the same load for clearly less of the worker."""
+    REPLACED = "replaced"
+    """Another variant has taken over what it did."""
     LENT = "lent"
     """Its cores are asked for by somebody who borrows some, such as the profiler."""
     NO_CORES = "no-cores"
@@ -73,3 +81,7 @@ class Autoscaling:
     uses: tuple[VariantUse, ...] = ()
     steps: tuple[ScalingStep, ...] = ()
     """The newest, oldest first."""
+    given_up: tuple[VariantName, ...] = ()
+    """Not to be loaded here as long as what took over from them is on time."""
+    exchanges: bool = False
+    """Whether it has a use for being told what queries admit."""

@@ -53,6 +53,7 @@ from infaas_worker.decide.scale import Limits
 from infaas_worker.decide.serving import Serving
 from infaas_worker.executors.base import Executor, Executors
 from infaas_worker.executors.isolated import IsolatedExecutor
+from infaas_worker.heeding import Heeding
 from infaas_worker.instances import Instances
 from infaas_worker.loading import Loader
 from infaas_worker.machine import cores_to_use, default_listen, memory_budget, prepare_socket, remove_socket, worker_id
@@ -189,8 +190,9 @@ class Worker:
 
         watch = Watch(patience.least_s, lambda reason: _end_at_once(box, reason))
         instances = Instances(serving, loader, self._clock, on_report, box, watch)
+        heeding = Heeding() if own.autoscaling.exchange else None
         autoscaler = ModelAutoscaler(
-            instances, _limits(own.autoscaling), self._clock, monitor.idle_cores, is_on=own.autoscaling.enabled
+            instances, _limits(own.autoscaling), self._clock, monitor.idle_cores, heeding, is_on=own.autoscaling.enabled
         )
         record = replace(place.record, reason=reason_after(box.found, box.own_fault))
         reporter = Reporter(record, self._clock, monitor, autoscaler.said)
@@ -205,8 +207,9 @@ class Worker:
         spans = None if tracing is None else RunSpans(tracing, place.record.id, self._clock)
         service = WorkerService(instances, settings.token())
         controllers = Controllers(
-            instances, publisher, settings.token(), spans, shared_memory_bytes=own.shared_memory_bytes
-        )
+            instances, publisher, settings.token(), spans,
+            shared_memory_bytes=own.shared_memory_bytes, heeding=heeding,
+        )  # fmt: skip
         probes = health.HealthServicer()
         server = _server(service, probes, place)
         listener = self._listener = Listener(controllers.admit, place.control)

@@ -15,8 +15,9 @@ from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import Isolation, Variant
 from infaas.observe.log import get_logger
 from infaas_worker.decide.instances import Instance, WorkKind
-from infaas_worker.decide.scale import Limits, Memory, Replica, Resources, Step, plan_instances
+from infaas_worker.decide.scale import Asked, Limits, Memory, Replica, Resources, Step, plan_instances
 from infaas_worker.decide.serving import Serving, residents
+from infaas_worker.heeding import Heeding
 from infaas_worker.instances import Instances
 
 STEPS_SAID = 20
@@ -55,6 +56,7 @@ def _replica(one: Instance, variant: Variant, running_s: float) -> Replica:
         used_at=max(one.asked_at, one.loaded_at or 0.0, one.used_at),
         load_s=one.load_s,
         can_replicate=variant.profile is not None and not variant.runtime.is_elsewhere,
+        items=one.items_done,
     )
 
 
@@ -79,27 +81,37 @@ class ModelAutoscaler:
     """Owned by the composition root, which calls `look` each period."""
 
     def __init__(
-        self, instances: Instances, limits: Limits, clock: Clock, idle_cores: Callable[[], float], *, is_on: bool
+        self,
+        instances: Instances,
+        limits: Limits,
+        clock: Clock,
+        idle_cores: Callable[[], float],
+        heeding: Heeding | None = None,
+        *,
+        is_on: bool,
     ) -> None:
-        """`idle_cores`: of the machine, by its own measurement."""
+        """`idle_cores`: of the machine, by its own measurement. `heeding` None: no variant is exchanged for another."""
         self._instances = instances
         self._limits = limits
         self._clock = clock
         self._idle_cores = idle_cores
+        self._heeding = heeding if is_on else None
         self._is_on = is_on
         self._memory = Memory()
         self._steps: deque[ScalingStep] = deque(maxlen=STEPS_SAID)
         self._uses: tuple[VariantUse, ...] = ()
 
     def said(self) -> Autoscaling:
-        return Autoscaling(self._is_on, self._uses, tuple(self._steps))
+        given_up = tuple(sorted(self._memory.exchange.given_up))
+        exchanges = self._heeding is not None
+        return Autoscaling(self._is_on, self._uses, tuple(self._steps), given_up, exchanges)
 
     async def look(self) -> None:
         serving, now = self._instances.serving, self._clock.now()
         if serving.is_draining or serving.failure:
             self._memory, self._uses = Memory(), ()
             return
-        variants = self._instances.variants
+        variants, asked = self._instances.variants, self._asked(serving, now)
         plan = plan_instances(
             replicas_of(serving, variants.get, now),
             failed_of(serving),
@@ -107,14 +119,25 @@ class ModelAutoscaler:
             self._limits,
             self._memory,
             now,
+            asked,
         )
         self._memory, self._uses = plan.memory, plan.uses
         for step in plan.steps if self._is_on else ():
-            self._perform(step)
+            self._perform(step, asked)
 
-    def _perform(self, step: Step) -> None:
+    def _asked(self, serving: Serving, now: float) -> Asked | None:
+        if self._heeding is None:
+            return None
+        own = {variant.name: variant for variant in self._instances.variants.values()}
+        self._heeding.forget_but(frozenset(own))
+        variants = {**self._heeding.variants(now), **own}
+        return Asked(variants, self._heeding.wanted(now), serving.memory_bytes)
+
+    def _perform(self, step: Step, asked: Asked | None) -> None:
         """Said before it is done."""
-        instance = InstanceId(fresh_id("i")) if step.action is Action.REPLICATE else step.instance
+        target = asked.variants[step.target] if asked is not None and step.target is not None else None
+        comes = step.action is Action.REPLICATE or target is not None
+        instance = InstanceId(fresh_id("i")) if comes else step.instance
         self._steps.append(
             ScalingStep(
                 id=fresh_id("s"),
@@ -135,9 +158,11 @@ class ModelAutoscaler:
             instance=instance,
             reason=step.reason,
         )
-        if instance is None or step.instance is None:
+        if instance is None:
             return
-        if step.action is Action.REPLICATE:
+        if target is not None:
+            self._instances.load(instance, target)
+        elif step.action is Action.REPLICATE and step.instance is not None:
             self._instances.load(instance, self._instances.variants[step.instance])
-        else:
+        elif step.action is Action.UNLOAD:
             self._instances.unload(instance, f"{step.cause.value}: {step.reason}")

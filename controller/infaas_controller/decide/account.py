@@ -83,6 +83,8 @@ def _first(found: Trace, traced: Mapping[VariantName, Looked], limit: int | None
 
 def _why_not(looked: Looked, found: Trace, deadline: float, now: float) -> str:
     option, chosen = looked.option, found.option
+    if option is None and looked.is_given_up:
+        return "not loaded: where it could be, another variant has taken over its work"
     if option is None:
         return "not loaded, and no READY worker could load it in time"
     if option.at > deadline:

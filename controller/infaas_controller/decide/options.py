@@ -40,14 +40,16 @@ class Looked(NamedTuple):
 
     variant: Variant
     option: Option | None
+    is_given_up: bool = False
+    """Whether it would be loaded where a worker has replaced it by another."""
 
 
 class Situation:
     """One query at one moment. `looked` grows with what policies compare."""
 
     __slots__ = (
-        "admission", "draw", "excluded", "late_at", "ledger", "looked", "needs_process", "now", "part", "query",
-        "urgency",
+        "admission", "draw", "excluded", "insists", "late_at", "ledger", "looked", "needs_process", "now", "part",
+        "query", "urgency",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +80,8 @@ class Situation:
         self.part = ledger.lines.part(admission.task, self.urgency, query.requirements.tenant, query.items)
         """Of what waits at its priority, how much goes ahead of it; None: all of it that is as urgent."""
         self.looked: list[Looked] = []
+        self.insists = False
+        """Whether a variant may be loaded where its worker has replaced it: nothing else is on time."""
 
     def best(self, variant: Variant) -> Option | None:
         """The place where this variant would answer first. Loading another instance of it is an option only when no
@@ -87,7 +91,8 @@ class Situation:
             cold = self.best_cold(variant)
             if cold is not None and (option is None or cold.at <= self.query.deadline):
                 option = cold
-        self.looked.append(Looked(variant, option))
+        is_given_up = option is None and self.ledger.is_given_up(variant.name)
+        self.looked.append(Looked(variant, option, is_given_up))
         return option
 
     def best_live(self, variant: Variant) -> Option | None:
@@ -105,7 +110,7 @@ class Situation:
         if profile is None or self.now + profile.warm_load_s > self.query.deadline:
             return None
         wanted = self.as_loaded(variant)
-        deck = self.ledger.place_for(wanted, self.now)
+        deck = self.ledger.place_for(wanted, self.now, insists=self.insists)
         if deck is None:
             return None
         return Option(variant, None, deck, self.ledger.predict_cold(wanted, deck, self.query.items, self.now))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.domain.query import Code, Refusal
 from infaas.domain.variant import Variant
 from infaas_controller.decide.candidates import best_latency_s
@@ -16,6 +17,8 @@ from infaas_controller.lanes import Lane
 from infaas_controller.lines import named
 
 RETRY_BOUNDS_S = (0.05, 30.0)
+RELIEF = 4 / 3
+"""So much more must a variant do with a core in a second, to be loaded because those that serve are too busy."""
 NO_WORKER_RETRY_S = 1.0
 
 
@@ -39,14 +42,14 @@ def refuse(situation: Situation, variants: Sequence[Variant] | None = None) -> R
         return Refusal(Code.NO_WORKER, f"none of {len(ledger.decks)} known worker(s) is READY", NO_WORKER_RETRY_S)
     ready = [lane for v in able for lane in ledger.lanes_of(v.name) if situation.can_use(lane) and lane.is_ready]
     if ready:
-        return _overloaded(situation, ready)
+        return _overloaded(situation, able, ready)
     late = [lane for v in able for lane in ledger.lanes_of(v.name) if lane.id in situation.late_at and lane.is_ready]
     if late:
         return _outrun(situation, late[0])
     return _not_loaded(situation, able)
 
 
-def _overloaded(situation: Situation, ready: list[Lane]) -> Refusal:
+def _overloaded(situation: Situation, able: Sequence[Variant], ready: list[Lane]) -> Refusal:
     ledger, query, now = situation.ledger, situation.query, situation.now
     part = situation.part
     at, name = min(
@@ -59,7 +62,32 @@ def _overloaded(situation: Situation, ready: list[Lane]) -> Refusal:
         f"{(at - now) * 1e3:.4g} ms; "
         f"{(query.deadline - now) * 1e3:.4g} ms are left",
         _bounded(late_s),
+        load=_relief(situation, able, ready),
     )
+
+
+def _relief(situation: Situation, able: Sequence[Variant], ready: list[Lane]) -> tuple[VariantName, WorkerId] | None:
+    """A variant that would do clearly more than those that serve, and a worker that exchanges variants and has room
+    for it. One at a time. Which of them stays is that worker's question; waiting until it sees the load would cost
+    the queries of some seconds."""
+    ledger, now = situation.ledger, situation.now
+    if not ledger.exchanging:
+        return None
+    lanes = {v.name: [lane for lane in ledger.lanes_of(v.name) if lane.is_usable] for v in able}
+    if any(not lane.is_ready for found in lanes.values() for lane in found):
+        return None
+    best = max([_per_core(lane.curve.variant) for lane in ready if lane.curve is not None], default=0.0)
+    for variant in sorted(able, key=lambda one: (-_per_core(one), one.name)):
+        if _per_core(variant) < RELIEF * best:
+            return None
+        if not lanes[variant.name] and (deck := ledger.place_beside(situation.as_loaded(variant), now)) is not None:
+            return variant.name, deck.id
+    return None
+
+
+def _per_core(variant: Variant) -> float:
+    """Items per second, at best."""
+    return variant.profile.throughput_per_s / variant.threads if variant.profile is not None else 0.0
 
 
 def _in_share(situation: Situation) -> str:
@@ -89,7 +117,7 @@ def _not_loaded(situation: Situation, able: list[Variant]) -> Refusal:
             return Refusal(
                 Code.LOADING, f"{variant.name} is loading, about {wait_s * 1e3:.4g} ms more", _bounded(wait_s)
             )
-        deck = ledger.place_for(situation.as_loaded(variant), now)
+        deck = ledger.place_for(situation.as_loaded(variant), now, insists=situation.insists)
         if deck is not None and variant.profile is not None:
             is_warm = variant.name in deck.loaded
             wait_s = variant.profile.warm_load_s if is_warm else variant.profile.cold_load_s

@@ -74,6 +74,10 @@ def select_traced(
         refusal = admission.refusal
     else:
         verdict = policy.on_arrival(situation)
+        if isinstance(verdict, Refuse) and ledger.has_given_up:
+            situation.insists = True
+            situation.looked.clear()
+            verdict = policy.on_arrival(situation)
         if not isinstance(verdict, Refuse):
             _check(verdict.option, situation, policy.name)
             is_bound = isinstance(verdict, Bind)

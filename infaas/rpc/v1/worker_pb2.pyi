@@ -7,20 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ControllerMessage(_message.Message):
-    __slots__ = ("hello", "batch", "cancel", "load", "unload", "shared_memory")
+    __slots__ = ("hello", "batch", "cancel", "load", "unload", "shared_memory", "wishes")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     UNLOAD_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    WISHES_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     batch: Batch
     cancel: CancelQueries
     load: LoadInstance
     unload: UnloadInstance
     shared_memory: SharedMemory
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., cancel: _Optional[_Union[CancelQueries, _Mapping]] = ..., load: _Optional[_Union[LoadInstance, _Mapping]] = ..., unload: _Optional[_Union[UnloadInstance, _Mapping]] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+    wishes: Wishes
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., cancel: _Optional[_Union[CancelQueries, _Mapping]] = ..., load: _Optional[_Union[LoadInstance, _Mapping]] = ..., unload: _Optional[_Union[UnloadInstance, _Mapping]] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., wishes: _Optional[_Union[Wishes, _Mapping]] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
     __slots__ = ("report", "done", "started", "refusal", "shared_memory")
@@ -199,6 +201,12 @@ class UnloadInstance(_message.Message):
     instance: str
     reason: str
     def __init__(self, instance: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Wishes(_message.Message):
+    __slots__ = ("wishes",)
+    WISHES_FIELD_NUMBER: _ClassVar[int]
+    wishes: bytes
+    def __init__(self, wishes: _Optional[bytes] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
     __slots__ = ("worker", "sequence", "cpu_ratio", "memory_ratio", "stall_ratio", "loads", "autoscaling")

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from infaas.clock import SystemClock
 from infaas.domain.cluster import WorkerRecord
-from infaas.domain.ids import WorkerId
+from infaas.domain.ids import VariantName, WorkerId
 from infaas.rpc.hop.inner import Meet
 from infaas.rpc.v1 import worker_pb2 as pb
 
@@ -59,6 +59,9 @@ class Told:
 
     def loads_reported(self, loads: Sequence[pb.InstanceLoad]) -> None:
         self._say(f"loads {len(loads)}")
+
+    def exchange_reported(self, worker: WorkerId, given_up: frozenset[VariantName] | None) -> None:
+        self._say(f"given up {None if given_up is None else sorted(given_up)}")
 
     def _say(self, what: str) -> None:
         self.said.append(what)

@@ -27,9 +27,12 @@ from infaas.domain.ids import InstanceId, VariantName
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.query import Code
 from infaas.domain.variant import Isolation, Variant
+from infaas.domain.wish import Wish, Wishes
 from infaas.repository.base import open_repository
-from infaas.rpc.codec import decode
+from infaas.rpc.codec import decode, encode
+from infaas.rpc.v1 import worker_pb2
 from infaas.testing import graphs
+from infaas.testing.builders import a_profile
 from infaas.testing.worker_driver import WAIT_S, ControllerEnd
 
 ONE = InstanceId("i1")
@@ -235,3 +238,35 @@ async def test_a_real_worker_unloads_what_nobody_uses_and_says_so_in_its_reports
         assert (step.action, step.cause, step.variant, step.instance) == (Action.UNLOAD, Cause.UNUSED, "v1", "i1")
         gone = [report for report in end.reports if b"DRAINING" in report.worker]
         assert b"nobody has asked for it" in gone[0].worker
+
+
+async def test_a_real_worker_lets_a_smaller_variant_take_over_from_one_that_has_little_to_do(start):
+    scaling = {"exchange": True, "period_s": 0.1, "downscale_delay_s": 0.3}
+    worker = start(worker={"autoscaling": scaling, "heartbeat_s": 0.1, "memory_bytes": 2**30})
+    big = published(worker, graphs.double())
+    big = replace(big, profile=a_profile(memory_mib=500.0))
+    small = replace(big, name=VariantName("small"), profile=a_profile(memory_mib=5.0))
+    async with ControllerEnd(worker.address) as end:
+        await end.ready("i1", big)
+        await end.until(lambda: decode(end.reports[-1].autoscaling, Autoscaling).exchanges)
+        wish = Wish(big.name, (small.name,), 2, 2, 1.0)
+        await end.send(wishes=worker_pb2.Wishes(wishes=encode(Wishes((wish,), (small,)))))
+        await end.until(lambda: [one.variant for one in end.worker.instances.values()] == ["small"])
+        await end.until(lambda: decode(end.reports[-1].autoscaling, Autoscaling).given_up == (big.name,))
+        (there,) = end.worker.instances.values()
+        answer = await end.infer(there.id, x(2.0))
+        assert not answer.error_code
+        began, ended = decode(end.reports[-1].autoscaling, Autoscaling).steps
+        assert (began.action, began.cause, began.variant) == (Action.DOWNGRADE, Cause.CHEAPER, big.name)
+        assert began.instance == there.id
+        assert (ended.action, ended.cause, ended.instance) == (Action.UNLOAD, Cause.REPLACED, "i1")
+        assert ended.reason == "small does its work"
+
+
+async def test_wishes_that_cannot_be_read_cost_nothing(start):
+    worker = start(worker={"autoscaling": {"exchange": True, "period_s": 0.1}, "heartbeat_s": 0.1})
+    async with ControllerEnd(worker.address) as end:
+        await end.ready("i1", published(worker, graphs.double()))
+        await end.send(wishes=worker_pb2.Wishes(wishes=b"{"))
+        answer = await end.infer("i1", x(2.0))
+        assert not answer.error_code

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from infaas.domain.ids import InstanceId
 from infaas.domain.query import Code
 from infaas.domain.variant import Variant
+from infaas.domain.wish import Wishes
 from infaas.errors import InvalidError, UnauthenticatedError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
@@ -32,6 +33,7 @@ from infaas_worker.batches import Ran
 from infaas_worker.decide.events import Queries
 from infaas_worker.decide.serving import held_for_others
 from infaas_worker.executors.base import BatchIn
+from infaas_worker.heeding import Heeding
 from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
@@ -50,7 +52,9 @@ class Controllers:
         spans: RunSpans | None = None,
         *,
         shared_memory_bytes: int = 0,
+        heeding: Heeding | None = None,
     ) -> None:
+        self._heeding = heeding
         self._instances = instances
         self._publisher = publisher
         self._token = token
@@ -70,7 +74,9 @@ class Controllers:
             raise UnavailableError("the worker is stopping")
         name = f"{hello.controller}#{next(self._numbers)}"
         sharing = Sharing(endpoint, self._shared_memory_bytes, name) if isinstance(endpoint, Endpoint) else None
-        stream = ControllerStream(name, endpoint, self._instances, self._publisher, self._spans, sharing)
+        stream = ControllerStream(
+            name, endpoint, self._instances, self._publisher, self._spans, sharing, self._heeding
+        )  # fmt: skip
         _log.info("controller attached", controller=stream.id, version=hello.version)
         self._publisher.add(stream)
         if hello.HasField("pool"):
@@ -89,8 +95,10 @@ class ControllerStream:
         publisher: Publisher,
         spans: RunSpans | None = None,
         sharing: Sharing | None = None,
+        heeding: Heeding | None = None,
     ) -> None:
-        """`sharing`: None where nothing lies between the two ends, within a process."""
+        """`sharing`: None where nothing lies between the two ends, within a process. `heeding`: None where no variant
+        is exchanged for another."""
         self._id = stream_id
         self._endpoint = endpoint
         self._inner = endpoint if isinstance(endpoint, InnerEnd) else None
@@ -98,6 +106,7 @@ class ControllerStream:
         self._publisher = publisher
         self._spans = spans
         self._sharing = sharing
+        self._heeding = heeding
         self._queries: dict[int, Queries] = {}
         self._instance_of: dict[int, InstanceId] = {}
         self._report: worker_pb2.WorkerMessage | None = None
@@ -147,6 +156,8 @@ class ControllerStream:
         self._is_over = True
         self._publisher.remove(self)
         self._instances.leave(self._id)
+        if self._heeding is not None:
+            self._heeding.left(self._id)
         if self._spans is not None:
             self._spans.left(self._id)
         if self._sharing is not None:
@@ -229,8 +240,18 @@ class ControllerStream:
             case "unload":
                 reason = message.unload.reason or f"asked for by {self._id}"
                 self._instances.unload(InstanceId(message.unload.instance), reason)
+            case "wishes":
+                self._heed(message.wishes)
             case other:
                 _log.warning("message without use", controller=self._id, body=other)
+
+    def _heed(self, said: worker_pb2.Wishes) -> None:
+        if self._heeding is None:
+            return
+        try:
+            self._heeding.heard(self._id, decode(said.wishes, Wishes), self._instances.now())
+        except InvalidError as error:
+            _log.warning("wishes cannot be read", controller=self._id, reason=error.text)
 
     def _take_given(self, batch: GivenBatch) -> None:
         if self._is_here(batch.number):

@@ -1,10 +1,10 @@
-"""How many instances of each variant a worker holds: `plan_instances(replicas, resources, limits, memory, now)`.
+"""How many instances of which variants a worker holds: `plan_instances(replicas, resources, limits, memory, now)`.
 
 After INFaaS's model autoscaler (Romero et al., USENIX ATC 2021, §4.2), which holds load against saturation throughput
 each second, replicates below a headroom of 1.05, and scales down once the load has been low for about as long as a load
 takes. Load is taken here as the time that instances run, which holds for every batch size and needs no profile: an
 instance that runs three quarters of the time is short of room, for a query that comes then waits one and a half runs on
-average (M/D/1), and hand-overs take of the rest.
+average (M/D/1), and hand-overs take of the rest. Whether another variant should do the work is `exchange`'s question.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from msgspec.structs import replace
 
 from infaas.domain.action import Action, Cause, VariantUse
 from infaas.domain.ids import InstanceId, VariantName
+from infaas.domain.variant import Variant
+from infaas_worker.decide.exchange import (
+    BUSY_SHARE,
+    Exchanged,
+    ExchangeMemory,
+    Held,
+    Room,
+    Takeover,
+    Wanted,
+    plan_exchange,
+)
 
-BUSY_SHARE = 0.75
-"""Of the time, from which on a variant's instances are short of room."""
 QUIET_SHARE = 0.5
 """An instance is given up if the others would then run less than this; far enough below the above for a load that
 wavers, or the next look would bring it back."""
@@ -53,6 +62,8 @@ class Replica(msgspec.Struct, frozen=True):
     load_s: float
     can_replicate: bool = True
     """False where a server of its own runs it, as many at once as that likes, or where its size is not known."""
+    items: int = 0
+    """That it has done since it was loaded."""
 
 
 class Resources(msgspec.Struct, frozen=True):
@@ -74,6 +85,16 @@ class Limits(msgspec.Struct, frozen=True):
     downscale_to_zero_delay_s: float | None = None
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """What an exchange of variants takes to be decided on."""
+
+    variants: Mapping[VariantName, Variant]
+    """Those that are here, and those that could be."""
+    wanted: Mapping[VariantName, Wanted]
+    memory_bytes: int
+    """All that instances may take."""
+
+
 class Memory(msgspec.Struct, frozen=True):
     """What a look leaves to the next."""
 
@@ -87,10 +108,15 @@ class Memory(msgspec.Struct, frozen=True):
     """Until when no other is added, and because of what."""
     held: frozenset[VariantName] = frozenset()
     """Of which it was said that no more are loaded, and why."""
+    items: Mapping[InstanceId, int] = MappingProxyType({})
+    items_per_s: Mapping[VariantName, float] = MappingProxyType({})
+    """Smoothed."""
+    exchange: ExchangeMemory = ExchangeMemory()
 
 
 class Step(msgspec.Struct, frozen=True):
-    """`instance` is the one to unload, or the one to load another of."""
+    """`instance` is the one to unload, or the one to load another of; `target` the variant to load one of, unless it is
+    there."""
 
     action: Action
     cause: Cause
@@ -98,6 +124,7 @@ class Step(msgspec.Struct, frozen=True):
     reason: str
     replicas: int
     instance: InstanceId | None = None
+    target: VariantName | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -113,6 +140,7 @@ class _Group(msgspec.Struct, frozen=True):
     ready: tuple[Replica, ...]
     loading: tuple[Replica, ...]
     busy: float
+    items_per_s: float
 
     @property
     def count(self) -> int:
@@ -140,22 +168,29 @@ def plan_instances(
     limits: Limits,
     memory: Memory,
     now: float,
+    asked: Asked | None = None,
 ) -> Plan:
     """What to load and unload now. `failed`: when an instance of a variant failed last, as far as that is still known.
+    `asked` None: no variant is exchanged for another.
 
     Promises: no more than `max_replicas` of a variant, nor more than the cores can run at once; only memory that is
     free is taken; one is loaded at a time, and none beside another load, which would have to wait for it; nothing grows
-    that nobody uses; the last instance goes for want of use alone.
+    that nobody uses; the last instance goes for want of use, or when another variant has taken over what it did.
     """
     groups = _groups(replicas, memory, now)
     after = _remembered(replicas, failed, groups, memory, now)
     steps: list[Step] = []
     held = frozenset([one.variant for one in groups if one.variant in memory.held and one.share >= QUIET_SHARE])
     if memory.at is not None:
-        grown = _growth(groups, resources, limits, after, now)
+        exchanged = _exchanged(groups, resources, limits, after, now, asked)
+        after = replace(after, exchange=exchanged.memory)
+        steps += _exchange_steps(groups, exchanged)
+        taken_over = _taken_over(exchanged)
+        rest = [one for one in groups if one.variant not in taken_over]
+        grown = [] if taken_over else _growth(rest, resources, limits, after, now)
         steps += [step for step in grown if step.action is not Action.HOLD or step.variant not in held]
         held |= {step.variant for step in grown if step.action is Action.HOLD}
-        steps += _shrinking(groups, resources, limits, after, now)
+        steps += _shrinking(rest, resources, limits, after, now)
     changed = {step.variant for step in steps if step.action is not Action.HOLD}
     lent = {step.variant: (now + LENT_FOR_S, Cause.LENT) for step in steps if _is_loan(step)}
     after = replace(
@@ -168,6 +203,52 @@ def plan_instances(
     return Plan(tuple(steps), after, uses)
 
 
+def _exchanged(
+    groups: Sequence[_Group], resources: Resources, limits: Limits, memory: Memory, now: float, asked: Asked | None
+) -> Exchanged:
+    if asked is None:
+        return Exchanged(None, None, ExchangeMemory())
+    held = [
+        Held(
+            variant=asked.variants[one.variant],
+            ready=len(one.ready),
+            loading=len(one.loading),
+            items_per_s=one.items_per_s,
+            is_busy=one.variant in memory.busy_since,
+        )
+        for one in groups
+        if one.variant in asked.variants and one.like.can_replicate
+    ]
+    room = Room(resources.cores, asked.memory_bytes, resources.free_bytes, limits.max_replicas)
+    failed = frozenset([name for name, (_, cause) in memory.not_before.items() if cause is Cause.FAILED])
+    patience = limits.upscale_delay_s, limits.downscale_delay_s
+    return plan_exchange(held, asked.wanted, asked.variants, failed, room, patience, memory.exchange, now)
+
+
+def _taken_over(exchanged: Exchanged) -> frozenset[VariantName]:
+    """Whose instances are left as they are, since another variant is about to do their work, or does it now."""
+    moves = (exchanged.begun, exchanged.ended, exchanged.memory.under_way)
+    return frozenset([move.source for move in moves if move is not None])
+
+
+def _exchange_steps(groups: Sequence[_Group], exchanged: Exchanged) -> list[Step]:
+    by_name = {one.variant: one for one in groups}
+    steps: list[Step] = []
+    if (begun := exchanged.begun) is not None:
+        target = None if begun.is_there else begun.target
+        count = by_name[begun.source].count
+        steps.append(Step(begun.action, begun.cause, begun.source, begun.reason, count, None, target))
+    if (ended := exchanged.ended) is not None:
+        one = by_name[ended.source]
+        steps += [_replaced(ended, one.count, replica) for replica in (*one.ready, *one.loading)]
+    return steps
+
+
+def _replaced(ended: Takeover, count: int, replica: Replica) -> Step:
+    text = f"{ended.target} does its work"
+    return Step(Action.UNLOAD, Cause.REPLACED, ended.source, text, count, replica.id)
+
+
 def _is_loan(step: Step) -> bool:
     return step.action is Action.UNLOAD and step.cause is Cause.LENT
 
@@ -177,17 +258,22 @@ def _groups(replicas: Sequence[Replica], memory: Memory, now: float) -> list[_Gr
     elapsed_s = now - memory.at if memory.at is not None else 0.0
     weight = 1.0 - math.pow(0.5, elapsed_s / HALF_LIFE_S)
     ran: dict[VariantName, float] = {}
+    did: dict[VariantName, float] = {}
     for one in replicas:
         if elapsed_s > 0:
             new_s = one.busy_s - memory.busy_s.get(one.id, 0.0)
             ran[one.variant] = ran.get(one.variant, 0.0) + min(1.0, max(0.0, new_s) / elapsed_s)
+            new = max(0, one.items - memory.items.get(one.id, 0))
+            did[one.variant] = did.get(one.variant, 0.0) + new / elapsed_s
     found: list[_Group] = []
     for name in sorted({one.variant for one in replicas}):
         own = [one for one in replicas if one.variant == name]
         lately = memory.busy.get(name, 0.0)
         busy = lately + weight * (ran[name] - lately) if name in ran else lately
+        before = memory.items_per_s.get(name, 0.0)
+        rate = before + weight * (did[name] - before) if name in did else before
         ready = tuple([one for one in own if one.is_ready])
-        found.append(_Group(name, ready, tuple([one for one in own if not one.is_ready]), busy))
+        found.append(_Group(name, ready, tuple([one for one in own if not one.is_ready]), busy, rate))
     return found
 
 
@@ -208,6 +294,9 @@ def _remembered(
         busy_since={name: memory.busy_since.get(name, now) for name in busy},
         quiet_since={name: memory.quiet_since.get(name, now) for name in quiet},
         not_before={name: (until, cause) for name, (until, cause) in not_before.items() if until > now},
+        items={one.id: one.items for one in replicas},
+        items_per_s={one.variant: one.items_per_s for one in groups},
+        exchange=memory.exchange,
     )
 
 

@@ -1,0 +1,241 @@
+"""Which variant should do the work of another one on this worker: `plan_exchange(held, wanted, known, room, …)`.
+
+After INFaaS's model autoscaler (Romero et al., USENIX ATC 2021, §4.2), which weighs replicating a variant against
+moving its queries to another one, by what each would cost. Cost is what of the worker nobody else can have: the larger
+of the share of its cores and the share of its memory that a variant takes to carry its load (the dominant share of
+Ghodsi et al., NSDI 2011). At a few queries a second that is memory, so that small variants win; at many it is time, so
+that those win which do much in a run.
+
+An exchange never leaves a gap: the other variant is READY before the first one goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+from msgspec.structs import replace
+
+from infaas.domain.action import Action, Cause
+from infaas.domain.ids import VariantName
+from infaas.domain.variant import Hardware, Variant
+
+BUSY_SHARE = 0.75
+"""Of the time, that instances should run at most."""
+GAIN = 0.75
+"""What an exchange must come down to, of what it costs before: less than that is not worth a load, and what is seen
+wavers. Two variants are never exchanged for each other in turn at one load, for that would cost ever less."""
+BATCH_SHARE = 0.5
+"""Of a query's time, that the run may take which it is in: another may just have begun (Proteus, Jellyfish+)."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A variant that has instances here."""
+
+    variant: Variant
+    ready: int
+    loading: int
+    items_per_s: float
+    """That it does, on average lately."""
+    is_busy: bool
+    """Its instances are short of room."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What is known of the queries that a variant serves."""
+
+    admitted: frozenset[VariantName]
+    """Others that every one of them admits."""
+    latency_s: float
+    items_per_query: float = 1.0
+
+
+class Room(msgspec.Struct, frozen=True):
+    cores: int
+    memory_bytes: int
+    """All that instances may take."""
+    free_bytes: int
+    max_replicas: int
+
+
+class Takeover(msgspec.Struct, frozen=True):
+    """`target` is loaded already where `is_there`."""
+
+    source: VariantName
+    target: VariantName
+    action: Action
+    cause: Cause
+    reason: str
+    is_there: bool
+
+
+class ExchangeMemory(msgspec.Struct, frozen=True):
+    worth_since: Mapping[tuple[VariantName, VariantName], float] = MappingProxyType({})
+    """Since when an exchange has been worth it."""
+    under_way: Takeover | None = None
+    given_up: Mapping[VariantName, VariantName] = MappingProxyType({})
+    """What is not to be loaded here, and what does its work."""
+
+
+class Exchanged(msgspec.Struct, frozen=True):
+    begun: Takeover | None
+    """Load its target, if that is not there; its source stays."""
+    ended: Takeover | None
+    """Unload every instance of its source."""
+    memory: ExchangeMemory
+
+
+def plan_exchange(
+    held: Sequence[Held],
+    wanted: Mapping[VariantName, Wanted],
+    known: Mapping[VariantName, Variant],
+    failed: frozenset[VariantName],
+    room: Room,
+    patience: tuple[float, float],
+    memory: ExchangeMemory,
+    now: float,
+) -> Exchanged:
+    """`known`: variants that could be loaded. `failed`: those of which an instance failed lately. `patience`: seconds
+    for which an exchange must have been worth it, where the source is short of room, and else.
+
+    Promises: one exchange at a time; the target is admitted by all that the source serves, is fast enough for the
+    tightest of it, and carries the load of both within the cores; it is loaded into free memory only; the source goes
+    when the target is READY, and never otherwise.
+    """
+    there = {one.variant.name: one for one in held}
+    given_up = {
+        name: by for name, by in memory.given_up.items() if name not in there and by in there and there[by].ready
+    }
+    if memory.under_way is not None:
+        return _follow(memory.under_way, there, replace(memory, given_up=given_up))
+    is_loading = any(one.loading for one in held)
+    worth = {} if is_loading else _worth(there, wanted, known, failed, room)
+    since = {pair: memory.worth_since.get(pair, now) for pair in worth}
+    due = [
+        (one.share, one.takeover)
+        for pair, one in worth.items()
+        if now - since[pair] >= patience[0 if there[pair[0]].is_busy else 1]
+    ]
+    if not due:
+        return Exchanged(None, None, ExchangeMemory(since, None, given_up))
+    _, best = min(due, key=lambda one: (one[0], one[1].source, one[1].target))
+    if best.is_there:
+        return Exchanged(best, best, ExchangeMemory({}, None, {**given_up, best.source: best.target}))
+    return Exchanged(best, None, ExchangeMemory({}, best, given_up))
+
+
+def _follow(begun: Takeover, there: Mapping[VariantName, Held], memory: ExchangeMemory) -> Exchanged:
+    """Until its target is READY, or is not going to be."""
+    target = there.get(begun.target)
+    if begun.source not in there or target is None:
+        return Exchanged(None, None, replace(memory, under_way=None))
+    if not target.ready:
+        return Exchanged(None, None, memory)
+    given_up = {**memory.given_up, begun.source: begun.target}
+    return Exchanged(None, begun, ExchangeMemory({}, None, given_up))
+
+
+class _Worth(msgspec.Struct, frozen=True):
+    share: float
+    """What it costs afterwards, of what it costs before."""
+    takeover: Takeover
+
+
+def _worth(
+    there: Mapping[VariantName, Held],
+    wanted: Mapping[VariantName, Wanted],
+    known: Mapping[VariantName, Variant],
+    failed: frozenset[VariantName],
+    room: Room,
+) -> dict[tuple[VariantName, VariantName], _Worth]:
+    """Every pair of source and target that would be worth it now."""
+    found: dict[tuple[VariantName, VariantName], _Worth] = {}
+    for source, one in there.items():
+        asked = wanted.get(source)
+        if asked is None or not one.ready:
+            continue
+        for name in sorted(asked.admitted - failed - {source}):
+            other = there.get(name)
+            variant = known.get(name) if other is None else other.variant
+            if variant is None or (other is not None and not other.ready):
+                continue
+            if other is None and variant.memory_bytes > room.free_bytes:
+                continue
+            worth = _exchange(one, asked, variant, other, wanted.get(name), room)
+            if worth is not None:
+                found[source, name] = worth
+    return found
+
+
+def _exchange(
+    source: Held, asked: Wanted, target: Variant, other: Held | None, others: Wanted | None, room: Room
+) -> _Worth | None:
+    """`other`: what the target does here already, and `others` who asks for that."""
+    before = cost(source.variant, source.items_per_s, asked, room)
+    together = asked if others is None else _together(asked, others)
+    own = 0.0 if other is None else other.items_per_s
+    after = cost(target, source.items_per_s + own, together, room)
+    if after is None or target.hardware is not Hardware.CPU or target.runtime.is_elsewhere:
+        return None
+    beside = 0.0 if other is None else cost(target, own, others or asked, room) or 0.0
+    if before is not None and after > GAIN * (before + beside):
+        return None
+    share = after / (before + beside) if before else 0.0
+    does_more = _most_per_s(target) > _most_per_s(source.variant)
+    action = Action.UPGRADE if does_more else Action.DOWNGRADE
+    cause = Cause.BUSY if source.is_busy else Cause.CHEAPER
+    load = f"{source.items_per_s:.3g} items/s"
+    costs = "cannot carry" if before is None else f"takes {before + beside:.1%} of the worker for"
+    reason = f"{source.variant.name} {costs} {load}, {target.name} would take {after:.1%}"
+    return _Worth(share, Takeover(source.variant.name, target.name, action, cause, reason, other is not None))
+
+
+def _together(one: Wanted, other: Wanted) -> Wanted:
+    return Wanted(
+        one.admitted & other.admitted,
+        min(one.latency_s, other.latency_s),
+        max(one.items_per_query, other.items_per_query),
+    )
+
+
+def cost(variant: Variant, items_per_s: float, asked: Wanted, room: Room) -> float | None:
+    """Share of the worker that a variant takes to carry a load; None when it cannot carry it here. How many instances
+    there are now is left out: who is replicated late, or given up late, would look dear or cheap for it."""
+    most = _largest_batch(variant, asked)
+    if most is None or variant.threads > room.cores:
+        return None
+    instances = max(1, math.ceil(items_per_s * variant.run_s(most, "mean_s") / most / BUSY_SHARE))
+    if instances > room.max_replicas or instances * variant.threads > room.cores:
+        return None
+    batch = _usual_batch(variant, items_per_s / instances, most, asked)
+    busy_cores = min(instances, items_per_s * variant.run_s(batch, "mean_s") / batch) * variant.threads
+    return max(busy_cores / room.cores, instances * variant.memory_bytes / room.memory_bytes)
+
+
+def _least_batch(variant: Variant, asked: Wanted) -> int:
+    """What one query brings."""
+    return variant.fixed_batch or min(variant.max_batch_size, max(1, math.ceil(asked.items_per_query)))
+
+
+def _largest_batch(variant: Variant, asked: Wanted) -> int | None:
+    """The one that does most in a second, of those that are fast enough. None: none is."""
+    least = _least_batch(variant, asked)
+    sizes = [least]
+    while variant.fixed_batch is None and 2 * sizes[-1] <= variant.max_batch_size:
+        sizes.append(2 * sizes[-1])
+    able = [size for size in sizes if variant.run_s(size, "p95_s") <= BATCH_SHARE * asked.latency_s]
+    return max(able, key=lambda size: (size / variant.run_s(size, "mean_s"), -size), default=None)
+
+
+def _usual_batch(variant: Variant, items_per_s: float, most: int, asked: Wanted) -> int:
+    """What comes while a run lasts is the next run."""
+    batch = _least_batch(variant, asked)
+    while batch < most and items_per_s * variant.run_s(batch, "mean_s") > batch:
+        batch = min(most, math.ceil(items_per_s * variant.run_s(batch, "mean_s")))
+    return batch
+
+
+def _most_per_s(variant: Variant) -> float:
+    return 0.0 if variant.profile is None else variant.profile.throughput_per_s
