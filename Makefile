@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,triton,postgres,otel
+EXTRAS := dev,triton,postgres,otel,docker
 
 .PHONY: demo test test-long check lint types contracts unit proto bench up wheel-check clean
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from infaas.errors import SettingsError
 
@@ -31,8 +31,14 @@ ENV_NOT_SETTINGS = frozenset(
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S+@")
 _URL_PARAMETER = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
-_SECRET_NAMES = frozenset({"token", "password"})
+_SECRET_NAMES = frozenset({"token", "password", "secret", "key"})
+"""Last words of the names of secrets."""
 HIDDEN = "[hidden]"
+STORE_VARIABLE = "INFAAS_STORE__REDIS_URL"
+_VOLUME = re.compile(r"(?:/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]*):/[^:]*(?::ro|:rw)?")
+_OF_EACH_WORKER = frozenset(
+    {f"{ENV_PREFIX}WORKER__{name}" for name in ("ID", "POOL", "LISTEN", "ADVERTISE", "INLINE", "CORES", "MEMORY_BYTES")}
+)
 
 
 class _Section(BaseModel):
@@ -141,7 +147,11 @@ class WorkerSettings(_Section):
     id: str | None = Field(None, description="Name of this worker; empty: made from pool and host")
     pool: str = "local"
     listen: str | None = Field(None, description="`unix:/path` or `host:port`; empty: a socket in the state folder")
-    advertise: str | None = Field(None, description="What controllers dial, when it differs from `listen`")
+    advertise: str | None = Field(
+        None,
+        description="What controllers dial, when it differs from `listen`; in `auto:PORT` with the address that the "
+        "host's own name stands for",
+    )
     inline: bool = Field(
         False,
         description="The worker lives in the controller's process, for tiny models: no hop between two processes. A "
@@ -218,10 +228,86 @@ class PoolSettings(_Section):
     price_usd_per_hour: float = Field(0.04, ge=0, description="Per core")
 
 
+class DockerSettings(_Section):
+    """Where and how the fleet's provider `docker` makes workers. The same for all controllers of a cluster."""
+
+    url: str | None = Field(
+        None,
+        pattern=r"^(unix:///|tcp://|https?://)\S+$",
+        description="Of the engine's API: `unix:///PATH` or `tcp://HOST:PORT`; empty: DOCKER_HOST, else "
+        "`unix:///var/run/docker.sock`. DOCKER_TLS_VERIFY and DOCKER_CERT_PATH count as for Docker's own programs",
+    )
+    image: str = Field("infaas:local", min_length=1, description="That workers are made of; the engine must have it")
+    network: str | None = Field(
+        None,
+        description="Of the engine, that workers join; controllers must reach its addresses. Empty: the engine's own",
+    )
+    volumes: list[str] = Field(
+        default_factory=list,
+        description="What workers see, artifacts among it: `SOURCE:/PATH` or `SOURCE:/PATH:ro` each, where SOURCE is a "
+        "volume's name or a path on the engine's machine",
+    )
+    environment: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = Field(
+        default_factory=dict,
+        description="More variables for workers, over what they are told of these settings; such as "
+        "INFAAS_STORE__REDIS_URL where a container reaches the store at another address",
+    )
+    user: str | None = Field(
+        None, description="Whom workers run as, `UID` or `UID:GID`, not root; empty: whom the image names"
+    )
+    port: int = Field(9000, ge=1, le=65535, description="That each worker listens on, at an address of its own")
+    memory_headroom_bytes: int = Field(
+        512 * 2**20,
+        ge=2**26,
+        description="What a worker may use beyond its pool's memory_bytes, for itself; with both its container ends",
+    )
+    cluster: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="Tells this cluster's containers from those of others on the engine; empty: made from the network "
+        "and the store's address. Not to be changed while there are any",
+    )
+
+    @field_validator("network")
+    @classmethod
+    def _is_one_of_their_own(cls, network: str | None) -> str | None:
+        if network is not None and (network in ("host", "none") or network.startswith(("container:", "ns:"))):
+            raise ValueError("each worker needs an address of its own: name a network of the engine")
+        return network
+
+    @field_validator("volumes")
+    @classmethod
+    def _say_what_and_where(cls, volumes: list[str]) -> list[str]:
+        for volume in volumes:
+            if not _VOLUME.fullmatch(volume):
+                raise ValueError(
+                    f"{volume!r} is not SOURCE:/PATH or SOURCE:/PATH:ro, with a volume's name or an absolute path for "
+                    "SOURCE"
+                )
+        return volumes
+
+    @field_validator("user")
+    @classmethod
+    def _is_not_root(cls, user: str | None) -> str | None:
+        if user is not None and user.partition(":")[0] in ("", "0", "root"):
+            raise ValueError("workers run models of others and need no rights: name a user that is not root")
+        return user
+
+    @field_validator("environment")
+    @classmethod
+    def _leaves_workers_themselves(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if name in _OF_EACH_WORKER:
+                raise ValueError(f"{name} differs from worker to worker, and the provider says it: leave it out")
+        return environment
+
+
 class FleetSettings(_Section):
     """The VM autoscaler: how many workers of each pool there are, where a provider makes them."""
 
-    provider: Literal["none", "local"] = Field("none", description="`local`: processes of this machine")
+    provider: Literal["none", "local", "docker"] = Field(
+        "none", description="`local`: processes of this machine; `docker`: containers (extra `docker`)"
+    )
     dry_run: bool = Field(False, description="Say what would be done, and do nothing")
     period_s: float = Field(2.0, ge=0.1, description="How often the fleet is looked at")
     target_utilization: float = Field(
@@ -240,6 +326,7 @@ class FleetSettings(_Section):
         description="Where `local` keeps what it started; the same for all controllers, which are on one machine then. "
         "Empty: `fleet` in the state folder",
     )
+    docker: DockerSettings = DockerSettings()
 
 
 class TaskDefaultsSettings(_Section):
@@ -344,6 +431,16 @@ class Settings(_Section):
                 raise ValueError(f"pools.{name}.min_workers is {pool.min_workers} and its max_workers 0: raise it")
         return self
 
+    @model_validator(mode="after")
+    def _containers_reach_the_store(self) -> Self:
+        own = self.fleet
+        if own.provider == "docker" and not self.store.redis_url and STORE_VARIABLE not in own.docker.environment:
+            raise ValueError(
+                "fleet.provider is docker, and workers in containers do not reach the private Redis of `infaas up`: "
+                f"set store.redis_url (or {STORE_VARIABLE} in fleet.docker.environment)"
+            )
+        return self
+
     @property
     def fleet_folder(self) -> Path:
         return self.fleet.folder or self.state_dir / "fleet"
@@ -442,7 +539,7 @@ def _from_environ(env: dict[str, str]) -> dict[str, Any]:
             problems.append(f"{name} sets a section that another INFAAS_* variable sets as well; keep one of them")
             continue
         try:
-            here[last] = _variable_value(text, is_secret=sections[:1] == ["auth"] or last in _SECRET_NAMES)
+            here[last] = _variable_value(text, is_secret=sections[:1] == ["auth"] or _is_secret(last))
         except yaml.YAMLError as error:
             problems.append(f"{name} is not a value: {_yaml_problem(error)}")
     if problems:
@@ -474,9 +571,9 @@ def _describe(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting {where!r} (`infaas config show` lists the known ones)"
-    if where.split(".")[0] == "auth" or where.split(".")[-1] in _SECRET_NAMES:  # never echo a secret
+    if where.split(".")[0] == "auth" or _is_secret(where.split(".")[-1]):  # never echo a secret
         return f"setting {where!r}: {error['msg']}"
-    return f"setting {where!r}: {error['msg']} (got {without_password(repr(error.get('input')))})"
+    return f"setting {where!r}: {error['msg']} (got {without_password(repr(_without_secrets(error.get('input'))))})"
 
 
 def without_password(text: str) -> str:
@@ -484,11 +581,14 @@ def without_password(text: str) -> str:
     return _URL_PARAMETER.sub(rf"\1{HIDDEN}", _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text))
 
 
+def _is_secret(name: str) -> bool:
+    """As `password` and `AWS_SECRET_ACCESS_KEY` are, and `password_file` is not."""
+    return name.lower().rpartition("_")[2] in _SECRET_NAMES
+
+
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            key: HIDDEN if key in _SECRET_NAMES and inner else _without_secrets(inner) for key, inner in value.items()
-        }
+        return {key: HIDDEN if _is_secret(key) and inner else _without_secrets(inner) for key, inner in value.items()}
     return without_password(value) if isinstance(value, str) else value
 
 

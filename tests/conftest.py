@@ -7,11 +7,13 @@ import asyncio
 import os
 import secrets
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -20,6 +22,11 @@ from infaas.store.redis import RedisStore
 from infaas.store.server import find_redis_server, redis_command, wait_until_serving
 from infaas.testing.clock import ManualClock
 from infaas.testing.postgresql import VARIABLE, PostgresServer, find_binaries
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from docker_engine import DockerEngine
 
 settings.register_profile("quick", max_examples=50)
 settings.register_profile("thorough", max_examples=300, deadline=None, derandomize=True)
@@ -116,6 +123,16 @@ def own_postgres_server() -> Iterator[PostgresServer]:
     """A server that the test may kill and freeze."""
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerEngine]:
+    """One for the whole session, with an image of this checkout; every test makes a network of its own in it."""
+    pytest.importorskip("docker", reason="the extra `docker` is not installed")
+    from docker_engine import running_docker_engine
+
+    with running_docker_engine() as engine:
+        yield engine
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -56,7 +56,15 @@ from infaas_worker.executors.isolated import IsolatedExecutor
 from infaas_worker.heeding import Heeding
 from infaas_worker.instances import Instances
 from infaas_worker.loading import Loader
-from infaas_worker.machine import cores_to_use, default_listen, memory_budget, prepare_socket, remove_socket, worker_id
+from infaas_worker.machine import (
+    advertised,
+    cores_to_use,
+    default_listen,
+    memory_budget,
+    prepare_socket,
+    remove_socket,
+    worker_id,
+)
 from infaas_worker.monitor import Monitor
 from infaas_worker.obituary import Obituary
 from infaas_worker.registration import Registration
@@ -130,7 +138,7 @@ def find_place(settings: Settings, clock: Clock) -> Place:
     listen = own.listen or default_listen(settings.state_dir, identity)
     record = WorkerRecord(
         id=identity,
-        address=own.advertise or listen,
+        address=advertised(own.advertise or listen),
         state=WorkerState.STARTING,
         pool=own.pool,
         cores=len(core_ids),

@@ -16,10 +16,11 @@ from infaas_controller.fleet.documents import NO_PROVIDER
 from infaas_controller.fleet.ledger import FleetLedger
 from infaas_controller.fleet.sources import OwnDemand, WorkersWork
 from infaas_controller.providers.base import Provider
+from infaas_controller.providers.docker import DockerProvider
 from infaas_controller.providers.local import LocalProvider
 from infaas_controller.workers import WorkerLinks
 
-PROVIDERS: Mapping[str, Callable[[Settings], Provider]] = {"local": LocalProvider}
+PROVIDERS: Mapping[str, Callable[[Settings], Provider]] = {"local": LocalProvider, "docker": DockerProvider}
 """By the words of `fleet.provider`."""
 
 

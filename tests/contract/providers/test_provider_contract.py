@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from docker_engine import DockerEngine, Network
 from infaas_controller.providers.base import Machine, MachineState, Order, Provider
+from infaas_controller.providers.docker import DockerProvider
 from infaas_controller.providers.local import LocalProvider
 
 from infaas.domain.cluster import WorkerRecord
@@ -56,8 +58,9 @@ class House:
 
 
 @contextmanager
-def local_house(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+def local_house(redis_url: str, request: pytest.FixtureRequest) -> Iterator[House]:
     """Told by variables: a worker of this machine gets those of its controller."""
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     with tempfile.TemporaryDirectory(prefix="infaas-") as folder:
         for name in os.environ:
             if name.startswith("INFAAS_"):
@@ -114,7 +117,76 @@ def local_house(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hou
                     process.wait()
 
 
-HOUSES = {"local": local_house}
+@contextmanager
+def docker_house(redis_url: str, request: pytest.FixtureRequest) -> Iterator[House]:
+    """Containers of an image of this checkout, in a network of their own. The store is a socket that they mount."""
+    engine: DockerEngine = request.getfixturevalue("docker_engine")
+    store = Path(redis_url.removeprefix("unix://"))
+    store.chmod(0o777)  # a container's user is another one
+    network = Network(engine)
+    with tempfile.TemporaryDirectory(prefix="infaas-") as folder:
+        way = Path(folder) / "engine.sock"
+        way.symlink_to(engine.socket)
+        told = {
+            "state_dir": folder,
+            "store": {"redis_url": redis_url},
+            "auth": {"token": "a-token-of-tests"},
+            "pools": {"small": POOL},
+            "fleet": {
+                "provider": "docker",
+                "docker": {
+                    "url": f"unix://{way}",
+                    "image": engine.image,
+                    "network": network.name,
+                    "volumes": [f"{store}:/run/redis.sock"],
+                    "environment": {"INFAAS_STORE__REDIS_URL": "unix:///run/redis.sock"},
+                },
+            },
+            # The first is so long that no record is gone because it expired; the rest is another worker's, which none
+            # of the machines is to be.
+            "worker": {
+                "heartbeat_s": 10,
+                "drain_timeout_s": DRAIN_S,
+                "id": "another",
+                "pool": "another",
+                "listen": f"unix:{folder}/another.sock",
+                "advertise": f"unix:{folder}/another.sock",
+                "memory_bytes": 2**20,
+            },
+        }
+        settings = load_settings(environ={}, overrides=told)
+        made: list[DockerProvider] = []
+
+        def make() -> DockerProvider:
+            made.append(DockerProvider(settings))
+            return made[-1]
+
+        def worker_of(container: str) -> str:
+            environ = dict(one.split("=", 1) for one in engine.inspected(container)["Config"]["Env"])
+            return str(environ["INFAAS_WORKER__ID"])
+
+        def send(worker: str, number: signal.Signals) -> None:
+            (container,) = [name for name in network.containers() if worker_of(name) == worker]
+            word = f"kill -s {number.name.removeprefix('SIG')} $(cat /proc/1/task/1/children)"
+            engine.engine.run("exec", container, "sh", "-c", word)  # the first process is the engine's own
+
+        try:
+            yield House(
+                make=make,
+                alive=lambda: {worker_of(name) for name in network.containers()},
+                signal=send,
+                cut=way.unlink,
+                said=network.logs,
+            )
+        finally:
+            for provider in made:
+                if provider._client is not None:
+                    provider._client.close()
+            network.remove()
+
+
+HOUSES = {"local": local_house, "docker": docker_house}
+MARKS = {"local": (), "docker": (pytest.mark.long, pytest.mark.timeout(900))}
 
 
 @dataclass
@@ -159,12 +231,10 @@ class Town:
         await self.until(lambda: provider.remove(order.id), f"nothing to be left of {order.worker}")
 
 
-@pytest.fixture(params=HOUSES)
-async def town(
-    request: pytest.FixtureRequest, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Town]:
+@pytest.fixture(params=[pytest.param(name, marks=MARKS[name]) for name in HOUSES])
+async def town(request: pytest.FixtureRequest, redis_server: RedisServer) -> AsyncIterator[Town]:
     store = RedisStore(redis_server.url)
-    with HOUSES[request.param](redis_server.url, monkeypatch) as house:
+    with HOUSES[request.param](redis_server.url, request) as house:
         town = Town(house, store)
         try:
             yield town

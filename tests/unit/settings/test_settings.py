@@ -255,3 +255,47 @@ def test_no_secret_is_shown_wherever_it_stands() -> None:
     assert shown["store"]["redis_url"] == "rediss://:[hidden]@h:1/0"
     assert shown["catalog"]["database_url"] == "postgresql://u:[hidden]@db/c?password=[hidden]"
     assert shown["controller"]["http_port"] == 8000
+
+
+@pytest.mark.parametrize(
+    ("docker", "said"),
+    [
+        ({"network": "host"}, "each worker needs an address of its own: name a network of the engine"),
+        ({"network": "container:redis"}, "each worker needs an address of its own"),
+        ({"volumes": ["artifacts"]}, "'artifacts' is not SOURCE:/PATH or SOURCE:/PATH:ro"),
+        ({"volumes": ["./artifacts:/artifacts"]}, "is not SOURCE:/PATH"),
+        ({"volumes": ["artifacts:/artifacts:rx"]}, "is not SOURCE:/PATH"),
+        ({"user": "0:10001"}, "name a user that is not root"),
+        ({"environment": {"INFAAS_WORKER__ID": "me"}}, "INFAAS_WORKER__ID differs from worker to worker"),
+        ({"url": "/var/run/docker.sock"}, "fleet.docker.url"),
+        ({"cluster": "a b"}, "fleet.docker.cluster"),
+        ({"restart": "always"}, "unknown setting 'fleet.docker.restart'"),
+    ],
+)
+def test_what_no_container_can_be_made_with_is_refused(docker: dict[str, object], said: str) -> None:
+    overrides = {"store": {"redis_url": "redis://redis"}, "fleet": {"provider": "docker", "docker": docker}}
+    with pytest.raises(SettingsError) as raised:
+        load_settings(environ={}, overrides=overrides)
+    assert said in raised.value.text
+
+
+def test_workers_in_containers_need_a_store_that_they_reach() -> None:
+    with pytest.raises(SettingsError, match=r"set store\.redis_url \(or INFAAS_STORE__REDIS_URL in fleet\.docker"):
+        load_settings(environ={"INFAAS_FLEET__PROVIDER": "docker"})
+    load_settings(environ={"INFAAS_FLEET__PROVIDER": "docker", "INFAAS_STORE__REDIS_URL": "redis://redis"})
+
+
+def test_secrets_that_workers_are_told_are_not_shown() -> None:
+    told = {"INFAAS_AUTH__TOKEN": "hidden-1", "AWS_SECRET_ACCESS_KEY": "hidden-2", "URL": "redis://:hidden-3@redis"}
+    shown = load_settings(
+        environ={}, overrides={"fleet": {"docker": {"environment": told | {"MODE": "shown"}}}}
+    ).shown()
+    assert shown["fleet"]["docker"]["environment"]["MODE"] == "shown"
+    assert "hidden-" not in str(shown)
+
+
+def test_a_mistake_beside_a_secret_does_not_show_it() -> None:
+    environment = {"INFAAS_WORKER__ID": "me", "INFAAS_AUTH__TOKEN": "hidden-1", "URL": "redis://:hidden-2@redis"}
+    with pytest.raises(SettingsError) as raised:
+        load_settings(environ={}, overrides={"fleet": {"docker": {"environment": environment}}})
+    assert "hidden-" not in raised.value.text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from infaas_worker.api.auth import is_allowed
-from infaas_worker.machine import cores_to_use, default_listen, prepare_socket, worker_id
+from infaas_worker.machine import advertised, cores_to_use, default_listen, prepare_socket, worker_id
 from infaas_worker.main import find_place
 from infaas_worker.monitor import stall_ratio
 from infaas_worker.registration import retry_wait_s
@@ -115,3 +115,35 @@ def test_waiting_for_the_store_grows_to_a_limit_and_is_jittered():
 )
 def test_only_the_right_bearer_token_is_let_in(metadata, token, allowed):
     assert is_allowed(metadata, token) is allowed
+
+
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    def found(host: str, port: object, **_: object) -> list[tuple[object, ...]]:
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "box")
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+def test_a_worker_advertises_the_address_that_its_own_name_stands_for(monkeypatch):
+    resolves_to(monkeypatch, "127.0.1.1", "10.89.0.7")
+    assert advertised("auto:9000") == "10.89.0.7:9000"
+    resolves_to(monkeypatch, "fe80::1%eth0", "fd00::7")
+    assert advertised("auto:9000") == "[fd00::7]:9000"
+
+
+def test_whoever_names_an_address_advertises_that_one(monkeypatch):
+    resolves_to(monkeypatch)
+    for named in ("worker-1:9000", "unix:/run/auto:9000", "auto.example:9000"):
+        assert advertised(named) == named
+
+
+@pytest.mark.parametrize(
+    ("addresses", "said"), [((), "does not resolve"), (("127.0.1.1",), "resolves to 127.0.1.1 only")]
+)
+def test_a_name_that_nobody_else_could_use_is_not_advertised(monkeypatch, addresses, said):
+    resolves_to(monkeypatch, *addresses)
+    with pytest.raises(SettingsError, match=f"its name 'box' {said}"):
+        advertised("auto:9000")
