@@ -106,7 +106,13 @@ def _api(engine: Engine, folder: Path) -> Iterator[Path]:
     if engine.name != "podman":
         yield Path(os.environ.get("DOCKER_HOST", DOCKER_SOCKET).removeprefix("unix://"))
         return
-    socket = folder / "engine.sock"
+    with podman_service(folder / "engine.sock"):
+        yield folder / "engine.sock"
+
+
+@contextmanager
+def podman_service(socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Docker's API in front of podman; the containers do without it."""
     service = subprocess.Popen(
         ["podman", "system", "service", "--time=0", f"unix://{socket}"],
         stdout=subprocess.DEVNULL,
@@ -118,9 +124,9 @@ def _api(engine: Engine, folder: Path) -> Iterator[Path]:
             assert time.monotonic() < deadline, "podman's service does not answer"
             assert service.poll() is None, f"podman's service ended with {service.returncode}"
             time.sleep(0.05)
-        yield socket
+        yield service
     finally:
-        service.terminate()
+        service.kill()
         service.wait()
 
 

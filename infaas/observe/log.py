@@ -27,7 +27,18 @@ _TEXT_SECRETS = (
     ),
     (re.compile(r"(?P<head>\bbearer\s+)(?!\[hidden\])[A-Za-z0-9._~+/=-]+", re.IGNORECASE), rf"\g<head>{HIDDEN}"),
 )
-_NOISY = ("httpx", "httpcore", "uvicorn.access", "alembic", "asyncio", "redis", "sqlalchemy.engine", "grpc")
+_NOISY = (
+    "httpx",
+    "httpcore",
+    "uvicorn.access",
+    "alembic",
+    "asyncio",
+    "redis",
+    "sqlalchemy.engine",
+    "grpc",
+    "urllib3",
+    "docker",
+)
 
 
 def configure_logging(settings: LogSettings, *, component: str = "") -> None:

@@ -92,8 +92,9 @@ class DockerProvider:
             state = engine.inspect_container(id).get("State") or {}
         except self._docker.errors.NotFound:
             return None
+        since = max(1, int(container.finished_at(state) - container.LAST_S))
         try:
-            log = engine.logs(id, tail=container.LAST_LINES)
+            log = engine.logs(id, since=since)  # podman may lose a line that it was asked for by `tail`
         except self._docker.errors.APIError:  # some of an engine's ways to log cannot be read back
             log = b""
         return container.last_words(state, log)
@@ -167,16 +168,22 @@ class DockerProvider:
         if now - first >= self._patience_s:
             self._kill(engine, running)
         elif now - last >= TELL_AGAIN_S:
-            engine.kill(running, "SIGTERM")
             self._told[id] = (first, now)
+            self._terminate(engine, running)
+
+    def _terminate(self, engine: Any, running: str) -> None:
+        try:
+            engine.kill(running, "SIGTERM")
+        except self._docker.errors.APIError:
+            # It has ended meanwhile, or it is paused, when some engines pass no signals on: its time runs all the same.
+            if engine.inspect_container(running)["State"]["Status"] == "running":
+                raise
 
     def _kill(self, engine: Any, running: str) -> None:
         try:
             engine.kill(running, "SIGKILL")
-        except self._docker.errors.APIError as error:
-            if error.status_code != _CONFLICT:
-                raise
-            engine.remove_container(running, v=True, force=True)  # one that was paused takes no signal everywhere
+        except self._docker.errors.APIError:
+            engine.remove_container(running, v=True, force=True)  # as above
 
     # -- the engine
 

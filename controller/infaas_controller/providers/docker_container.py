@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from infaas.errors import SettingsError
@@ -18,8 +19,9 @@ from infaas_controller.providers.base import MachineState, Order, ProviderError
 
 CLUSTER_LABEL = "infaas.cluster"
 ORDER_LABEL = "infaas.order"
-LAST_LINES = 3
-"""Of its log, that say why a worker has ended."""
+LAST_S = 60.0
+_LAST_LINES = 3
+"""Of its log of the last so many seconds, that say why a worker has ended."""
 _LONGEST_LINE = 300
 _TOKEN_VARIABLES = ("INFAAS_AUTH__TOKEN", "INFAAS_AUTH__TOKEN_FILE")
 _LEAST_QUOTA_US = 1_000
@@ -137,6 +139,14 @@ def is_begun(word: str) -> bool:
     return state_of(word) is not MachineState.STARTING
 
 
+def finished_at(state: Mapping[str, Any]) -> float:
+    """Seconds since the epoch; 0 when the engine does not say."""
+    try:
+        return max(0.0, datetime.fromisoformat(str(state.get("FinishedAt"))).timestamp())
+    except ValueError:
+        return 0.0
+
+
 def last_words(state: Mapping[str, Any], log: bytes) -> str:
     """Of a container that has ended: how, and what it said last, for its log goes with it. `state` is of
     `GET /containers/ID/json`."""
@@ -145,7 +155,7 @@ def last_words(state: Mapping[str, Any], log: bytes) -> str:
         words.append("out of memory: it used more than its pool's memory_bytes and fleet.docker.memory_headroom_bytes")
     if state.get("Error"):
         words.append(str(state["Error"]))
-    lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()][-LAST_LINES:]
+    lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()][-_LAST_LINES:]
     if lines:
         words.append("its log ends with: " + " | ".join(line[:_LONGEST_LINE] for line in lines))
     return str(redact("; ".join(words)))

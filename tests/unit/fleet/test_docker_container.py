@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
 from infaas_controller.providers import docker_container as container
 from infaas_controller.providers.base import MachineState, Order, ProviderError
+from infaas_controller.providers.docker import DockerProvider
 
 from infaas.domain.ids import WorkerId
 from infaas.errors import InvalidError, SettingsError
@@ -168,3 +170,24 @@ def test_an_image_that_runs_as_root_is_told_from_others(user: str) -> None:
     assert container.runs_as_root(settings(), {"Config": {"User": user}})
     assert not container.runs_as_root(settings(docker={"user": "10001"}), {"Config": {"User": user}})
     assert not container.runs_as_root(settings(), {"Config": {"User": "infaas"}})
+
+
+def test_when_a_container_has_ended_is_read_from_the_engine() -> None:
+    assert container.finished_at({"FinishedAt": "1970-01-01T00:01:40.250000001Z"}) == 100.25
+    assert container.finished_at({"FinishedAt": "1970-01-01T02:00:10+02:00"}) == 10.0
+    for told in ({}, {"FinishedAt": "0001-01-01T00:00:00Z"}, {"FinishedAt": "soon"}):
+        assert container.finished_at(told) == 0.0
+
+
+def test_without_its_extra_the_provider_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    with pytest.raises(SettingsError, match=r"docker is not installed; `pip install 'infaas\[docker\]'"):
+        DockerProvider(settings())
+
+
+async def test_nobody_is_asked_before_there_is_something_to_ask() -> None:
+    """A controller starts without its engine, and says so when it needs it."""
+    pytest.importorskip("docker")
+    provider = DockerProvider(settings(docker={"url": "unix:///nowhere/engine.sock"}))
+    with pytest.raises(ProviderError, match=r"the engine at unix:///nowhere/engine\.sock cannot be reached"):
+        await provider.list()
