@@ -20,6 +20,7 @@ from running_system import Callers, Found, Scans, System, member
 from infaas.client import Client
 from infaas.control import FleetStepDocument
 from infaas.domain.ids import WorkerId
+from infaas.errors import InfaasError
 from infaas.settings import load_settings
 
 if TYPE_CHECKING:
@@ -182,6 +183,38 @@ def test_who_is_killed_is_replaced_and_what_nobody_ordered_goes(site: Site, scan
         system.close()
 
 
+def test_a_controller_that_is_a_container_itself_makes_others(site: Site) -> None:
+    """As in a compose file: with the engine's socket mounted, in the network of its workers."""
+    inside = "/run/engine.sock"
+    told = site.settings(min_workers=1)
+    there = json.loads(told["INFAAS_FLEET__DOCKER"])
+    there["volumes"] = []
+    environment = there.pop("environment")
+    there["url"] = f"unix://{inside}"
+    told |= {
+        "INFAAS_STORE__REDIS_URL": environment["INFAAS_STORE__REDIS_URL"],
+        "INFAAS_FLEET__DOCKER": json.dumps(there),
+        "INFAAS_CONTROLLER__HOST": "0.0.0.0",
+    }
+    engine, own = site.engine.engine, f"{site.network.name}-controller"
+    if engine.name == "podman":
+        site.engine.socket.chmod(0o660)  # a service of the tests' own
+    words = [word for name, value in told.items() for word in ("-e", f"{name}={value}")]
+    words += ["-v", f"{site.engine.socket}:{inside}", "--group-add", str(site.engine.socket.stat().st_gid)]
+    engine.run(
+        "run", "-d", "--name", own, "--network", site.network.name, *words, site.engine.image, "run", "controller"
+    )
+
+    (joined,) = site.engine.inspected(own)["NetworkSettings"]["Networks"].values()
+    with Client(f"http://{joined['IPAddress']}:8000", TOKEN, timeout_s=PATIENCE_S) as client:
+        (worker,) = wait_for(lambda: _workers_once_it_listens(client), "a worker of the controller's own")
+        found = next(one for one in client.workers() if one.id == worker)
+        (container,) = [name for name in site.containers() if name != own]
+        (address,) = site.engine.inspected(container)["NetworkSettings"]["Networks"].values()
+        assert found.address == f"{address['IPAddress']}:9000"
+        assert client.fleet().provider == "docker"
+
+
 def wait_for(question: Callable[[], Found], what: str) -> Found:
     return running_system.wait_for(question, what, PATIENCE_S)
 
@@ -189,6 +222,14 @@ def wait_for(question: Callable[[], Found], what: str) -> Found:
 def workers(client: Client) -> list[str]:
     """That serve."""
     return sorted(one.id for one in client.workers() if one.is_connected and one.state == "READY")
+
+
+def _workers_once_it_listens(client: Client) -> list[str]:
+    try:
+        return workers(client)
+    except InfaasError as error:
+        print(f"not yet: {error}")
+        return []
 
 
 def used(client: Client) -> set[str]:
