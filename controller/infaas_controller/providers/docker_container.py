@@ -7,7 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, SecretStr
 
 from infaas.errors import SettingsError
 from infaas.observe.log import redact
@@ -25,6 +28,10 @@ _LAST_LINES = 3
 _LONGEST_LINE = 300
 _TOKEN_VARIABLES = ("INFAAS_AUTH__TOKEN", "INFAAS_AUTH__TOKEN_FILE")
 _LEAST_QUOTA_US = 1_000
+_NOT_FOR_WORKERS = frozenset(
+    {"state_dir", "catalog", "repository", "controller", "worker", "generator", "pools", "fleet", "tasks"}
+)
+"""Sections that workers do not read, or are told in another way."""
 _OWN_OF_EACH = frozenset({"id", "pool", "inline", "cores", "memory_bytes", "listen", "advertise"})
 _OF_A_POOL = frozenset({"cores", "memory_bytes", "price_usd_per_hour"})
 _STATES = {
@@ -103,27 +110,46 @@ def body(settings: Settings, order: Order) -> dict[str, Any]:
 
 def environ(settings: Settings, order: Order, pool: PoolSettings) -> dict[str, str]:
     """Variables of the worker: what controllers were told that is for workers too, what makes it this one, and what an
-    operator says that it be told instead. Of what nobody has set the image's own counts."""
+    operator says that it be told instead. Of what nobody has set the image's own counts. Raises ProviderError for a
+    secret that cannot be read."""
     own = settings.fleet.docker
-    worker = settings.worker.model_dump(mode="json", exclude_unset=True, exclude=set(_OWN_OF_EACH))
-    told: dict[str, Any] = {
-        "store": {"redis_url": settings.redis_url},
-        "log": settings.log.model_dump(mode="json", exclude_unset=True),
-        "observe": settings.observe.model_dump(mode="json", exclude_unset=True),
-        "pools": json.dumps({order.pool: pool.model_dump(mode="json", exclude_none=True, include=set(_OF_A_POOL))}),
-        "worker": worker
-        | {
-            "id": order.worker,
-            "pool": order.pool,
-            "listen": f"0.0.0.0:{own.port}",
-            "advertise": f"auto:{own.port}",
-        },
+    sections = sorted(settings.model_fields_set - _NOT_FOR_WORKERS)
+    told: dict[str, Any] = {name: _told(getattr(settings, name)) for name in sections}
+    told["pools"] = json.dumps({order.pool: pool.model_dump(mode="json", exclude_none=True, include=set(_OF_A_POOL))})
+    told["worker"] = {name: value for name, value in _told(settings.worker).items() if name not in _OWN_OF_EACH} | {
+        "id": order.worker,
+        "pool": order.pool,
+        "listen": f"0.0.0.0:{own.port}",
+        "advertise": f"auto:{own.port}",
     }
     if settings.repository.url is not None:
         told["repository"] = {"url": settings.repository.url}
-    if not any(name in own.environment for name in _TOKEN_VARIABLES):
-        told["auth"] = {"token": settings.token()}
-    return overrides_environ(told) | own.environment
+    found = overrides_environ(told)
+    return {name: value for name, value in found.items() if f"{name}_FILE" not in own.environment} | own.environment
+
+
+def _told(section: BaseModel) -> dict[str, Any]:
+    """What was set of it. A secret in a file is read: the worker may not have that file."""
+    found: dict[str, Any] = {}
+    for name in sorted(section.model_fields_set):
+        value, secret = getattr(section, name), name.removesuffix("_file")
+        if isinstance(value, BaseModel):
+            found[name] = _told(value)
+        elif isinstance(value, SecretStr):
+            found[name] = value.get_secret_value()
+        elif isinstance(value, Path) and secret != name and secret in type(section).model_fields:
+            if found.get(secret) is None:  # it comes first by name, and counts
+                found[secret] = _read(value)
+        else:
+            found[name] = str(value) if isinstance(value, Path) else value
+    return found
+
+
+def _read(secret: Path) -> str:
+    try:
+        return secret.read_text().strip()
+    except OSError as error:
+        raise ProviderError(f"a secret that workers are to be told cannot be read: {error}") from error
 
 
 def order_of(labels: Mapping[str, str]) -> Order:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,29 @@ def test_a_worker_is_told_who_it_is_and_where_the_rest_is() -> None:
         "INFAAS_WORKER__LISTEN": "0.0.0.0:9000",
         "INFAAS_WORKER__ADVERTISE": "auto:9000",
     }
+
+
+def test_secrets_in_files_are_read_for_workers_that_do_not_have_them(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    told = environ(settings(auth={"token_file": str(file)}))
+    assert told["INFAAS_AUTH__TOKEN"] == TOKEN
+    assert "INFAAS_AUTH__TOKEN_FILE" not in told
+    assert environ(settings(auth={"token": "first", "token_file": str(file)}))["INFAAS_AUTH__TOKEN"] == "first"
+    assert environ(settings(auth={"token": None, "token_file": str(file)}))["INFAAS_AUTH__TOKEN"] == TOKEN
+    file.unlink()
+    with pytest.raises(ProviderError, match="a secret that workers are to be told cannot be read"):
+        environ(settings(auth={"token_file": str(file)}))
+
+
+def test_what_is_for_other_parts_is_not_told(tmp_path: Path) -> None:
+    given = settings(
+        catalog={"database_url": "postgresql://infaas@db/infaas", "password": "of-the-catalogue"},
+        controller={"http_port": 1},
+        state_dir=str(tmp_path),
+    )
+    assert "of-the-catalogue" not in str(container.body(given, ORDER))
+    assert environ(given).keys() == environ(settings()).keys()
 
 
 def test_a_worker_can_start_with_what_it_is_told() -> None:
