@@ -23,10 +23,13 @@ def host_of(listen: str) -> str | None:
     return listen.rpartition(":")[0]
 
 
-def require_safe_binding(setting: str, host: str, token: str | None) -> None:
+_REMEDY = "Set auth.token_file (or INFAAS_AUTH__TOKEN)"
+
+
+def require_safe_binding(setting: str, host: str, token: str | None, *, remedy: str = _REMEDY) -> None:
     """Raises SettingsError, naming the setting, when anyone on the network could call without a credential."""
     if token is None and not is_loopback(host):
         raise SettingsError(
             f"{setting} {host!r} is not a loopback address; without a credential only loopback may be bound. "
-            "Set auth.token_file (or INFAAS_AUTH__TOKEN), or bind 127.0.0.1"
+            f"{remedy}, or bind 127.0.0.1"
         )

@@ -31,7 +31,7 @@ ENV_NOT_SETTINGS = frozenset(
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S+@")
 _URL_PARAMETER = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
-_SECRET_NAMES = frozenset({"token", "password"})
+_SECRET_NAMES = frozenset({"token", "cluster_token", "password"})
 HIDDEN = "[hidden]"
 
 
@@ -40,7 +40,27 @@ class _Section(BaseModel):
 
 
 class StoreSettings(_Section):
-    redis_url: str | None = Field(None, description="Live metadata; empty: a private Redis started by `infaas up`")
+    redis_url: str | None = Field(
+        None,
+        description="Live metadata, `redis://USER@HOST:PORT/0`, `rediss://` for TLS; empty: a private Redis started by "
+        "`infaas up`",
+    )
+    password: SecretStr | None = Field(None, description="For Redis, when it is not in the URL")
+    password_file: Path | None = Field(
+        None, description="File that holds the password for Redis; read again for each new connection"
+    )
+    ca_file: Path | None = Field(
+        None, description="Whom a `rediss://` server's certificate must be signed by; empty: whom the system trusts"
+    )
+
+    @model_validator(mode="after")
+    def _there_is_a_server(self) -> Self:
+        url = self.redis_url or ""
+        if (self.password is not None or self.password_file is not None) and not url:
+            raise ValueError("store.password needs store.redis_url: the private Redis has a socket of its own instead")
+        if self.ca_file is not None and not url.startswith("rediss://"):
+            raise ValueError(f"store.ca_file needs a rediss:// URL in store.redis_url (got {without_password(url)!r})")
+        return self
 
 
 class CatalogSettings(_Section):
@@ -252,8 +272,16 @@ class TaskSettings(_Section):
 
 
 class AuthSettings(_Section):
-    token: SecretStr | None = Field(None, description="Bearer token that REST and gRPC callers must send")
-    token_file: Path | None = Field(None, description="File that holds the token")
+    token: SecretStr | None = Field(None, min_length=1, description="Bearer token that REST and gRPC callers must send")
+    token_file: Path | None = Field(
+        None,
+        description="File that holds the token. With one per line all are accepted and the first is sent; read again "
+        "when it changes",
+    )
+    cluster_token: SecretStr | None = Field(
+        None, min_length=1, description="What workers expect of controllers and generators; empty: the callers' token"
+    )
+    cluster_token_file: Path | None = Field(None, description="File that holds it, as `token_file`")
 
 
 QueryLines = Literal["none", "notable", "all"]
@@ -359,8 +387,22 @@ class Settings(_Section):
         return self.repository.url or str(self.state_dir / "artifacts")
 
     def token(self) -> str | None:
-        """The bearer token. Raises SettingsError when its file cannot be read or is empty."""
-        return _secret("auth.token", self.auth.token, self.auth.token_file)
+        """What callers send. Raises SettingsError when its file cannot be read or is empty."""
+        return next(iter(read_tokens("auth.token", self.auth.token, self.auth.token_file)), None)
+
+    def require_secrets(self) -> None:
+        """Raises SettingsError for a secret whose file cannot be read, or that has no place."""
+        self.token()
+        read_tokens("auth.cluster_token", self.auth.cluster_token, self.auth.cluster_token_file)
+        self.redis_password()
+        _ = self.database_url
+
+    def redis_password(self) -> str | None:
+        """Where it is not in the URL. Raises SettingsError when it cannot be read, or is in the URL as well."""
+        password = _secret("store.password", self.store.password, self.store.password_file)
+        if password is not None and without_password(self.redis_url) != self.redis_url:
+            raise SettingsError("store.redis_url has a password already; keep it, or store.password, but not both")
+        return password
 
     def shown(self) -> dict[str, Any]:
         """Every setting as plain values for people, with no secret in them."""
@@ -471,6 +513,8 @@ def _describe(error: dict[str, Any]) -> str:
         return f"unknown setting {where!r} (`infaas config show` lists the known ones)"
     if where.split(".")[0] == "auth" or where.split(".")[-1] in _SECRET_NAMES:  # never echo a secret
         return f"setting {where!r}: {error['msg']}"
+    if isinstance(error.get("input"), dict):  # a whole section, whose secrets are in it
+        return f"setting {where!r}: {error['msg']}"
     return f"setting {where!r}: {error['msg']} (got {without_password(repr(error.get('input')))})"
 
 
@@ -487,13 +531,24 @@ def _without_secrets(value: Any) -> Any:
     return without_password(value) if isinstance(value, str) else value
 
 
+def read_tokens(setting: str, value: SecretStr | None, file: Path | None) -> tuple[str, ...]:
+    """From the setting, else one per line of the file; none where neither is set. Raises as `_secret` does."""
+    text = _secret(setting, value, file)
+    if text is None:
+        return ()
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not found:
+        raise SettingsError(f"{setting} is blank: set it to something, or leave it out")
+    return found
+
+
 def _secret(setting: str, value: SecretStr | None, file: Path | None) -> str | None:
     """From the setting, else from the file that `<setting>_file` names. Raises SettingsError, never with the secret."""
     if value is not None:
         return value.get_secret_value()
     if file is None:
         return None
-    what = setting.rsplit(".", 1)[1]
+    what = setting.rsplit(".", 1)[1].replace("_", " ")
     try:
         text = file.read_text().strip()
     except OSError as error:

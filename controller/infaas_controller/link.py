@@ -29,6 +29,7 @@ from infaas.rpc.hop.given import Given, GivenAnswer
 from infaas.rpc.hop.inner import InnerEnd, Meet
 from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2 as pb
+from infaas.tokens import Tokens
 from infaas_controller.answers import batch_result, given_result
 from infaas_controller.commands import BatchResult
 from infaas_controller.liveness import redial_pause_s
@@ -83,7 +84,7 @@ class LinkTerms:
     sink: Sink
     clock: Clock
     controller: str
-    token: str
+    tokens: Tokens
     draw: Callable[[], float]
     lost_after_s: float
     inner: Mapping[str, Meet] = field(default_factory=dict)
@@ -104,6 +105,8 @@ class Link:
         self.worker = worker
         self.address = address
         self.is_connected = False
+        self.trouble = ""
+        """Why there was no connection the last time that one was tried, or why the last one ended."""
         self._is_closed = False
         self.heard_at: float | None = None
         self.report: pb.WorkerReport | None = None
@@ -158,7 +161,7 @@ class Link:
             was_connected, reason = await self._attach_once()
             failures = 0 if was_connected else failures + 1
             log = _log.warning if was_connected or reason != said else _log.debug
-            said = reason
+            said = self.trouble = reason
             log("no link to the worker", worker=self.worker, reason=reason, failures=failures)
             await asyncio.sleep(redial_pause_s(failures, self._terms.draw()))
 
@@ -170,7 +173,7 @@ class Link:
             endpoint.greet()
             offer = None if self._sharing is None else self._sharing.offer()
             hello = pb.Hello(
-                controller=self._terms.controller, version=__version__, token=self._terms.token, pool=offer
+                controller=self._terms.controller, version=__version__, token=self._terms.tokens.sent or "", pool=offer
             )
             endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
             reason = await asyncio.shield(endpoint.ended)

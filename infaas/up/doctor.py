@@ -49,7 +49,7 @@ def examine(config: Path | None, state_dir: Path | None) -> list[Finding]:
     try:
         overrides = {"state_dir": str(state_dir.absolute())} if state_dir else None
         settings = load_settings(config, overrides=overrides)
-        settings.token()
+        settings.require_secrets()
     except InfaasError as error:
         return [*findings, Finding("settings", Verdict.FAIL, error.text, "infaas config validate")]
     findings.append(Finding("settings", Verdict.OK, str(config or os.environ.get("INFAAS_CONFIG") or "defaults")))

@@ -40,7 +40,8 @@ from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.settings import AutoscalingSettings, Settings
-from infaas.store.redis import RedisStore
+from infaas.store.opening import open_store
+from infaas.tokens import cluster_tokens
 from infaas.up.restart import HUNG_EXIT
 from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
 from infaas_worker.api.publisher import Publisher
@@ -66,6 +67,7 @@ from infaas_worker.watch import Watch
 _log = get_logger(__name__)
 _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
+_REMEDY = "Set auth.cluster_token_file, auth.token_file (or the INFAAS_AUTH__* variables)"
 _CONTROL = "~control"
 """Ends the name of a socket; no worker's id has such a character."""
 
@@ -170,15 +172,16 @@ class Worker:
         settings, place = self._settings, self.place
         if self._has_process:
             yield_to_runs()  # before any thread is started
+        tokens = cluster_tokens(settings)
         host = host_of(place.listen)
         if host is not None:
-            require_safe_binding("worker.listen", host, settings.token())
+            require_safe_binding("worker.listen", host, tokens.sent, remedy=_REMEDY)
         prepare_socket(place.listen)
         prepare_socket(place.control)
         box = BlackBox(settings.state_dir / "run", place.record.id)
         monitor = Monitor()
         publisher = Publisher()
-        store = RedisStore(settings.redis_url)
+        store = open_store(settings)
         loader = Loader(open_repository(settings.repository_url), _executors(settings))
         own, patience = settings.worker, _patience(settings)
         serving = Serving(place.core_ids, place.record.memory_bytes, own.probe_interval_s, patience, own.heartbeat_s)
@@ -203,10 +206,8 @@ class Worker:
         publisher.attach(lambda: reporter.report(instances.serving))
         tracing = open_tracing(settings, "worker", self._clock)
         spans = None if tracing is None else RunSpans(tracing, place.record.id, self._clock)
-        service = WorkerService(instances, settings.token())
-        controllers = Controllers(
-            instances, publisher, settings.token(), spans, shared_memory_bytes=own.shared_memory_bytes
-        )
+        service = WorkerService(instances, tokens)
+        controllers = Controllers(instances, publisher, tokens, spans, shared_memory_bytes=own.shared_memory_bytes)
         probes = health.HealthServicer()
         server = _server(service, probes, place)
         listener = self._listener = Listener(controllers.admit, place.control)

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from infaas.errors import InfaasError, InvalidError, UnsupportedError
 from infaas.observe.log import get_logger
+from infaas.observe.seldom import Seldom
 from infaas.rpc.hop import address
 from infaas.rpc.hop.endpoint import LINGER_S, Connection, Endpoint, Handler, refused_version
 from infaas.rpc.hop.frames import HELLO_LIMIT_BYTES, SCRATCH_BYTES, VERSION
@@ -39,6 +40,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._endpoints: set[Connection] = set()
         self._pipes: set[asyncio.Task[None]] = set()
+        self._seldom = Seldom()
 
     async def start(self, listen: str) -> str:
         """Returns the address with its port. Raises OSError or InvalidError when it cannot be taken."""
@@ -50,7 +52,7 @@ class Listener:
         ConnectionRefusedError unless the listener is open."""
         if self._server is None or not self._server.is_serving():
             raise ConnectionRefusedError("nobody listens there")
-        caller = _Caller(self._admit, self._pass_on)
+        caller = _Caller(self._admit, self._pass_on, self._seldom)
         near, caller.endpoint = pair(handler, caller)
         caller.endpoint.serve(caller, limit_bytes=HELLO_LIMIT_BYTES)
         self._expect(caller)
@@ -75,7 +77,7 @@ class Listener:
             await self._server.wait_closed()
 
     def _accept(self) -> Endpoint:
-        caller = _Caller(self._admit, self._pass_on)
+        caller = _Caller(self._admit, self._pass_on, self._seldom)
         endpoint = caller.endpoint = Endpoint(caller, silence_s=HELLO_WITHIN_S, limit_bytes=HELLO_LIMIT_BYTES)
         self._expect(caller)
         return endpoint
@@ -102,7 +104,8 @@ class _Caller:
 
     endpoint: Connection
 
-    def __init__(self, admit: Admit, pass_on: Callable[[Connection, bytes], None]) -> None:
+    def __init__(self, admit: Admit, pass_on: Callable[[Connection, bytes], None], seldom: Seldom) -> None:
+        self._seldom = seldom
         self._admit = admit
         self._pass_on = pass_on
         self._is_admitted = False
@@ -141,7 +144,9 @@ class _Caller:
         _log.debug("a caller did not become a controller", reason=reason)
 
     def _refuse(self, error: InfaasError) -> None:
-        _log.warning("a controller was refused", code=error.code.value, reason=error.text)
+        unsaid = self._seldom.unsaid((error.code, error.text))
+        if unsaid is not None:  # whoever is refused comes again and again
+            _log.warning("a controller was refused", code=error.code.value, reason=error.text, unsaid=unsaid)
         refusal = pb.Refusal(error_code=error.code.value, reason=error.text)
         self.endpoint.send(pb.WorkerMessage(refusal=refusal).SerializeToString())
         self.endpoint.close(f"refused: {error.text}")
