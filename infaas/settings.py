@@ -284,6 +284,28 @@ class AuthSettings(_Section):
     cluster_token_file: Path | None = Field(None, description="File that holds it, as `token_file`")
 
 
+class TlsSettings(_Section):
+    """Between controllers, generators and workers that listen on TCP: each shows a certificate, and each checks the
+    other's. All three files, or none. Read again when they change."""
+
+    cert_file: Path | None = Field(None, description="This part's certificate, PEM, with what is between it and the CA")
+    key_file: Path | None = Field(None, description="Its private key, PEM, not encrypted")
+    ca_file: Path | None = Field(
+        None, description="The cluster's own CA, PEM: every certificate that it signed may join, so it signs no others"
+    )
+    peer_name: str | None = Field(
+        None,
+        description="DNS name that the certificates of all workers carry; empty: each carries the host that is dialled",
+    )
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        missing = [name for name in ("cert_file", "key_file", "ca_file") if getattr(self, name) is None]
+        if missing and (len(missing) < 3 or self.peer_name is not None):
+            raise ValueError(f"tls.{missing[0]} is not set: set tls.cert_file, tls.key_file and tls.ca_file, or none")
+        return self
+
+
 QueryLines = Literal["none", "notable", "all"]
 
 
@@ -324,6 +346,7 @@ class Settings(_Section):
     fleet: FleetSettings = FleetSettings()
     tasks: dict[str, TaskSettings] = Field(default_factory=dict)
     auth: AuthSettings = AuthSettings()
+    tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
     observe: ObserveSettings = ObserveSettings()
 

@@ -28,6 +28,7 @@ from infaas.rpc.hop.frames import VERSION, FrameError
 from infaas.rpc.hop.given import Given, GivenAnswer
 from infaas.rpc.hop.inner import InnerEnd, Meet
 from infaas.rpc.hop.sharing import Sharing
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.tokens import Tokens
 from infaas_controller.answers import batch_result, given_result
@@ -40,6 +41,9 @@ BEAT_S = 2.0
 """A worker takes a controller that is silent for several of these for lost."""
 _GRPC_SETTINGS = b"\x04"
 """The fourth byte of the first frame that a gRPC server sends says what kind it is."""
+_UNLET = (
+    " before it said anything: where it asks for a certificate, it may not accept tls.cert_file, and its log says why"
+)
 _log = get_logger(__name__)
 
 
@@ -95,6 +99,8 @@ class LinkTerms:
     """Where what goes through it is counted."""
     scalings: Scalings = field(default_factory=Scalings)
     """What autoscalers say is for it."""
+    tls: Tls | None = None
+    """For workers that listen on TCP."""
 
 
 class Link:
@@ -114,6 +120,7 @@ class Link:
         self._endpoint: Connection | None = None
         self._sharing: Sharing | None = None
         self._has_attached = False
+        self._has_met = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link-{worker}")
 
     def send(self, message: pb.ControllerMessage | Outgoing) -> bool:
@@ -167,7 +174,7 @@ class Link:
 
     async def _attach_once(self) -> tuple[bool, str]:
         """Serve one connection until it ends; returns whether it came to be a link, and why it ended."""
-        self._has_attached = False
+        self._has_attached = self._has_met = False
         try:
             endpoint = await self._connect()
             endpoint.greet()
@@ -177,7 +184,7 @@ class Link:
             )
             endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
             reason = await asyncio.shield(endpoint.ended)
-            return self._has_attached, reason
+            return self._has_attached, reason if self._has_met or self._terms.tls is None else f"{reason}{_UNLET}"
         except TimeoutError:
             return False, f"{self.address} took longer than {self._terms.lost_after_s:g} s to answer"
         except (OSError, InfaasError) as error:
@@ -203,13 +210,14 @@ class Link:
             endpoint, self._terms.shared_memory_bytes, self.worker, lambda: self._terms.shared_memory.of(self.worker)
         )
         async with asyncio.timeout(lost_after_s):
-            await dial(self.address, lambda: endpoint)
+            await dial(self.address, lambda: endpoint, self._terms.tls)
         return endpoint
 
     # -- a connection's handler
 
     def met(self, version: int) -> None:
         """A worker of another version is told so by what it hears first, and says so itself."""
+        self._has_met = True
         if version != VERSION:
             self._refuse(f"the worker cannot be used: {refused_version(version)}")
 

@@ -41,6 +41,7 @@ from infaas.processes.numbers import SharedBook
 from infaas.processes.seat import SEAT, Seat, seat_of
 from infaas.repository.base import open_repository
 from infaas.rpc.hop.inner import Meet
+from infaas.rpc.tls import open_tls
 from infaas.settings import Settings
 from infaas.store.leader import Leadership
 from infaas.store.opening import open_store
@@ -299,6 +300,7 @@ def build_parts(
         inner=inner,
         shared_memory_bytes=own.shared_memory_bytes,
         book=book,
+        tls=open_tls(settings),
     )
     dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id, book=book)
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)

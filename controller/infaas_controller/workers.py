@@ -17,8 +17,10 @@ from infaas.errors import NotFoundError, UnavailableError
 from infaas.observe.book import Book
 from infaas.observe.log import get_logger
 from infaas.observe.shared_memory import SharedMemoryTally
+from infaas.rpc.channel import open_channel
 from infaas.rpc.hop.inner import Meet
 from infaas.rpc.hop.traffic import Traffic
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.store.view import require_listed
@@ -54,6 +56,7 @@ class WorkerLinks:
         inner: Mapping[str, Meet] | None = None,
         shared_memory_bytes: int = 0,
         book: Book | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """`inner`: workers of this process, by their addresses. `book` keeps what is counted per worker; without one,
         it is this object's own."""
@@ -67,6 +70,7 @@ class WorkerLinks:
         self._shared_memory_bytes = shared_memory_bytes
         self._shared_memory = SharedMemoryTally(book)
         self.scalings = Scalings()
+        self._tls = tls
         self._links: dict[WorkerId, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] | None = None
@@ -84,6 +88,7 @@ class WorkerLinks:
             self._shared_memory_bytes,
             self._shared_memory,
             self.scalings,
+            self._tls,
         )
         self._unsubscribe = self.view_source.subscribe(self._on_view)
         self._on_view(self.view_source.view, self.view_source.view)
@@ -170,7 +175,7 @@ class WorkerLinks:
             require_listed(self.view_source.view)
             known = ", ".join(sorted(self.view_source.view.workers)) or "none"
             raise NotFoundError(f"no worker is called {worker!r}; known: {known}")
-        async with grpc.aio.insecure_channel(record.address, options=CHANNEL_OPTIONS) as channel:
+        async with open_channel(record.address, self._tls, CHANNEL_OPTIONS) as channel:
             try:
                 await call(worker_pb2_grpc.WorkerServiceStub(channel))
             except grpc.aio.AioRpcError as error:

@@ -18,6 +18,7 @@ from infaas.domain.lifecycle import WorkerState
 from infaas.errors import UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
+from infaas.rpc.tls import Tls
 from infaas.store.base import Kind, MetadataStore
 from infaas.tokens import Tokens
 
@@ -44,6 +45,7 @@ class CoreBroker:
         clock: Clock,
         holder: str,
         tokens: Tokens | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._store = store
         self._host = host
@@ -51,6 +53,7 @@ class CoreBroker:
         self._clock = clock
         self._holder = holder
         self._tokens = Tokens.of(None) if tokens is None else tokens
+        self._tls = tls
         self._calls: list[Any] = []
         self._channels: dict[str, Any] = {}
         self._workers: tuple[WorkerRecord, ...] = ()
@@ -108,10 +111,11 @@ class CoreBroker:
         """The core ids one worker lends; None when it cannot be asked."""
         import grpc  # here, because an idle generator never needs it
 
+        from infaas.rpc.channel import open_channel
         from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
 
         if worker.address not in self._channels:
-            self._channels[worker.address] = grpc.aio.insecure_channel(worker.address)
+            self._channels[worker.address] = open_channel(worker.address, self._tls)
         stub = worker_pb2_grpc.WorkerServiceStub(self._channels[worker.address])
         request = worker_pb2.LeaseCoresRequest(holder=self._holder, cores=min(count, worker.cores), max_s=max_s)
         call = stub.LeaseCores(request, metadata=self._tokens.metadata())

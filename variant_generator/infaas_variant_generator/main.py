@@ -25,6 +25,7 @@ from infaas.errors import InvalidError, UnavailableError
 from infaas.observe.log import configure_logging, get_logger
 from infaas.repository.base import Repository, open_repository
 from infaas.rpc.codec import decode
+from infaas.rpc.tls import open_tls
 from infaas.settings import Settings
 from infaas.store.base import CursorLostError, Kind, Lease, MetadataStore, Record
 from infaas.tokens import cluster_tokens
@@ -116,7 +117,8 @@ class Generator:
     async def _build(self, order: BuildOrder, lease: Lease) -> None:
         """Run a build while its lease is kept up; whatever ends it, its lease is released."""
         work_dir = Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-"))
-        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id, cluster_tokens(self._settings))
+        tokens, tls = cluster_tokens(self._settings), open_tls(self._settings)
+        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id, tokens, tls)
         publisher = Publisher(self._store, order, lease, self._clock)
         tasks: list[asyncio.Task[object]] = []
         try:

@@ -38,6 +38,7 @@ from infaas.repository.base import open_repository
 from infaas.rpc.hop.endpoint import Handler
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
+from infaas.rpc.tls import open_tls
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.settings import AutoscalingSettings, Settings
 from infaas.store.opening import open_store
@@ -67,7 +68,7 @@ from infaas_worker.watch import Watch
 _log = get_logger(__name__)
 _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
-_REMEDY = "Set auth.cluster_token_file, auth.token_file (or the INFAAS_AUTH__* variables)"
+_REMEDY = "Set auth.cluster_token_file or auth.token_file, or tls.cert_file, tls.key_file and tls.ca_file"
 _CONTROL = "~control"
 """Ends the name of a socket; no worker's id has such a character."""
 
@@ -172,9 +173,9 @@ class Worker:
         settings, place = self._settings, self.place
         if self._has_process:
             yield_to_runs()  # before any thread is started
-        tokens = cluster_tokens(settings)
+        tokens, tls = cluster_tokens(settings), open_tls(settings)
         host = host_of(place.listen)
-        if host is not None:
+        if host is not None and tls is None:
             require_safe_binding("worker.listen", host, tokens.sent, remedy=_REMEDY)
         prepare_socket(place.listen)
         prepare_socket(place.control)
@@ -210,7 +211,7 @@ class Worker:
         controllers = Controllers(instances, publisher, tokens, spans, shared_memory_bytes=own.shared_memory_bytes)
         probes = health.HealthServicer()
         server = _server(service, probes, place)
-        listener = self._listener = Listener(controllers.admit, place.control)
+        listener = self._listener = Listener(controllers.admit, place.control, tls)
         monitor.start()
         watch.start()
         if box.own_fault:

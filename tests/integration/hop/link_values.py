@@ -15,6 +15,7 @@ from infaas.clock import SystemClock
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.ids import WorkerId
 from infaas.rpc.hop.inner import Meet
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.tokens import Tokens
 
@@ -71,7 +72,13 @@ Lines = Sequence[Mapping[str, Any]]
 
 @asynccontextmanager
 async def linked(
-    told: Told, address: str, *, token: str = "", lost_after_s: float = 5.0, inner: Mapping[str, Meet] | None = None
+    told: Told,
+    address: str,
+    *,
+    token: str = "",
+    lost_after_s: float = 5.0,
+    inner: Mapping[str, Meet] | None = None,
+    tls: Tls | None = None,
 ) -> AsyncIterator[tuple[Link, Lines]]:
     """A link to w1, and what is logged of it."""
     terms = LinkTerms(
@@ -83,6 +90,7 @@ async def linked(
         lambda: 0.5,
         lost_after_s,
         inner or {},
+        tls=tls,
     )
     with capture_logs() as lines:
         link = Link(terms, WorkerId("w1"), address)
