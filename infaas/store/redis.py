@@ -34,7 +34,8 @@ _CONNECTIONS = 16
 _ATTEMPTS = 3
 _FINAL_WORDS = (
     "WRONGTYPE", "wrong kind of value", "WRONGPASS", "invalid username-password", "invalid password", "NOAUTH",
-    "Authentication required", "unauthenticated", "NOPERM", "no permissions", "unknown command",
+    "Authentication required", "without any password configured", "unauthenticated",
+    "NOPERM", "no permissions", "unknown command",
 )  # fmt: skip
 
 
