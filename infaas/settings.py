@@ -413,10 +413,15 @@ class Settings(_Section):
         """What callers send. Raises SettingsError when its file cannot be read or is empty."""
         return next(iter(read_tokens("auth.token", self.auth.token, self.auth.token_file)), None)
 
+    def cluster_token(self) -> str | None:
+        """What controllers and generators send to workers. Raises as `token` does."""
+        own = read_tokens("auth.cluster_token", self.auth.cluster_token, self.auth.cluster_token_file)
+        return own[0] if own else self.token()
+
     def require_secrets(self) -> None:
         """Raises SettingsError for a secret whose file cannot be read, or that has no place."""
         self.token()
-        read_tokens("auth.cluster_token", self.auth.cluster_token, self.auth.cluster_token_file)
+        self.cluster_token()
         self.redis_password()
         _ = self.database_url
 

@@ -133,7 +133,7 @@ def check_exposure(settings: Settings) -> Finding:
     try:
         preflight.check_exposure(settings)
     except InfaasError as error:
-        return Finding("exposure", Verdict.FAIL, error.text, "set auth.token_file, or controller.host to 127.0.0.1")
+        return Finding("exposure", Verdict.FAIL, error.text, "set auth.token_file, or bind 127.0.0.1")
     guard = "with a token" if settings.token() else "without a token"
     return Finding("exposure", Verdict.OK, f"{host}, {guard}")
 

@@ -31,7 +31,7 @@ from infaas.domain.ids import WorkerId
 from infaas.domain.lifecycle import WorkerState
 from infaas.domain.variant import Runtime
 from infaas.errors import InvalidError, SettingsError
-from infaas.exposure import host_of, require_safe_binding
+from infaas.exposure import require_safe_worker
 from infaas.observe.log import get_logger
 from infaas.observe.trace import open_tracing
 from infaas.repository.base import open_repository
@@ -68,7 +68,6 @@ from infaas_worker.watch import Watch
 _log = get_logger(__name__)
 _LISTENER_GRACE_S = 0.5
 _LAST_SPANS_S = 2.0
-_REMEDY = "Set auth.cluster_token_file or auth.token_file, or tls.cert_file, tls.key_file and tls.ca_file"
 _CONTROL = "~control"
 """Ends the name of a socket; no worker's id has such a character."""
 
@@ -174,9 +173,7 @@ class Worker:
         if self._has_process:
             yield_to_runs()  # before any thread is started
         tokens, tls = cluster_tokens(settings), open_tls(settings)
-        host = host_of(place.listen)
-        if host is not None and tls is None:
-            require_safe_binding("worker.listen", host, tokens.sent, remedy=_REMEDY)
+        require_safe_worker(settings)
         prepare_socket(place.listen)
         prepare_socket(place.control)
         box = BlackBox(settings.state_dir / "run", place.record.id)
