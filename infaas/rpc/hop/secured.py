@@ -61,7 +61,7 @@ class TlsServer:
                 try:
                     connection, where = await self._loop.sock_accept(listening)
                 except OSError as error:
-                    _log.warning("a connection could not be taken", reason=str(error))
+                    self._say("a connection could not be taken", "", str(error))
                     await asyncio.sleep(_PAUSE_S)
                     continue
                 task = self._loop.create_task(self._enter(connection, str(where[0])), name="hop-handshake")
@@ -72,11 +72,17 @@ class TlsServer:
 
     async def _enter(self, connection: socket.socket, host: str) -> None:
         """Until it is a protocol's."""
+        made: list[asyncio.BaseProtocol] = []
+
+        def make() -> asyncio.BaseProtocol:
+            made.append(self._make())
+            return made[0]
+
         try:
             async with asyncio.timeout(HANDSHAKE_WITHIN_S):
                 if await self._opens_with(connection) == _HANDSHAKE:
                     await self._loop.connect_accepted_socket(
-                        self._make,
+                        make,
                         connection,
                         ssl=self._tls.server(),
                         ssl_handshake_timeout=HANDSHAKE_WITHIN_S,
@@ -84,15 +90,19 @@ class TlsServer:
                     )
                 else:
                     await self._loop.connect_accepted_socket(self._make_plain, connection)
-        except (OSError, TimeoutError) as error:
+        except BaseException as error:
             connection.close()
-            reason = in_words(error)
-            unsaid = self._seldom.unsaid((host, reason))
-            if unsaid is not None:  # whoever is refused comes again and again
-                _log.warning("no TLS connection came of it", peer=host, reason=reason, unsaid=unsaid)
-        except BaseException:
-            connection.close()
-            raise
+            for protocol in made:  # it was made before the handshake, and hears no more of it
+                protocol.connection_lost(None)
+            if not isinstance(error, OSError | TimeoutError):
+                raise
+            self._say("no TLS connection came of it", host, in_words(error))
+
+    def _say(self, event: str, peer: str, reason: str) -> None:
+        """Whoever is refused comes again and again."""
+        unsaid = self._seldom.unsaid((event, peer, reason))
+        if unsaid is not None:
+            _log.warning(event, peer=peer, reason=reason, unsaid=unsaid)
 
     async def _opens_with(self, connection: socket.socket) -> bytes:
         """Its first byte, which stays where it is; none where it ended at once."""

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 import uvloop
 from link_values import Lines, Told, linked, reason_in
+from structlog.testing import capture_logs
 
 from infaas.errors import SettingsError
 from infaas.rpc.channel import open_channel
@@ -174,6 +175,30 @@ async def test_who_connects_and_says_nothing_is_let_go(authority: Authority, mon
             async with asyncio.timeout(WITHIN_S):
                 assert await reader.read() == b""
             writer.close()
+
+
+@on_both_loops
+async def test_nothing_is_kept_of_those_who_were_not_let_in(authority: Authority, stranger: Authority) -> None:
+    wrong = stranger.issue("a-controller")
+    unfit = Tls(TlsFiles(wrong.cert, wrong.key, authority.file))
+    async with FakeWorker("w1", tls=Tls(authority.issue(HOST))) as worker:
+        host, _, port = worker.address.rpartition(":")
+        with capture_logs() as lines:
+            for tls in (unfit, None):
+                for _ in range(20):
+                    context = None if tls is None else tls.client()
+                    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+                    writer.write(b"whatever it is, it is not the protocol")
+                    writer.transport.abort()
+        listener = worker._listener
+        assert listener is not None
+        async with asyncio.timeout(WITHIN_S):
+            while listener._endpoints or listener._server._entering:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert len([line for line in lines if line["log_level"] == "warning"]) <= 3, "not a line for each"
+        told = Told()
+        async with linked(told, worker.address, tls=Tls(authority.issue("a-controller"))):
+            await told.until("connected w1")
 
 
 @on_both_loops
