@@ -7,7 +7,8 @@ in one message, of 16 messages sent in one turn of the loop, and of tensors from
 clock per query and of CPU per query in each of the two processes, medians of several rounds, interleaved between the
 transports. `framed` is all that controller and worker do between a ticket and the values that an executor is given, and
 back to the tensors of each answer; `shared` is the same with memory that both processes have, through which large
-payloads go, as they do between processes of one machine. `grpc` is a bidirectional grpc.aio stream with the tensors
+payloads go, as they do between processes of one machine; `tls` is the same as `framed` with certificates on both sides.
+`grpc` is a bidirectional grpc.aio stream with the tensors
 inside the protobuf message, as the hop was before, and nothing made of them.
 """
 
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,10 @@ from infaas.domain.tensor import Datatype, Tensor
 from infaas.rpc.hop.address import dial, listen
 from infaas.rpc.hop.endpoint import Endpoint
 from infaas.rpc.hop.sharing import Sharing
+from infaas.rpc.tls import Tls, TlsFiles
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.testing.builders import a_query
+from infaas.testing.certificates import Authority
 
 METHOD = "/infaas.benchmark/Attach"
 SMALL_BYTES = 256
@@ -189,14 +193,14 @@ class FramedClient:
         self._settled.set_result(None)
 
 
-async def serve_framed(address: str, told: Any) -> None:
+async def serve_framed(address: str, told: Any, files: TlsFiles | None = None) -> None:
     def make() -> Endpoint:
         handler = FramedServer()
         handler.endpoint = Endpoint(handler, silence_s=SILENCE_S)
         handler.sharing = Sharing(handler.endpoint, POOL_BYTES, "the benchmark's client")
         return handler.endpoint
 
-    server, bound = await listen(address, make)
+    server, bound = await listen(address, make, None if files is None else Tls(files))
     told.send(bound)
     await _until_told(told)
     server.close()
@@ -314,13 +318,13 @@ async def _measure(transport: Transport, case: Case) -> Row:
     return Row(transport.name, case.name, wall / queries * 1e6, own / queries * 1e6, worker / queries * 1e6)
 
 
-async def _open(name: str, address: str, told: Any) -> Transport:
+async def _open(name: str, address: str, told: Any, files: TlsFiles) -> Transport:
     if name.startswith("grpc"):
         channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         call = channel.stream_stream(METHOD)()
         return Transport(name, told, GrpcClient(call).turn, channel.close)
     client = FramedClient()
-    await dial(address, lambda: client.endpoint)
+    await dial(address, lambda: client.endpoint, Tls(files) if name.startswith("tls") else None)
     client.endpoint.greet()
     if name.startswith("shared"):
         await client.share()
@@ -334,12 +338,14 @@ async def _open(name: str, address: str, told: Any) -> Transport:
 async def _run(folder: Path, rounds: int, only: list[str]) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])
-    places = {
+    files = Authority(folder / "ca").issue("127.0.0.1")
+    places: dict[str, tuple[Callable[..., Any], str]] = {
         "grpc unix": (serve_grpc, f"unix:{folder}/grpc.sock"),
         "grpc tcp": (serve_grpc, "127.0.0.1:0"),
         "framed unix": (serve_framed, f"unix:{folder}/framed.sock"),
         "shared unix": (serve_framed, f"unix:{folder}/shared.sock"),
         "framed tcp": (serve_framed, "127.0.0.1:0"),
+        "tls tcp": (partial(serve_framed, files=files), "127.0.0.1:0"),
     }
     context = multiprocessing.get_context("spawn")
     children: list[Any] = []
@@ -352,7 +358,7 @@ async def _run(folder: Path, rounds: int, only: list[str]) -> list[Row]:
         child.start()
         theirs.close()
         children.append(child)
-        transports.append(await _open(name, await asyncio.to_thread(told.recv), told))
+        transports.append(await _open(name, await asyncio.to_thread(told.recv), told, files))
     rows = [await _measure(transport, case) for _ in range(rounds) for case in CASES for transport in transports]
     for transport in transports:
         await transport.close()

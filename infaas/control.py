@@ -258,6 +258,8 @@ class WorkerDocument:
     reason: str = ""
     """Why it is FAILED, or what ended its life before this one."""
     shared_memory: SharedMemoryDocument | None = None
+    trouble: str = ""
+    """Why the controller that was asked has no connection to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,27 @@ class _Section(BaseModel):
 
 
 class StoreSettings(_Section):
-    redis_url: str | None = Field(None, description="Live metadata; empty: a private Redis started by `infaas up`")
+    redis_url: str | None = Field(
+        None,
+        description="Live metadata, `redis://USER@HOST:PORT/0`, `rediss://` for TLS; empty: a private Redis started by "
+        "`infaas up`",
+    )
+    password: SecretStr | None = Field(None, description="For Redis, when it is not in the URL")
+    password_file: Path | None = Field(
+        None, description="File that holds the password for Redis; read again for each new connection"
+    )
+    ca_file: Path | None = Field(
+        None, description="Whom a `rediss://` server's certificate must be signed by; empty: whom the system trusts"
+    )
+
+    @model_validator(mode="after")
+    def _there_is_a_server(self) -> Self:
+        url = self.redis_url or ""
+        if (self.password is not None or self.password_file is not None) and not url:
+            raise ValueError("store.password needs store.redis_url: the private Redis has a socket of its own instead")
+        if self.ca_file is not None and not url.startswith("rediss://"):
+            raise ValueError(f"store.ca_file needs a rediss:// URL in store.redis_url (got {without_password(url)!r})")
+        return self
 
 
 class CatalogSettings(_Section):
@@ -344,8 +364,38 @@ class TaskSettings(_Section):
 
 
 class AuthSettings(_Section):
-    token: SecretStr | None = Field(None, description="Bearer token that REST and gRPC callers must send")
-    token_file: Path | None = Field(None, description="File that holds the token")
+    token: SecretStr | None = Field(None, min_length=1, description="Bearer token that REST and gRPC callers must send")
+    token_file: Path | None = Field(
+        None,
+        description="File that holds the token. With one per line all are accepted and the first is sent; read again "
+        "when it changes",
+    )
+    cluster_token: SecretStr | None = Field(
+        None, min_length=1, description="What workers expect of controllers and generators; empty: the callers' token"
+    )
+    cluster_token_file: Path | None = Field(None, description="File that holds it, as `token_file`")
+
+
+class TlsSettings(_Section):
+    """Between controllers, generators and workers that listen on TCP: each shows a certificate, and each checks the
+    other's. All three files, or none. Read again when they change."""
+
+    cert_file: Path | None = Field(None, description="This part's certificate, PEM, with what is between it and the CA")
+    key_file: Path | None = Field(None, description="Its private key, PEM, not encrypted")
+    ca_file: Path | None = Field(
+        None, description="The cluster's own CA, PEM: every certificate that it signed may join, so it signs no others"
+    )
+    peer_name: str | None = Field(
+        None,
+        description="DNS name that the certificates of all workers carry; empty: each carries the host that is dialled",
+    )
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        missing = [name for name in ("cert_file", "key_file", "ca_file") if getattr(self, name) is None]
+        if missing and (len(missing) < 3 or self.peer_name is not None):
+            raise ValueError(f"tls.{missing[0]} is not set: set tls.cert_file, tls.key_file and tls.ca_file, or none")
+        return self
 
 
 QueryLines = Literal["none", "notable", "all"]
@@ -388,6 +438,7 @@ class Settings(_Section):
     fleet: FleetSettings = FleetSettings()
     tasks: dict[str, TaskSettings] = Field(default_factory=dict)
     auth: AuthSettings = AuthSettings()
+    tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
     observe: ObserveSettings = ObserveSettings()
 
@@ -461,8 +512,27 @@ class Settings(_Section):
         return self.repository.url or str(self.state_dir / "artifacts")
 
     def token(self) -> str | None:
-        """The bearer token. Raises SettingsError when its file cannot be read or is empty."""
-        return _secret("auth.token", self.auth.token, self.auth.token_file)
+        """What callers send. Raises SettingsError when its file cannot be read or is empty."""
+        return next(iter(read_tokens("auth.token", self.auth.token, self.auth.token_file)), None)
+
+    def cluster_token(self) -> str | None:
+        """What controllers and generators send to workers. Raises as `token` does."""
+        own = read_tokens("auth.cluster_token", self.auth.cluster_token, self.auth.cluster_token_file)
+        return own[0] if own else self.token()
+
+    def require_secrets(self) -> None:
+        """Raises SettingsError for a secret whose file cannot be read, or that has no place."""
+        self.token()
+        self.cluster_token()
+        self.redis_password()
+        _ = self.database_url
+
+    def redis_password(self) -> str | None:
+        """Where it is not in the URL. Raises SettingsError when it cannot be read, or is in the URL as well."""
+        password = _secret("store.password", self.store.password, self.store.password_file)
+        if password is not None and without_password(self.redis_url) != self.redis_url:
+            raise SettingsError("store.redis_url has a password already; keep it, or store.password, but not both")
+        return password
 
     def shown(self) -> dict[str, Any]:
         """Every setting as plain values for people, with no secret in them."""
@@ -573,6 +643,8 @@ def _describe(error: dict[str, Any]) -> str:
         return f"unknown setting {where!r} (`infaas config show` lists the known ones)"
     if where.split(".")[0] == "auth" or _is_secret(where.split(".")[-1]):  # never echo a secret
         return f"setting {where!r}: {error['msg']}"
+    if isinstance(error.get("input"), dict):  # a whole section, whose secrets are in it
+        return f"setting {where!r}: {error['msg']}"
     return f"setting {where!r}: {error['msg']} (got {without_password(repr(_without_secrets(error.get('input'))))})"
 
 
@@ -592,13 +664,24 @@ def _without_secrets(value: Any) -> Any:
     return without_password(value) if isinstance(value, str) else value
 
 
+def read_tokens(setting: str, value: SecretStr | None, file: Path | None) -> tuple[str, ...]:
+    """From the setting, else one per line of the file; none where neither is set. Raises as `_secret` does."""
+    text = _secret(setting, value, file)
+    if text is None:
+        return ()
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not found:
+        raise SettingsError(f"{setting} is blank: set it to something, or leave it out")
+    return found
+
+
 def _secret(setting: str, value: SecretStr | None, file: Path | None) -> str | None:
     """From the setting, else from the file that `<setting>_file` names. Raises SettingsError, never with the secret."""
     if value is not None:
         return value.get_secret_value()
     if file is None:
         return None
-    what = setting.rsplit(".", 1)[1]
+    what = setting.rsplit(".", 1)[1].replace("_", " ")
     try:
         text = file.read_text().strip()
     except OSError as error:

@@ -28,7 +28,9 @@ from infaas.rpc.hop.frames import VERSION, FrameError
 from infaas.rpc.hop.given import Given, GivenAnswer
 from infaas.rpc.hop.inner import InnerEnd, Meet
 from infaas.rpc.hop.sharing import Sharing
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
+from infaas.tokens import Tokens
 from infaas_controller.answers import batch_result, given_result
 from infaas_controller.commands import BatchResult
 from infaas_controller.liveness import redial_pause_s
@@ -39,6 +41,9 @@ BEAT_S = 2.0
 """A worker takes a controller that is silent for several of these for lost."""
 _GRPC_SETTINGS = b"\x04"
 """The fourth byte of the first frame that a gRPC server sends says what kind it is."""
+_UNLET = (
+    " before it said anything: where it asks for a certificate, it may not accept tls.cert_file, and its log says why"
+)
 _log = get_logger(__name__)
 
 
@@ -86,7 +91,7 @@ class LinkTerms:
     sink: Sink
     clock: Clock
     controller: str
-    token: str
+    tokens: Tokens
     draw: Callable[[], float]
     lost_after_s: float
     inner: Mapping[str, Meet] = field(default_factory=dict)
@@ -97,6 +102,8 @@ class LinkTerms:
     """Where what goes through it is counted."""
     scalings: Scalings = field(default_factory=Scalings)
     """What autoscalers say is for it."""
+    tls: Tls | None = None
+    """For workers that listen on TCP."""
 
 
 class Link:
@@ -107,6 +114,8 @@ class Link:
         self.worker = worker
         self.address = address
         self.is_connected = False
+        self.trouble = ""
+        """Why there was no connection the last time that one was tried, or why the last one ended."""
         self._is_closed = False
         self.heard_at: float | None = None
         self.report: pb.WorkerReport | None = None
@@ -115,6 +124,7 @@ class Link:
         self._sharing: Sharing | None = None
         self._has_attached = False
         self._given_up: frozenset[VariantName] | None = None
+        self._has_met = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link-{worker}")
 
     def send(self, message: pb.ControllerMessage | Outgoing) -> bool:
@@ -162,23 +172,23 @@ class Link:
             was_connected, reason = await self._attach_once()
             failures = 0 if was_connected else failures + 1
             log = _log.warning if was_connected or reason != said else _log.debug
-            said = reason
+            said = self.trouble = reason
             log("no link to the worker", worker=self.worker, reason=reason, failures=failures)
             await asyncio.sleep(redial_pause_s(failures, self._terms.draw()))
 
     async def _attach_once(self) -> tuple[bool, str]:
         """Serve one connection until it ends; returns whether it came to be a link, and why it ended."""
-        self._has_attached = False
+        self._has_attached = self._has_met = False
         try:
             endpoint = await self._connect()
             endpoint.greet()
             offer = None if self._sharing is None else self._sharing.offer()
             hello = pb.Hello(
-                controller=self._terms.controller, version=__version__, token=self._terms.token, pool=offer
+                controller=self._terms.controller, version=__version__, token=self._terms.tokens.sent or "", pool=offer
             )
             endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
             reason = await asyncio.shield(endpoint.ended)
-            return self._has_attached, reason
+            return self._has_attached, reason if self._has_met or self._terms.tls is None else f"{reason}{_UNLET}"
         except TimeoutError:
             return False, f"{self.address} took longer than {self._terms.lost_after_s:g} s to answer"
         except (OSError, InfaasError) as error:
@@ -204,13 +214,14 @@ class Link:
             endpoint, self._terms.shared_memory_bytes, self.worker, lambda: self._terms.shared_memory.of(self.worker)
         )
         async with asyncio.timeout(lost_after_s):
-            await dial(self.address, lambda: endpoint)
+            await dial(self.address, lambda: endpoint, self._terms.tls)
         return endpoint
 
     # -- a connection's handler
 
     def met(self, version: int) -> None:
         """A worker of another version is told so by what it hears first, and says so itself."""
+        self._has_met = True
         if version != VERSION:
             self._refuse(f"the worker cannot be used: {refused_version(version)}")
 

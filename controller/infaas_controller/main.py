@@ -41,10 +41,13 @@ from infaas.processes.numbers import SharedBook
 from infaas.processes.seat import SEAT, Seat, seat_of
 from infaas.repository.base import open_repository
 from infaas.rpc.hop.inner import Meet
+from infaas.rpc.tls import open_tls
 from infaas.settings import Settings
 from infaas.store.leader import Leadership
+from infaas.store.opening import open_store
 from infaas.store.redis import RedisStore
 from infaas.store.view import ViewKeeper
+from infaas.tokens import callers_tokens, cluster_tokens
 from infaas_controller.api.admin import admin_router
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.pool import PROCESSES, Bulk
@@ -145,7 +148,7 @@ class Controller:
         catalog = await asyncio.to_thread(open_catalogue, settings.database_url)
         http_port = int(rest_socket.getsockname()[1])
         record = ControllerRecord(self._id, own_url(own.advertise, own.host, http_port))
-        store = RedisStore(settings.redis_url)
+        store = open_store(settings)
         parts = build_parts(settings, self._clock, record, store, catalog, self._seat, self._inner)
         limits = Limits(patience_s=own.read_timeout_s, connections=connections)
         doors = self._doors(parts, rest_socket, metrics_socket, limits)
@@ -186,7 +189,7 @@ class Controller:
     def _doors(self, parts: Parts, rest_socket: socket.socket, metrics_socket: socket.socket, limits: Limits) -> Doors:
         """Closed yet. Raises SettingsError for a token that cannot be read."""
         app, drain_s = parts.rest_app, self._settings.controller.drain_timeout_s
-        exposition = exposition_app(parts.metrics.registry, Authenticator(self._settings.token()).check)
+        exposition = exposition_app(parts.metrics.registry, Authenticator(callers_tokens(self._settings)).check)
         private: HttpListener | None = None
         if not self._seat.is_alone:
             own_socket = bind("127.0.0.1", 0, "a port for the processes beside it")
@@ -285,7 +288,7 @@ def build_parts(
     inner: Mapping[str, Meet] | None = None,
 ) -> Parts:
     """Raises SettingsError for a repository, policy, token or tracing that cannot be had."""
-    own, token = settings.controller, settings.token()
+    own, tokens = settings.controller, callers_tokens(settings)
     book = book_of(seat)
     siblings = Siblings(seat, record.id, clock)
     keeper = ViewKeeper(store, clock)
@@ -295,10 +298,11 @@ def build_parts(
         controller=record.id,
         draw=random.random,
         lost_after_s=own.worker_lost_after_s,
-        token=token,
+        tokens=cluster_tokens(settings),
         inner=inner,
         shared_memory_bytes=own.shared_memory_bytes,
         book=book,
+        tls=open_tls(settings),
     )
     dispatcher = Dispatcher(keeper, links, installed_policies(), settings, clock, controller=record.id, book=book)
     leadership = Leadership(store, _LEADERSHIP, record.id, _LEASE_TTL_S, clock)
@@ -314,7 +318,7 @@ def build_parts(
         clock,
         lambda: leadership.lease,
     )
-    peers = Peers(store, record, token, siblings)
+    peers = Peers(store, record, tokens, siblings)
     system = SystemWatch(
         record.id, catalog, keeper, peers, leadership, journal, links, dispatcher.is_ready, clock, siblings
     )  # fmt: skip

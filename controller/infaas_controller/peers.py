@@ -21,6 +21,7 @@ from infaas.errors import InfaasError, UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode, encode
 from infaas.store.base import Kind, MetadataStore
+from infaas.tokens import Tokens
 from infaas_controller.siblings import Siblings
 
 HEARTBEAT_S = 5.0
@@ -55,13 +56,16 @@ class Peers:
     """`run` keeps this controller's record alive; `decision` asks others. Belongs to one event loop."""
 
     def __init__(
-        self, store: MetadataStore, own: ControllerRecord, token: str | None, siblings: Siblings | None = None
+        self, store: MetadataStore, own: ControllerRecord, tokens: Tokens, siblings: Siblings | None = None
     ) -> None:
-        """`siblings` are the processes that are one controller with this one; None: there can be none."""
+        """`tokens` are the callers': another controller is asked as any caller asks it.
+
+        `siblings` are the processes that are one controller with this one; None: there can be none.
+        """
         self._siblings = siblings
         self._store = store
         self._own = own
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._tokens = tokens
         self._is_written = False
         self.write_trouble: str | None = None
         """Why the store took no write the last time; None when it did. The heartbeat is the probe."""
@@ -136,7 +140,7 @@ class Peers:
         try:
             # What is ours must not go through a proxy that the environment names.
             async with httpx.AsyncClient(timeout=ASK_WITHIN_S, trust_env=False) as client:
-                answer = await client.get(url, params=params, headers=self._headers)
+                answer = await client.get(url, params=params, headers=self._tokens.headers())
             if answer.status_code == httpx.codes.OK:
                 return decode(answer.content, kind)
             reason = None if answer.status_code == httpx.codes.NOT_FOUND else f"HTTP {answer.status_code}"

@@ -17,11 +17,14 @@ from infaas.errors import NotFoundError, UnavailableError
 from infaas.observe.book import Book
 from infaas.observe.log import get_logger
 from infaas.observe.shared_memory import SharedMemoryTally
+from infaas.rpc.channel import open_channel
 from infaas.rpc.hop.inner import Meet
 from infaas.rpc.hop.traffic import Traffic
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.store.view import require_listed
+from infaas.tokens import Tokens
 from infaas_controller.link import Link, LinkTerms, Sink, ViewSource
 from infaas_controller.scalings import Scalings
 from infaas_controller.wire import Outgoing
@@ -49,10 +52,11 @@ class WorkerLinks:
         controller: str,
         draw: Callable[[], float],
         lost_after_s: float,
-        token: str | None = None,
+        tokens: Tokens | None = None,
         inner: Mapping[str, Meet] | None = None,
         shared_memory_bytes: int = 0,
         book: Book | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """`inner`: workers of this process, by their addresses. `book` keeps what is counted per worker; without one,
         it is this object's own."""
@@ -61,12 +65,12 @@ class WorkerLinks:
         self._controller = controller
         self._draw = draw
         self._lost_after_s = lost_after_s
-        self._token = token
+        self._tokens = Tokens.of(None) if tokens is None else tokens
         self._inner = {} if inner is None else inner
         self._shared_memory_bytes = shared_memory_bytes
         self._shared_memory = SharedMemoryTally(book)
         self.scalings = Scalings()
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._tls = tls
         self._links: dict[WorkerId, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] | None = None
@@ -77,13 +81,14 @@ class WorkerLinks:
             sink,
             self.clock,
             self._controller,
-            self._token or "",
+            self._tokens,
             self._draw,
             self._lost_after_s,
             self._inner,
             self._shared_memory_bytes,
             self._shared_memory,
             self.scalings,
+            self._tls,
         )
         self._unsubscribe = self.view_source.subscribe(self._on_view)
         self._on_view(self.view_source.view, self.view_source.view)
@@ -162,7 +167,7 @@ class WorkerLinks:
             unsubscribe()
 
     def _call_options(self) -> dict[str, Any]:
-        return {"timeout": CONTROL_TIMEOUT_S, "metadata": self._metadata}
+        return {"timeout": CONTROL_TIMEOUT_S, "metadata": self._tokens.metadata()}
 
     async def _control(self, worker: WorkerId, call: Callable[[Any], Any]) -> None:
         record = self.view_source.view.workers.get(worker)
@@ -170,7 +175,7 @@ class WorkerLinks:
             require_listed(self.view_source.view)
             known = ", ".join(sorted(self.view_source.view.workers)) or "none"
             raise NotFoundError(f"no worker is called {worker!r}; known: {known}")
-        async with grpc.aio.insecure_channel(record.address, options=CHANNEL_OPTIONS) as channel:
+        async with open_channel(record.address, self._tls, CHANNEL_OPTIONS) as channel:
             try:
                 await call(worker_pb2_grpc.WorkerServiceStub(channel))
             except grpc.aio.AioRpcError as error:
@@ -228,6 +233,7 @@ def _document(record: WorkerRecord, link: Link | None, traffic: Traffic, now: fl
         instances=tuple(instances),
         reason=record.reason,
         shared_memory=_shared_memory(link, traffic) if link is not None else None,
+        trouble=link.trouble if link is not None and not link.is_connected else "",
     )
 
 

@@ -22,8 +22,7 @@ def validate(
     from infaas.settings import load_settings
 
     settings = load_settings(file)
-    settings.token()
-    _ = settings.database_url  # its password may be in a file
+    settings.require_secrets()
     if output is not Format.TABLE:
         print_plain({"valid": True, "file": str(file) if file else None}, output)
     did(f"{file or 'the configuration'} is valid", output)

@@ -42,7 +42,7 @@ def read_token(token_file: Path | None) -> str | None:
         raise InvalidError(f"--token-file {str(token_file)!r} cannot be read: {error.strerror}") from error
     if not text:
         raise InvalidError(f"--token-file {str(token_file)!r} is empty")
-    return text
+    return text.splitlines()[0].strip()
 
 
 def local_state_dir(state_dir: Path | None) -> Path:

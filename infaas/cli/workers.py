@@ -36,7 +36,7 @@ def list_(url: Url = None, token_file: TokenFile = None, output: Output = Format
             percent(worker.cpu_ratio, 0),
             len(worker.instances),
             "-" if worker.report_age_s is None else f"{worker.report_age_s:.1f} s",
-            worker.reason or "-",
+            worker.trouble or worker.reason or "-",
         )
     emit({"workers": workers}, output, lambda: show(table))
     next_step(f"infaas worker describe {workers[0].id}" if workers else "infaas up", output)
@@ -82,7 +82,7 @@ def _describe(worker: WorkerDocument) -> None:
     table = Table("FIELD", "VALUE")
     table.add("worker", worker.id)
     table.add("state", f"{worker.state}{f': {worker.reason}' if worker.reason else ''}")
-    table.add("connected", "yes" if worker.is_connected else "no")
+    table.add("connected", "yes" if worker.is_connected else f"no{f': {worker.trouble}' if worker.trouble else ''}")
     table.add("address", worker.address)
     table.add("pool", worker.pool)
     table.add("host", worker.host)

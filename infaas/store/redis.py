@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
+from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -32,7 +34,8 @@ _CONNECTIONS = 16
 _ATTEMPTS = 3
 _FINAL_WORDS = (
     "WRONGTYPE", "wrong kind of value", "WRONGPASS", "invalid username-password", "invalid password", "NOAUTH",
-    "Authentication required", "unauthenticated", "NOPERM", "no permissions", "unknown command",
+    "Authentication required", "without any password configured", "unauthenticated",
+    "NOPERM", "no permissions", "unknown command",
 )  # fmt: skip
 
 
@@ -45,8 +48,17 @@ class RedisStore:
     """
 
     def __init__(
-        self, url: str, namespace: str = "infaas", *, stream_length: int = 4096, command_timeout_s: float = 2.0
+        self,
+        url: str,
+        namespace: str = "infaas",
+        *,
+        stream_length: int = 4096,
+        command_timeout_s: float = 2.0,
+        password: Callable[[], str | None] | None = None,
+        ca_file: Path | None = None,
     ) -> None:
+        """`password` is asked for each new connection; None: it is in the URL, if there is one. `ca_file`: whom the
+        server's certificate must be signed by. Raises SettingsError for what cannot be a store."""
         self._keys = keys.all_keys(namespace)
         self._stream = keys.changes_key(namespace)
         self._stream_length = stream_length
@@ -63,9 +75,14 @@ class RedisStore:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
                 decode_responses=False,
+                **({} if ca_file is None else {"ssl_ca_certs": str(ca_file)}),
             )
         except (ValueError, TypeError) as error:
             raise SettingsError(f"store.redis_url is not a redis://, rediss:// or unix:// URL: {error}") from None
+        if password is not None:
+            # The library takes a name and a password, or somebody who knows both.
+            known = pool.connection_kwargs
+            known["credential_provider"] = _Credential(known.pop("username", None), password)
         self._redis: Redis = Redis(connection_pool=pool)
         self._where = _shown(pool.connection_kwargs)
         self._scripts: dict[str, AsyncScript] = {}
@@ -192,6 +209,21 @@ class RedisStore:
             reason = str(error) or type(error).__name__
         text = f"the store at {self._where} is not available: {reason}"
         return UnavailableError(text, is_retryable=not _is_final(error))
+
+
+class _Credential(CredentialProvider):
+    """Asked by the library whenever it connects, so that a password may change while we run."""
+
+    def __init__(self, user: str | None, password: Callable[[], str | None]) -> None:
+        self._user = user
+        self._password = password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = self._password() or ""
+        except SettingsError as error:  # its file is gone, or is being written
+            raise RedisConnectionError(error.text) from error
+        return (password,) if self._user is None else (self._user, password)
 
 
 def _accepted(answer: Sequence[Any], kind: Kind, key: str, expect: int | None, lease: Lease | None) -> int:

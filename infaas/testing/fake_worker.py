@@ -30,6 +30,7 @@ from infaas.rpc.hop.frames import Buffer
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.hop.sharing import Sharing
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.rpc.v1 import worker_pb2_grpc
 
@@ -101,6 +102,7 @@ class FakeWorker:
         token: str | None = None,
         listen: str = "127.0.0.1:0",
         shared_memory_bytes: int = 0,
+        tls: Tls | None = None,
     ) -> None:
         """`listen`: a port of 0 picks a free one, a `unix:` path is used as it is."""
         self.id = WorkerId(worker)
@@ -111,6 +113,7 @@ class FakeWorker:
         self.token = token
         self.listen = listen
         self.shared_memory_bytes = shared_memory_bytes
+        self.tls = tls
         self.ran: list[RanBatch] = []
         self.cancelled: list[int] = []
         self.loaded: list[str] = []
@@ -157,7 +160,7 @@ class FakeWorker:
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(_Servicer(self), self._server)
         self._server.add_insecure_port(control)
         await self._server.start()
-        self._listener = Listener(self._admit, control)
+        self._listener = Listener(self._admit, control, self.tls)
         bound = await self._listener.start(address or self.listen)
         self.record = replace(self.record, address=bound)
         for instance in self.record.instances:

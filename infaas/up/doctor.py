@@ -49,7 +49,7 @@ def examine(config: Path | None, state_dir: Path | None) -> list[Finding]:
     try:
         overrides = {"state_dir": str(state_dir.absolute())} if state_dir else None
         settings = load_settings(config, overrides=overrides)
-        settings.token()
+        settings.require_secrets()
     except InfaasError as error:
         return [*findings, Finding("settings", Verdict.FAIL, error.text, "infaas config validate")]
     findings.append(Finding("settings", Verdict.OK, str(config or os.environ.get("INFAAS_CONFIG") or "defaults")))
@@ -133,7 +133,7 @@ def check_exposure(settings: Settings) -> Finding:
     try:
         preflight.check_exposure(settings)
     except InfaasError as error:
-        return Finding("exposure", Verdict.FAIL, error.text, "set auth.token_file, or controller.host to 127.0.0.1")
+        return Finding("exposure", Verdict.FAIL, error.text, "set auth.token_file, or bind 127.0.0.1")
     guard = "with a token" if settings.token() else "without a token"
     return Finding("exposure", Verdict.OK, f"{host}, {guard}")
 

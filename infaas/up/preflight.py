@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from infaas.errors import ConflictError, SettingsError
-from infaas.exposure import require_safe_binding
+from infaas.exposure import require_safe_binding, require_safe_worker
 from infaas.settings import Settings
 from infaas.up.record import controller_file, run_dir
 
@@ -41,6 +41,7 @@ def prepare_folder(state_dir: Path) -> None:
 def check_exposure(settings: Settings) -> None:
     """Without a credential only loopback may be bound. Raises SettingsError."""
     require_safe_binding("controller.host", settings.controller.host, settings.token())
+    require_safe_worker(settings)
 
 
 def check_sharing(settings: Settings) -> None:

@@ -31,11 +31,16 @@ def check_worker(settings: Settings, timeout_s: float = 3.0) -> str:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    from infaas.rpc.channel import open_blocking_channel
+    from infaas.rpc.tls import open_tls
+
     listen = settings.worker.listen
     if listen is None:
         raise SettingsError("a worker is checked at worker.listen, which is not set")
     address = dialled(listen)
-    with grpc.insecure_channel(address) as channel:
+    # Its certificate is for the name that controllers call it by.
+    named = host_of(settings.worker.advertise or listen)
+    with open_blocking_channel(address, open_tls(settings), named) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.RpcError as error:

@@ -18,7 +18,9 @@ from infaas.domain.lifecycle import WorkerState
 from infaas.errors import UnavailableError
 from infaas.observe.log import get_logger
 from infaas.rpc.codec import decode
+from infaas.rpc.tls import Tls
 from infaas.store.base import Kind, MetadataStore
+from infaas.tokens import Tokens
 
 _log = get_logger(__name__)
 VIEW_TTL_S = 2.0
@@ -42,14 +44,16 @@ class CoreBroker:
         own: Sequence[int],
         clock: Clock,
         holder: str,
-        token: str | None = None,
+        tokens: Tokens | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._store = store
         self._host = host
         self._own = tuple(sorted(own))
         self._clock = clock
         self._holder = holder
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._tokens = Tokens.of(None) if tokens is None else tokens
+        self._tls = tls
         self._calls: list[Any] = []
         self._channels: dict[str, Any] = {}
         self._workers: tuple[WorkerRecord, ...] = ()
@@ -107,13 +111,14 @@ class CoreBroker:
         """The core ids one worker lends; None when it cannot be asked."""
         import grpc  # here, because an idle generator never needs it
 
+        from infaas.rpc.channel import open_channel
         from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
 
         if worker.address not in self._channels:
-            self._channels[worker.address] = grpc.aio.insecure_channel(worker.address)
+            self._channels[worker.address] = open_channel(worker.address, self._tls)
         stub = worker_pb2_grpc.WorkerServiceStub(self._channels[worker.address])
         request = worker_pb2.LeaseCoresRequest(holder=self._holder, cores=min(count, worker.cores), max_s=max_s)
-        call = stub.LeaseCores(request, metadata=self._metadata)
+        call = stub.LeaseCores(request, metadata=self._tokens.metadata())
         self._calls.append(call)
         try:
             async with asyncio.timeout(LEASE_WAIT_S):

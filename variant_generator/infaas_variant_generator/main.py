@@ -25,8 +25,10 @@ from infaas.errors import InvalidError, UnavailableError
 from infaas.observe.log import configure_logging, get_logger
 from infaas.repository.base import Repository, open_repository
 from infaas.rpc.codec import decode
+from infaas.rpc.tls import open_tls
 from infaas.settings import Settings
 from infaas.store.base import CursorLostError, Kind, Lease, MetadataStore, Record
+from infaas.tokens import cluster_tokens
 from infaas_variant_generator.build import Build
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
@@ -115,7 +117,8 @@ class Generator:
     async def _build(self, order: BuildOrder, lease: Lease) -> None:
         """Run a build while its lease is kept up; whatever ends it, its lease is released."""
         work_dir = Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-"))
-        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id, self._settings.token())
+        tokens, tls = cluster_tokens(self._settings), open_tls(self._settings)
+        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id, tokens, tls)
         publisher = Publisher(self._store, order, lease, self._clock)
         tasks: list[asyncio.Task[object]] = []
         try:
@@ -285,13 +288,13 @@ def main(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    from infaas.store.redis import RedisStore
+    from infaas.store.opening import open_store
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    store = RedisStore(settings.redis_url)
+    store = open_store(settings)
     try:
         repository = await asyncio.to_thread(open_repository, settings.repository_url)
         running = asyncio.create_task(Generator(store, repository, settings).run(), name="generator")

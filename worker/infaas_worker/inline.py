@@ -8,7 +8,7 @@ from infaas.clock import Clock
 from infaas.rpc.hop.endpoint import Handler
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.settings import Settings
-from infaas.store.redis import RedisStore
+from infaas.store.opening import open_store
 from infaas_worker.main import Worker
 from infaas_worker.registration import refuse_namesake
 
@@ -30,7 +30,7 @@ class Inline:
 
     async def run(self, stop: asyncio.Event) -> int | None:
         """Raises ConflictError while a worker somewhere else goes by the same name."""
-        store = RedisStore(self._settings.redis_url)
+        store = open_store(self._settings)
         try:
             await refuse_namesake(store, self._worker.place.record)
         finally:

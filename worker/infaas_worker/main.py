@@ -31,16 +31,18 @@ from infaas.domain.ids import WorkerId
 from infaas.domain.lifecycle import WorkerState
 from infaas.domain.variant import Runtime
 from infaas.errors import InvalidError, SettingsError
-from infaas.exposure import host_of, require_safe_binding
+from infaas.exposure import require_safe_worker
 from infaas.observe.log import get_logger
 from infaas.observe.trace import open_tracing
 from infaas.repository.base import open_repository
 from infaas.rpc.hop.endpoint import Handler
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
+from infaas.rpc.tls import open_tls
 from infaas.rpc.v1 import worker_pb2_grpc
 from infaas.settings import AutoscalingSettings, Settings
-from infaas.store.redis import RedisStore
+from infaas.store.opening import open_store
+from infaas.tokens import cluster_tokens
 from infaas.up.restart import HUNG_EXIT
 from infaas_worker.api.grpc import SERVER_OPTIONS, WorkerService
 from infaas_worker.api.publisher import Publisher
@@ -179,15 +181,14 @@ class Worker:
         settings, place = self._settings, self.place
         if self._has_process:
             yield_to_runs()  # before any thread is started
-        host = host_of(place.listen)
-        if host is not None:
-            require_safe_binding("worker.listen", host, settings.token())
+        tokens, tls = cluster_tokens(settings), open_tls(settings)
+        require_safe_worker(settings)
         prepare_socket(place.listen)
         prepare_socket(place.control)
         box = BlackBox(settings.state_dir / "run", place.record.id)
         monitor = Monitor()
         publisher = Publisher()
-        store = RedisStore(settings.redis_url)
+        store = open_store(settings)
         loader = Loader(open_repository(settings.repository_url), _executors(settings))
         own, patience = settings.worker, _patience(settings)
         serving = Serving(place.core_ids, place.record.memory_bytes, own.probe_interval_s, patience, own.heartbeat_s)
@@ -213,14 +214,14 @@ class Worker:
         publisher.attach(lambda: reporter.report(instances.serving))
         tracing = open_tracing(settings, "worker", self._clock)
         spans = None if tracing is None else RunSpans(tracing, place.record.id, self._clock)
-        service = WorkerService(instances, settings.token())
+        service = WorkerService(instances, tokens)
         controllers = Controllers(
-            instances, publisher, settings.token(), spans,
+            instances, publisher, tokens, spans,
             shared_memory_bytes=own.shared_memory_bytes, heeding=heeding,
         )  # fmt: skip
         probes = health.HealthServicer()
         server = _server(service, probes, place)
-        listener = self._listener = Listener(controllers.admit, place.control)
+        listener = self._listener = Listener(controllers.admit, place.control, tls)
         monitor.start()
         watch.start()
         if box.own_fault:

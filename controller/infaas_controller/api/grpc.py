@@ -18,6 +18,7 @@ from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Tracing
 from infaas.rpc.edges import as_error
 from infaas.settings import Settings
+from infaas.tokens import callers_tokens
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.grpc_errors import abort
@@ -71,7 +72,7 @@ class GrpcServer:
         that a query teaches is kept for the next."""
         clock = clock or SystemClock()
         self._settings = settings
-        self._authenticator = Authenticator(settings.token())
+        self._authenticator = Authenticator(callers_tokens(settings))
         confidence = AccuracyConfidence(settings.controller.accuracy_confidence)
         spans = None if tracing is None else QuerySpans(tracing, "grpc")
         inference = Inference(service, clock, confidence, metrics, explain_lookup, spans, bulk)

@@ -24,6 +24,7 @@ from infaas.observe.metrics import Metrics
 from infaas.observe.trace import Tracing
 from infaas.rpc.edges import as_error, code_of_status, edge_of, error_body
 from infaas.settings import Settings
+from infaas.tokens import callers_tokens
 from infaas_controller.api.auth import Authenticator
 from infaas_controller.api.bulk.pool import Bulk
 from infaas_controller.api.headers import Caller, caller_fields, error_fields, fresh_caller, read_caller
@@ -121,7 +122,7 @@ def create_app(
     confidence = AccuracyConfidence(settings.controller.accuracy_confidence)
     spans = None if tracing is None else QuerySpans(tracing, "rest")
     inference = Inference(service, clock, confidence, metrics, explain_lookup, spans, bulk)
-    authenticator = Authenticator(settings.token())
+    authenticator = Authenticator(callers_tokens(settings))
     bounds = settings.controller.max_body_bytes, settings.controller.max_json_bytes
     app = EdgeApp(
         InferEndpoint(inference, authenticator, *bounds),

@@ -45,7 +45,8 @@ class FastInfer:
         self._heads = Heads()
         self._view: ClusterView | None = None
         self._view_number = 0
-        """Heads know what was found for them by that, so that none of them keeps an old view."""
+        """Heads know what was found for them by that, so that none of them keeps an old view, or an old token."""
+        self._token_changes = 0
         self._standing: tuple[list[tuple[bytes, bytes]], bytes] | None = None
 
     def exchange(self, connection: Connection, target: bytes, raw: RawFields) -> Exchange | None:
@@ -109,9 +110,9 @@ class FastInfer:
 
     def opened(self, head: Head, fields: dict[str, str]) -> tuple[Task, int | None]:
         """What is looked at before a body is read. Raises InfaasError."""
-        view = self.inference.service.view
-        if view is not self._view:
-            self._view = view
+        view, changes = self.inference.service.view, self._authenticator.changes
+        if view is not self._view or changes != self._token_changes:
+            self._view, self._token_changes = view, changes
             self._view_number += 1
         elif fields is head.fields and head.opened_in == self._view_number and head.opened is not None:
             head.opened_turn = self.turns.number

@@ -15,7 +15,7 @@ from pydantic import BaseModel, SecretStr
 from infaas.errors import SettingsError
 from infaas.observe.log import redact
 from infaas.rpc.codec import decode, encode
-from infaas.settings import STORE_VARIABLE, PoolSettings, Settings, without_password
+from infaas.settings import ENV_PREFIX, STORE_VARIABLE, PoolSettings, Settings, without_password
 from infaas.up.plan import EXTRA_STOP_S, overrides_environ
 from infaas.up.quota import PERIOD_US
 from infaas_controller.providers.base import MachineState, Order, ProviderError
@@ -26,7 +26,9 @@ LAST_S = 60.0
 _LAST_LINES = 3
 """Of its log of the last so many seconds, that say why a worker has ended."""
 _LONGEST_LINE = 300
-_TOKEN_VARIABLES = ("INFAAS_AUTH__TOKEN", "INFAAS_AUTH__TOKEN_FILE")
+_TOKEN_VARIABLES = tuple(
+    f"INFAAS_AUTH__{name}" for name in ("CLUSTER_TOKEN", "CLUSTER_TOKEN_FILE", "TOKEN", "TOKEN_FILE")
+)
 _LEAST_QUOTA_US = 1_000
 _NOT_FOR_WORKERS = frozenset(
     {"state_dir", "catalog", "repository", "controller", "worker", "generator", "pools", "fleet", "tasks"}
@@ -71,10 +73,10 @@ def without_credentials(url: str) -> str:
 def check(settings: Settings) -> None:
     """What only this provider needs. Raises SettingsError."""
     environment = settings.fleet.docker.environment
-    if settings.token() is None and not any(name in environment for name in _TOKEN_VARIABLES):
+    if settings.cluster_token() is None and not any(f"{ENV_PREFIX}AUTH__{name}" in environment for name in _TOKENS):
         raise SettingsError(
             "fleet.provider is docker, whose workers listen on a network, where only callers with a credential may "
-            "come in: set auth.token_file (or INFAAS_AUTH__TOKEN)"
+            "come in: set auth.cluster_token_file, or auth.token_file"
         )
 
 
@@ -115,6 +117,8 @@ def environ(settings: Settings, order: Order, pool: PoolSettings) -> dict[str, s
     own = settings.fleet.docker
     sections = sorted(settings.model_fields_set - _NOT_FOR_WORKERS)
     told: dict[str, Any] = {name: _told(getattr(settings, name)) for name in sections}
+    if told.get("auth", {}).get("cluster_token") is not None:
+        told["auth"].pop("token", None)  # it is the callers', whom workers do not know
     told["pools"] = json.dumps({order.pool: pool.model_dump(mode="json", exclude_none=True, include=set(_OF_A_POOL))})
     told["worker"] = {name: value for name, value in _told(settings.worker).items() if name not in _OWN_OF_EACH} | {
         "id": order.worker,

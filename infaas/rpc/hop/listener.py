@@ -13,17 +13,21 @@ from typing import cast
 
 from google.protobuf.message import DecodeError
 
-from infaas.errors import InfaasError, InvalidError, UnsupportedError
+from infaas.errors import InfaasError, InvalidError, UnauthenticatedError, UnsupportedError
 from infaas.observe.log import get_logger
+from infaas.observe.seldom import Seldom
 from infaas.rpc.hop import address
 from infaas.rpc.hop.endpoint import LINGER_S, Connection, Endpoint, Handler, refused_version
 from infaas.rpc.hop.frames import HELLO_LIMIT_BYTES, SCRATCH_BYTES, VERSION
 from infaas.rpc.hop.inner import InnerEnd, pair
+from infaas.rpc.hop.secured import TlsServer
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
 
 HELLO_WITHIN_S = 5.0
 ABSENT_AFTER_S = 15.0
 """Silence after which a controller is taken for lost. Controllers beat far more often."""
+_TLS_HANDSHAKE = b"\x16\x03"
 _log = get_logger(__name__)
 
 Admit = Callable[[pb.Hello, Connection], Handler]
@@ -31,18 +35,21 @@ Admit = Callable[[pb.Hello, Connection], Handler]
 
 
 class Listener:
-    """Open from `start` to `close`. `control` is where gRPC listens (`unix:/path`); None: nothing does."""
+    """Open from `start` to `close`. `control` is where gRPC listens (`unix:/path`); None: nothing does. `tls`: with it
+    a host's address is secured."""
 
-    def __init__(self, admit: Admit, control: str | None = None) -> None:
+    def __init__(self, admit: Admit, control: str | None = None, tls: Tls | None = None) -> None:
+        self._tls = tls
         self._admit = admit
         self._control = control
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsServer | None = None
         self._endpoints: set[Connection] = set()
         self._pipes: set[asyncio.Task[None]] = set()
+        self._seldom = Seldom()
 
     async def start(self, listen: str) -> str:
         """Returns the address with its port. Raises OSError or InvalidError when it cannot be taken."""
-        self._server, bound = await address.listen(listen, self._accept)
+        self._server, bound = await address.listen(listen, self._accept, self._tls, self._accept_plain)
         return bound
 
     def meet(self, handler: Handler) -> InnerEnd:
@@ -50,7 +57,7 @@ class Listener:
         ConnectionRefusedError unless the listener is open."""
         if self._server is None or not self._server.is_serving():
             raise ConnectionRefusedError("nobody listens there")
-        caller = _Caller(self._admit, self._pass_on)
+        caller = _Caller(self._admit, self._pass_on, self._seldom)
         near, caller.endpoint = pair(handler, caller)
         caller.endpoint.serve(caller, limit_bytes=HELLO_LIMIT_BYTES)
         self._expect(caller)
@@ -75,7 +82,13 @@ class Listener:
             await self._server.wait_closed()
 
     def _accept(self) -> Endpoint:
-        caller = _Caller(self._admit, self._pass_on)
+        return self._receive(_Caller(self._admit, self._pass_on, self._seldom))
+
+    def _accept_plain(self) -> Endpoint:
+        """Where all are to come with TLS: nothing that it says is taken, but it is told why."""
+        return self._receive(_Caller(_refuse_plain, lambda _endpoint, _first: None, self._seldom))
+
+    def _receive(self, caller: _Caller) -> Endpoint:
         endpoint = caller.endpoint = Endpoint(caller, silence_s=HELLO_WITHIN_S, limit_bytes=HELLO_LIMIT_BYTES)
         self._expect(caller)
         return endpoint
@@ -87,7 +100,7 @@ class Listener:
         endpoint.ended.add_done_callback(lambda _: self._endpoints.discard(endpoint))
 
     def _pass_on(self, endpoint: Connection, first: bytes) -> None:
-        if self._control is None or not isinstance(endpoint, Endpoint):
+        if self._control is None or not isinstance(endpoint, Endpoint) or _is_tls(first):
             return
         near = _Pipe()
         transport = endpoint.give_away(near)
@@ -102,7 +115,8 @@ class _Caller:
 
     endpoint: Connection
 
-    def __init__(self, admit: Admit, pass_on: Callable[[Connection, bytes], None]) -> None:
+    def __init__(self, admit: Admit, pass_on: Callable[[Connection, bytes], None], seldom: Seldom) -> None:
+        self._seldom = seldom
         self._admit = admit
         self._pass_on = pass_on
         self._is_admitted = False
@@ -117,6 +131,8 @@ class _Caller:
             self._refuse(UnsupportedError(refused_version(version)))
 
     def stranger(self, first: bytes) -> None:
+        if _is_tls(first) and (unsaid := self._seldom.unsaid("tls")) is not None:
+            _log.warning("a peer came with TLS, for which the tls settings are missing here", unsaid=unsaid)
         self._pass_on(self.endpoint, first)
 
     def received(self, head: bytes, payload: memoryview) -> None:
@@ -141,10 +157,22 @@ class _Caller:
         _log.debug("a caller did not become a controller", reason=reason)
 
     def _refuse(self, error: InfaasError) -> None:
-        _log.warning("a controller was refused", code=error.code.value, reason=error.text)
+        unsaid = self._seldom.unsaid((error.code, error.text))
+        if unsaid is not None:  # whoever is refused comes again and again
+            _log.warning("a controller was refused", code=error.code.value, reason=error.text, unsaid=unsaid)
         refusal = pb.Refusal(error_code=error.code.value, reason=error.text)
         self.endpoint.send(pb.WorkerMessage(refusal=refusal).SerializeToString())
         self.endpoint.close(f"refused: {error.text}")
+
+
+def _is_tls(first: bytes) -> bool:
+    return first.startswith(_TLS_HANDSHAKE)
+
+
+def _refuse_plain(hello: pb.Hello, endpoint: Connection) -> Handler:
+    raise UnauthenticatedError(
+        "this worker takes connections with TLS only: set tls.cert_file, tls.key_file and tls.ca_file"
+    )
 
 
 class _Pipe(asyncio.BufferedProtocol):

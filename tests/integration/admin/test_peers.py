@@ -18,12 +18,13 @@ from infaas.domain.query import Decision
 from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
+from infaas.tokens import Tokens
 
 DECISION = Decision(DecisionId("d-c-two-1f-7"), "r-7", "", "digits", None, None, "slo", {}, "saturated", "full")
 
 
 def of(number: int, url: str, store: RedisStore, token: str | None = None) -> Peers:
-    return Peers(store, ControllerRecord(ControllerId(f"c-{('one', 'two')[number - 1]}"), url), token)
+    return Peers(store, ControllerRecord(ControllerId(f"c-{('one', 'two')[number - 1]}"), url), Tokens.of(token))
 
 
 @asynccontextmanager

@@ -15,12 +15,13 @@ from infaas.domain.query import Code
 from infaas.errors import RefusedError
 from infaas.observe.live import Live, WorkerLive
 from infaas.observe.metrics import Metrics, exposition_app
+from infaas.tokens import Tokens
 
 VARIANT = "simple.v1.ort-fp32-t1"
 
 
 async def scrape(metrics: Metrics, headers: dict[str, str] | None = None, token: str | None = None) -> httpx.Response:
-    app = exposition_app(metrics.registry, Authenticator(token).check)
+    app = exposition_app(metrics.registry, Authenticator(Tokens.of(token)).check)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         return await client.get("/metrics", headers=headers)
 

@@ -27,6 +27,7 @@ from infaas.store.memory import MemoryStore
 from infaas.store.view import ViewKeeper
 from infaas.testing.builders import a_query, a_view
 from infaas.testing.fake_worker import FakeWorker
+from infaas.tokens import Tokens
 
 
 @dataclass
@@ -76,7 +77,7 @@ def cluster(request: pytest.FixtureRequest) -> Opener:
         inner: dict[str, Meet] = {}
         links = WorkerLinks(
             keeper, clock, controller="c-test", draw=rng.random,
-            lost_after_s=used.controller.worker_lost_after_s, token=token, inner=inner,
+            lost_after_s=used.controller.worker_lost_after_s, tokens=Tokens.of(token), inner=inner,
             shared_memory_bytes=used.controller.shared_memory_bytes, book=book,
         )  # fmt: skip
         dispatcher = Dispatcher(keeper, links, installed_policies(), used, clock, rng)

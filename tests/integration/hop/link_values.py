@@ -15,7 +15,9 @@ from infaas.clock import SystemClock
 from infaas.domain.cluster import WorkerRecord
 from infaas.domain.ids import VariantName, WorkerId
 from infaas.rpc.hop.inner import Meet
+from infaas.rpc.tls import Tls
 from infaas.rpc.v1 import worker_pb2 as pb
+from infaas.tokens import Tokens
 
 WITHIN_S = 20.0
 
@@ -73,10 +75,26 @@ Lines = Sequence[Mapping[str, Any]]
 
 @asynccontextmanager
 async def linked(
-    told: Told, address: str, *, token: str = "", lost_after_s: float = 5.0, inner: Mapping[str, Meet] | None = None
+    told: Told,
+    address: str,
+    *,
+    token: str = "",
+    lost_after_s: float = 5.0,
+    inner: Mapping[str, Meet] | None = None,
+    tls: Tls | None = None,
 ) -> AsyncIterator[tuple[Link, Lines]]:
     """A link to w1, and what is logged of it."""
-    terms = LinkTerms(cast(ViewSource, told), told, SystemClock(), "c1", token, lambda: 0.5, lost_after_s, inner or {})
+    terms = LinkTerms(
+        cast(ViewSource, told),
+        told,
+        SystemClock(),
+        "c1",
+        Tokens.of(token or None),
+        lambda: 0.5,
+        lost_after_s,
+        inner or {},
+        tls=tls,
+    )
     with capture_logs() as lines:
         link = Link(terms, WorkerId("w1"), address)
         try:

@@ -23,6 +23,7 @@ from infaas.errors import UnavailableError
 from infaas.store.leader import Leadership
 from infaas.store.memory import MemoryStore
 from infaas.store.view import ViewKeeper
+from infaas.tokens import Tokens
 
 OWN = ControllerRecord(ControllerId("c-1"), "http://127.0.0.1:1")
 
@@ -48,7 +49,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     store = MemoryStore(clock)
     catalog = Catalog.open(f"sqlite:///{tmp_path}/catalog.db")
     keeper = ViewKeeper(store, clock)
-    peers = Peers(store, OWN, None)
+    peers = Peers(store, OWN, Tokens.of(None))
     leadership = Leadership(store, "controller", OWN.id, 5.0, clock)
     journal = Journal(catalog, sample=1.0)
     watch = SystemWatch(

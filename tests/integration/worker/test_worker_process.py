@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import grpc
@@ -14,7 +15,7 @@ from worker_values import SLOW, column, in_store, published, x
 from infaas.domain.lifecycle import WorkerState
 from infaas.rpc.v1 import worker_pb2
 from infaas.testing import graphs
-from infaas.testing.worker_driver import BatchAnswer, ControllerEnd, WorkerProcess
+from infaas.testing.worker_driver import WAIT_S, BatchAnswer, ControllerEnd, WorkerProcess
 from infaas.up.restart import SETTINGS_EXIT
 
 
@@ -71,8 +72,41 @@ async def test_with_a_token_nobody_else_gets_in(start):
                 await bad.over()
                 assert bad.refusal is not None
                 assert (bad.refusal.error_code, bad.reports) == ("unauthenticated", [])
+                assert "set auth.cluster_token" in bad.refusal.reason
             with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
                 await good.stub.Drain(worker_pb2.DrainRequest())
+
+
+async def test_the_clusters_token_lets_parts_in_and_the_callers_does_not(start):
+    worker = start(auth={"token": "callers-5ecret", "cluster_token": "cluster-5ecret"})
+    async with ControllerEnd(worker.address, token="cluster-5ecret") as good:
+        await good.until(lambda: bool(good.reports))
+        await good.stub.Resume(worker_pb2.ResumeRequest(), metadata=good.metadata)
+        for _ in range(5):
+            async with ControllerEnd(worker.address, token="callers-5ecret") as bad:
+                await bad.over()
+                assert bad.refusal is not None
+                assert bad.refusal.reason.startswith("a wrong token came; set auth.cluster_token")
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
+                await good.stub.Drain(worker_pb2.DrainRequest(), metadata=bad.metadata)
+    assert worker.log.count("a controller was refused") == 1
+    assert "5ecret" not in worker.log
+
+
+async def test_a_token_is_changed_while_the_worker_runs(start, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("old")
+    worker = start(auth={"cluster_token_file": str(file)})
+    async with ControllerEnd(worker.address, token="old") as first:
+        await first.until(lambda: bool(first.reports))
+        file.write_text("new\nold")
+        await _is_let_in(worker, "new")
+        await _is_let_in(worker, "old")
+        file.write_text("new")
+        await _is_let_in(worker, "old", expected=False)
+        await _is_let_in(worker, "new")
+        assert not first.is_over
+    assert worker.log.count("tokens changed") == 2
 
 
 async def test_it_registers_in_the_store_and_comes_back_after_the_store_was_lost(start, own_redis_server):
@@ -150,6 +184,16 @@ async def test_an_idle_worker_stays_small(start):
         await end.until(lambda: bool(end.reports))
         names = {path.path.rsplit("/", 1)[-1] for path in psutil.Process(worker.pid).memory_maps()}
         assert not [name for name in names if "onnxruntime" in name or "sqlalchemy" in name]
+
+
+async def _is_let_in(worker: WorkerProcess, token: str, *, expected: bool = True) -> None:
+    """Soon: the file is looked at once a second."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            async with ControllerEnd(worker.address, token=token) as end:
+                await end.until(lambda: bool(end.reports) or end.is_over)
+                if bool(end.reports) is expected:
+                    return
 
 
 async def _served(end: ControllerEnd, worker: WorkerProcess) -> BatchAnswer:

@@ -32,6 +32,7 @@ from infaas.rpc.tensors import pack_bytes
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.testing.builders import a_task, a_variant, a_view
 from infaas.testing.clock import ManualClock
+from infaas.tokens import Tokens
 
 X = TensorSpec("x", Datatype.FP32, (-1, 4))
 Y = TensorSpec("y", Datatype.FP32, (-1, 2))
@@ -106,7 +107,7 @@ class Edge:
         self.metrics = Metrics()
         service = cast(QueryService, self.service)
         inference = Inference(service, self.clock, AccuracyConfidence.POINT, self.metrics)
-        self.fast = FastInfer(inference, Authenticator(None), 2**20, 2**20)
+        self.fast = FastInfer(inference, Authenticator(Tokens.of(None)), 2**20, 2**20)
         self.standing = [(b"server", b"infaas")]
         self._numbers = 0
 

@@ -23,6 +23,7 @@ from infaas.errors import InfaasError
 from infaas.oip.v2 import grpc_service_pb2 as pb
 from infaas.testing.builders import DIGITS_INPUTS, a_tensor, a_variant, a_view
 from infaas.testing.clock import ManualClock
+from infaas.tokens import Tokens
 
 
 class Ended(Exception):
@@ -76,7 +77,7 @@ class Server:
         self.clock = ManualClock()
         self.service = Refusing(a_view(variants=[a_variant()]))
         inference = Inference(self.service, self.clock, AccuracyConfidence.POINT)  # type: ignore[arg-type]
-        self._infer = GrpcInfer(inference, Authenticator(None))
+        self._infer = GrpcInfer(inference, Authenticator(Tokens.of(None)))
 
     async def call(self, left_s: float | None = None, id_: str = "") -> Context:
         spec = DIGITS_INPUTS[0]

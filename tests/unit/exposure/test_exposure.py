@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from infaas.errors import SettingsError
-from infaas.exposure import host_of, is_loopback, require_safe_binding
+from infaas.exposure import host_of, is_loopback, require_safe_binding, require_safe_worker
+from infaas.settings import load_settings
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,34 @@ def test_only_loopback_may_be_bound_without_a_token(host: str, expected: bool) -
 )
 def test_the_host_of_an_address_is_what_is_reachable(listen: str, host: str | None) -> None:
     assert host_of(listen) == host
+
+
+FILES = {f"INFAAS_TLS__{name}_FILE": f"/{name}.pem" for name in ("CERT", "KEY", "CA")}
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_safe"),
+    [
+        ({}, False),
+        ({"INFAAS_AUTH__TOKEN": "x"}, True),
+        ({"INFAAS_AUTH__CLUSTER_TOKEN": "x"}, True),
+        (FILES, True),
+    ],
+)
+def test_a_worker_beyond_loopback_needs_the_clusters_token_or_certificates(
+    variables: dict[str, str], is_safe: bool
+) -> None:
+    for listen in (None, "unix:/w.sock", "127.0.0.1:9000"):
+        require_safe_worker(load_settings(environ={} if listen is None else {"INFAAS_WORKER__LISTEN": listen}))
+    settings = load_settings(environ={"INFAAS_WORKER__LISTEN": "0.0.0.0:9000", **variables})
+    if is_safe:
+        require_safe_worker(settings)
+    else:
+        with pytest.raises(SettingsError, match=r"^worker\.listen '0\.0\.0\.0' .*Set auth\.cluster_token_file or"):
+            require_safe_worker(settings)
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_certificates_are_given_whole_or_not_at_all(missing: str) -> None:
+    with pytest.raises(SettingsError, match=r"tls\.\w+_file is not set"):
+        load_settings(environ={name: file for name, file in FILES.items() if name != missing})

@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from infaas_worker.api.auth import is_allowed
 from infaas_worker.machine import advertised, cores_to_use, default_listen, prepare_socket, worker_id
 from infaas_worker.main import find_place
 from infaas_worker.monitor import stall_ratio
@@ -17,6 +16,7 @@ from infaas.clock import SystemClock
 from infaas.domain.ids import WorkerId
 from infaas.errors import SettingsError
 from infaas.settings import Settings
+from infaas.tokens import Tokens
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_waiting_for_the_store_grows_to_a_limit_and_is_jittered():
     ],
 )
 def test_only_the_right_bearer_token_is_let_in(metadata, token, allowed):
-    assert is_allowed(metadata, token) is allowed
+    assert Tokens.of(token).accepts_metadata(metadata) is allowed
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:

@@ -1,23 +1,15 @@
-"""Who may talk to the worker: whoever shows the token, when one is set."""
+"""What a caller of the worker without the right token is told: what to set, and where."""
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable
 
-
-def is_allowed(metadata: Iterable[tuple[str, str | bytes]] | None, token: str | None) -> bool:
-    """For a call with metadata. Compared in constant time."""
-    if token is None:
-        return True
-    want = f"Bearer {token}".encode()
-    for key, value in metadata or ():
-        if key.lower() == "authorization":
-            got = value if isinstance(value, bytes) else value.encode()
-            return hmac.compare_digest(got, want)
-    return False
+_SET = "set auth.cluster_token, or auth.token where there is no other, to the same as this worker's (or its _file)"
+NO_WORD = f"no token came; {_SET}"
+WRONG_WORD = f"a wrong token came; {_SET}"
 
 
-def is_token(given: str, token: str | None) -> bool:
-    """For a connection that opens with a token. Compared in constant time."""
-    return token is None or hmac.compare_digest(given.encode(), token.encode())
+def refusal(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """For a gRPC call with these metadata."""
+    has_one = any(key.lower() == "authorization" for key, _ in metadata or ())
+    return WRONG_WORD if has_one else NO_WORD

@@ -12,7 +12,8 @@ from infaas.errors import InfaasError, InvalidError, UnauthenticatedError, Unava
 from infaas.observe.log import get_logger
 from infaas.rpc.edges import EDGES
 from infaas.rpc.v1 import worker_pb2, worker_pb2_grpc
-from infaas_worker.api.auth import is_allowed
+from infaas.tokens import Tokens
+from infaas_worker.api.auth import refusal
 from infaas_worker.instances import Instances
 
 _log = get_logger(__name__)
@@ -30,9 +31,9 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]  # generated, untyped
     """Lives on the event loop; `begin_stop` refuses new calls before the listener closes."""
 
-    def __init__(self, instances: Instances, token: str | None) -> None:
+    def __init__(self, instances: Instances, tokens: Tokens) -> None:
         self._instances = instances
-        self._token = token
+        self._tokens = tokens
         self._is_stopping = False
 
     def begin_stop(self) -> None:
@@ -70,8 +71,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc
         return worker_pb2.ResumeReply()
 
     async def _admit(self, context: grpc.aio.ServicerContext) -> None:
-        if not is_allowed(context.invocation_metadata(), self._token):
-            await _abort(context, UnauthenticatedError("metadata 'authorization' must be 'Bearer <token>'"))
+        if not self._tokens.accepts_metadata(context.invocation_metadata()):
+            await _abort(context, UnauthenticatedError(refusal(context.invocation_metadata())))
         if self._is_stopping:
             await _abort(context, UnavailableError("the worker is stopping"))
 

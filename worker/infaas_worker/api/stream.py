@@ -25,8 +25,9 @@ from infaas.rpc.hop.given import Given, GivenBatch
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.sharing import Sharing
 from infaas.rpc.v1 import worker_pb2
+from infaas.tokens import Tokens
 from infaas_worker.api import handover, messages
-from infaas_worker.api.auth import is_token
+from infaas_worker.api.auth import NO_WORD, WRONG_WORD
 from infaas_worker.api.publisher import Publisher
 from infaas_worker.api.tracing import RunSpans
 from infaas_worker.batches import Ran
@@ -48,7 +49,7 @@ class Controllers:
         self,
         instances: Instances,
         publisher: Publisher,
-        token: str | None,
+        tokens: Tokens,
         spans: RunSpans | None = None,
         *,
         shared_memory_bytes: int = 0,
@@ -57,7 +58,7 @@ class Controllers:
         self._heeding = heeding
         self._instances = instances
         self._publisher = publisher
-        self._token = token
+        self._tokens = tokens
         self._spans = spans
         self._shared_memory_bytes = shared_memory_bytes
         self._numbers = itertools.count(1)
@@ -68,8 +69,8 @@ class Controllers:
 
     def admit(self, hello: worker_pb2.Hello, endpoint: Connection) -> ControllerStream:
         """Raises UnauthenticatedError, or UnavailableError while the worker stops."""
-        if not is_token(hello.token, self._token):
-            raise UnauthenticatedError("the hello has no token, or a wrong one")
+        if not self._tokens.accepts(hello.token):
+            raise UnauthenticatedError(WRONG_WORD if hello.token else NO_WORD)
         if self._is_stopping:
             raise UnavailableError("the worker is stopping")
         name = f"{hello.controller}#{next(self._numbers)}"
