@@ -33,6 +33,9 @@ class Sight:
     """Workers that were ordered and are not gone."""
     serving: int
     """That can answer a query at once."""
+    demand_cores: float | None = None
+    """Work that comes each second, as the leader saw it last."""
+    wanted_cores: float | None = None
 
 
 @dataclass(slots=True)
