@@ -140,7 +140,8 @@ class Spreading:
                     loading.add(lane.variant)
                     on_its_way = True
             free = deck.record.memory_bytes - set_aside_bytes(deck)
-            places.append(Place(deck.id, deck.record.cores, busy_cores, free, on_its_way))
+            is_empty = not any(lane.is_usable for lane in deck.lanes.values())
+            places.append(Place(deck.id, deck.record.cores, busy_cores, free, on_its_way, is_empty))
             banned |= {(name, deck.id) for name in variants if self._ledger.failed_load(name, deck.id, now)}
         needs = {
             name: Need(one.threads, one.memory_bytes)
