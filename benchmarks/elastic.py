@@ -169,7 +169,7 @@ class Lookout(contextlib.AbstractAsyncContextManager["Lookout"]):
         coming: list[Coming] = []
         for step in self._client.fleet_steps(1000)[::-1]:
             at = datetime.fromisoformat(step.at).timestamp() - self._wall
-            steps.append({"at_s": round(at, 2)} | asdict(step))
+            steps.append({"at_s": at} | asdict(step))
             if step.action == "add" and step.worker is not None and self.sights and at >= self.sights[0].at_s:
                 seen = self._seen.get(step.worker, Coming(step.worker, at))
                 seen.ordered_s = at
@@ -339,8 +339,8 @@ def run(folder: Path, options: argparse.Namespace) -> tuple[Trace, int, list[Arm
 
 def table(found: Sequence[Mapping[str, object]]) -> str:
     headings = (
-        "fleet", "queries", "on time", "outside 10 s after steps", "refused", "lost", "lost on scale-down", "p50 ms",
-        "p95 ms", "p99 ms", "worker-seconds", "of clairvoyant",
+        "fleet", "queries", "on time", "outside 10 s after steps", "refused", "late or failed", "lost as workers went",
+        "p50 ms", "p95 ms", "p99 ms", "worker-seconds", "of clairvoyant",
     )  # fmt: skip
     return tables.table(headings, [_row(one) for one in found])
 
@@ -357,7 +357,7 @@ def _row(seen: Mapping[str, object]) -> list[str]:
         f"{seen['attainment_settled']:.2%}",
         f"{refused:,}",
         _by_cause(gone),
-        _by_cause(seen["lost_on_scale_down"]),
+        f"{_by_cause(seen['lost_on_scale_down'])} of {seen['in_flight_on_scale_down']}" if seen["departures"] else "–",
         *[f"{_number(seen[name]) * 1e3:.0f}" for name in ("p50_s", "p95_s", "p99_s")],
         f"{seen['worker_seconds']:,.0f}",
         f"{seen['of_clairvoyant']:.2f}×",

@@ -109,8 +109,27 @@ def settled(shots: Sequence[Shot], steps_s: Sequence[float]) -> list[Shot]:
 
 
 def lost(shots: Sequence[Shot]) -> Counter[str]:
-    """By cause: queries that were neither answered nor refused with the reason."""
+    """By cause: queries that were neither answered nor refused with the reason; late ones (504) are among them."""
     return Counter(shot.code for shot in shots if shot.code != OK and shot.code not in REFUSALS)
+
+
+def departures(steps: Sequence[Mapping[str, object]], seconds: float) -> list[tuple[float, float]]:
+    """Of each worker that was given back within the trace: when it was told to drain, and when it was taken away."""
+    removed = {step["worker"]: step["at_s"] for step in steps if step["action"] == "remove"}
+    found = []
+    for step in steps:
+        began = step["at_s"]
+        assert isinstance(began, float)
+        ended = removed.get(step["worker"], seconds)
+        assert isinstance(ended, float)
+        if step["action"] == "drain" and 0.0 <= began < seconds:
+            found.append((began, ended))
+    return found
+
+
+def in_flight(shots: Sequence[Shot], departed: Sequence[tuple[float, float]]) -> list[Shot]:
+    """Those that were on their way at any moment of these."""
+    return [shot for shot in shots if any(shot.due_s <= end and shot.ended_s >= begin for begin, end in departed)]
 
 
 def paid_worker_seconds(sights: Sequence[Sight], seconds: float) -> float:
@@ -140,13 +159,16 @@ def figures(arm: Arm, trace: Trace, fewest: float) -> dict[str, object]:
         begins = number * trace.held_s
         own = [shot for shot in shots if begins <= shot.due_s < begins + trace.held_s]
         phases.append({"load": multiple, **_seen(own, deadline_s)})
-    last = [shot for shot in shots if shot.due_s >= trace.steps_s[-1]]
+    departed = departures(arm.steps, trace.seconds)
+    near = in_flight(shots, departed)
     return {
         "arm": arm.name,
         **_seen(shots, deadline_s),
         "attainment_settled": attainment(settled(shots, trace.steps_s), deadline_s),
         "lost": dict(lost(shots)),
-        "lost_on_scale_down": dict(lost(last)),
+        "departures": len(departed),
+        "in_flight_on_scale_down": len(near),
+        "lost_on_scale_down": dict(lost(near)),
         "hung": arm.outcome.hung,
         "worker_seconds": paid,
         "of_clairvoyant": paid / fewest if fewest else math.nan,
