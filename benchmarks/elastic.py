@@ -485,7 +485,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--deadline", type=float, default=0.5, help="seconds from when a query is due (0.5)")
     parser.add_argument("--cpu", type=float, default=0.2, help="of a core, for each worker (0.2)")
     parser.add_argument("--workers", type=int, default=6, help="at most (6)")
-    parser.add_argument("--rate", type=float, default=25.0, help="queries a second of one worker, about (25)")
+    parser.add_argument("--rate", type=float, default=30.0, help="queries a second of one worker, about (30)")
     parser.add_argument("--calibration", type=float, default=12.0, help="seconds to measure capacity in (12)")
     parser.add_argument("--provider", choices=sorted(PROVIDERS), default="local")
     parser.add_argument("--seed", type=int, default=1)
