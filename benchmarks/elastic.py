@@ -160,7 +160,7 @@ class Lookout(contextlib.AbstractAsyncContextManager["Lookout"]):
                 seen.connected_s = at
             if seen.serving_s is None and can_serve(one, self._variant):
                 seen.serving_s = at
-            if seen.answered_s is None and sum(each.items_done for each in one.instances):
+            if seen.answered_s is None and any(each.items_done for each in one.instances):
                 seen.answered_s = at
 
     def told(self) -> tuple[list[Mapping[str, object]], list[Coming]]:
@@ -225,7 +225,7 @@ async def measured(running: Running, trace: Trace, prepared: Sequence[bytes], de
 
 def _busy_share(before: Any, after: Any) -> float:
     """Of all cores' time, with what the host took."""
-    spent = {name: getattr(after, name) - getattr(before, name) for name in after._fields}
+    spent: dict[str, float] = {name: getattr(after, name) - getattr(before, name) for name in after._fields}
     return 1.0 - (spent["idle"] + spent.get("iowait", 0.0)) / sum(spent.values())
 
 

@@ -164,7 +164,8 @@ def surcharge_s(
     if variant not in busy or variant not in usual:
         return 0.0
     seen, at = busy[variant]
-    return max(0.0, seen - usual[variant]) * 0.5 ** ((now - at) / BUSY_HALF_LIFE_S)
+    kept: float = 0.5 ** ((now - at) / BUSY_HALF_LIFE_S)
+    return max(0.0, seen - usual[variant]) * kept
 
 
 def costs_at_work(memory: WorkMemory, now: float) -> Mapping[VariantName, float]:

@@ -80,7 +80,7 @@ def plan_spread(
     somewhere or have just come; how busy the others are then is to be seen. `banned`: loads that failed lately.
 
     Promises: no worker gets a variant that it has, or more than one at a time, or one that its memory or its idle cores
-    do not suffice for; nothing that is not busy is loaded.
+    do not suffice for; nothing that is not busy is loaded, or nearly so where a worker stands empty.
     """
     by_variant: dict[VariantName, list[Copy]] = {}
     for copy in copies:
