@@ -27,6 +27,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ from infaas.errors import InfaasError
 from infaas.settings import load_settings
 from infaas.testing.cluster import Cluster, wait_for
 from infaas.testing.load import Load, Outcome, Shot, arrivals, query_bytes
+from infaas.up.tether import GUARDIAN_PID
 
 MODEL, RECIPE = "digits-cnn-medium", "ort-fp32-t1"
 POOL = "small"
@@ -259,6 +261,7 @@ def cluster_of(fleet: Fleet, folder: Path, options: argparse.Namespace, parent: 
             }
         ),
         "INFAAS_WORKER__POOL": POOL,
+        GUARDIAN_PID: str(os.getpid()),  # what the fleet makes outlives controllers, and not us
         **options.set,
     }  # fmt: skip
     cluster = Cluster(folder, controllers=1, workers=0, settings=settings, fleet_workers=fleet.least)
@@ -497,6 +500,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="short: that it works, not how well; bounds are only said")
     parser.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER", help=f"for files ({RESULTS.name})")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of everything that is to be undone
     options.set = dict(options.set)
     if options.quick:
         options.held, options.warm_up, options.calibration = min(options.held, 12.0), 5.0, 4.0
