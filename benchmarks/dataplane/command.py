@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="*", choices=sorted(MODELS), help=f"of {', '.join(WITH_MODELS)}")
     parser.add_argument("--multiples", nargs="*", type=float, help="of overload: of each one's capacity")
     parser.add_argument(
-        "--set", action="append", type=_setting, default=[], metavar="KEY=VALUE",
+        "--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
         help="a setting of the system, such as controller.processes=2; may be repeated",
     )  # fmt: skip
     parser.add_argument(
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _setting(text: str) -> tuple[str, str]:
+def setting(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")

@@ -139,7 +139,8 @@ class Spreading:
                     loading.add(lane.variant)
                     on_its_way = True
             free = deck.record.memory_bytes - deck.set_aside_bytes()
-            places.append(Place(deck.id, deck.record.cores, busy_cores, free, on_its_way))
+            is_empty = not any(lane.is_usable for lane in deck.lanes.values())
+            places.append(Place(deck.id, deck.record.cores, busy_cores, free, on_its_way, is_empty))
             banned |= {
                 (name, deck.id)
                 for name in variants

@@ -63,6 +63,9 @@ class SlowLink:
         try:
             if not self._is_stopping:
                 await self._forward(reader, writer)
+        except asyncio.CancelledError:
+            if not self._is_stopping:
+                raise  # else an end like any other: `asyncio.streams` would log it as an error
         except OSError:
             return  # what a refused connection looks like from behind a proxy
         finally:

@@ -2,6 +2,10 @@
 
 What is served is measured: seconds that instances ran, whoever asked them to. What is not served can only be reckoned:
 so many items, times what an item of that variant has cost lately where it ran.
+
+An item may cost less on a worker that has little to do: where processor time is limited, what was saved up is spent at
+once, and idle neighbours leave caches and clock rate. Fewer workers would be busier, and pay more. So items count at no
+less than what they cost last where instances were busy, which is forgotten slowly.
 """
 
 from __future__ import annotations
@@ -21,6 +25,10 @@ from infaas_controller.decide.fleet import Load
 FORGET_S = 30.0
 """Half-life of what was answered, from which the variants of what was not are told."""
 USUAL_WEIGHT = 0.2
+BUSY_SHARE = 0.75
+"""Of the time that an instance runs, from which on its items show what they cost where there is much to do."""
+BUSY_HALF_LIFE_S = 300.0
+"""Of what they cost more there: it may have been a neighbour's doing."""
 MISSED_FOR_S = 300.0
 WANT = frozenset(
     {
@@ -58,6 +66,8 @@ class Work(msgspec.Struct, frozen=True):
 
     busy_cores: Mapping[WorkerId, float]
     by_hardware: Mapping[Hardware, float]
+    besides: Mapping[Hardware, float] = {}
+    """What the same items would take more on workers that have as much to do as they can."""
 
 
 class WorkMemory(msgspec.Struct, frozen=True):
@@ -66,8 +76,12 @@ class WorkMemory(msgspec.Struct, frozen=True):
     """Of who is missing now, too, for as long as it may come back as it was."""
     rates: Mapping[WorkerId, Mapping[Hardware, float]] = {}
     """Cores in use."""
+    besides: Mapping[WorkerId, Mapping[Hardware, float]] = {}
+    """Cores that would be, besides."""
     cost_s: Mapping[VariantName, float] = {}
     """Core-seconds per item, smoothed."""
+    busy_cost_s: Mapping[VariantName, tuple[float, float]] = {}
+    """The same of busy instances, and when that was seen."""
 
 
 class Ends(msgspec.Struct, frozen=True):
@@ -92,33 +106,84 @@ def work_done(
     second word on: how much of what it has ever done was done lately is not known before."""
     present = {one.id: one for one in workers}
     kept = {id: one for id, one in memory.seen.items() if id not in present and now - one.at < MISSED_FOR_S}
-    costs = {name: cost for name, cost in memory.cost_s.items() if name in variants}
+    costs = _Costs(memory, variants, now)
     rates: dict[WorkerId, Mapping[Hardware, float]] = {}
+    besides: dict[WorkerId, Mapping[Hardware, float]] = {}
     for id, one in present.items():
         before = memory.seen.get(id)
         if before is None:
-            rates[id] = {}
+            rates[id] = besides[id] = {}
         elif one.at <= before.at:
-            rates[id] = memory.rates.get(id, {})
+            rates[id], besides[id] = memory.rates.get(id, {}), memory.besides.get(id, {})
         else:
-            rates[id] = _rate(before, one, variants, costs)
-    seen = WorkMemory(now, {**kept, **present}, rates, costs)
+            rates[id], besides[id] = _rate(before, one, variants, costs)
+    seen = WorkMemory(now, {**kept, **present}, rates, besides, costs.usual, costs.busy)
     if memory.at is None:
         return None, seen
-    by_hardware: dict[Hardware, float] = {}
-    for rate in rates.values():
+    busy_cores = {id: sum(rate.values()) for id, rate in rates.items()}
+    return Work(busy_cores, _summed(rates.values()), _summed(besides.values())), seen
+
+
+def _summed(rates: Iterable[Mapping[Hardware, float]]) -> dict[Hardware, float]:
+    total: dict[Hardware, float] = {}
+    for rate in rates:
         for hardware, cores in rate.items():
-            by_hardware[hardware] = by_hardware.get(hardware, 0.0) + cores
-    return Work({id: sum(rate.values()) for id, rate in rates.items()}, by_hardware), seen
+            total[hardware] = total.get(hardware, 0.0) + cores
+    return total
+
+
+class _Costs:
+    """What items cost, as it is learned in the course of a look."""
+
+    def __init__(self, memory: WorkMemory, variants: Mapping[VariantName, Variant], now: float) -> None:
+        self.usual = {name: cost for name, cost in memory.cost_s.items() if name in variants}
+        self.busy = {name: seen for name, seen in memory.busy_cost_s.items() if name in variants}
+        self._now = now
+
+    def learn(self, variant: VariantName, cost_s: float, *, is_busy: bool) -> None:
+        self.usual[variant] = _smoothed(self.usual.get(variant), cost_s)
+        if is_busy:
+            known = self.busy.get(variant)
+            self.busy[variant] = _smoothed(None if known is None else known[0], cost_s), self._now
+
+    def surcharge(self, variant: VariantName) -> float:
+        return surcharge_s(variant, self.usual, self.busy, self._now)
+
+
+def _smoothed(usual: float | None, seen: float) -> float:
+    return seen if usual is None else usual + USUAL_WEIGHT * (seen - usual)
+
+
+def surcharge_s(
+    variant: VariantName,
+    usual: Mapping[VariantName, float],
+    busy: Mapping[VariantName, tuple[float, float]],
+    now: float,
+) -> float:
+    """What an item costs more than usual on a worker that has much to do, as far as that is known."""
+    if variant not in busy or variant not in usual:
+        return 0.0
+    seen, at = busy[variant]
+    kept: float = 0.5 ** ((now - at) / BUSY_HALF_LIFE_S)
+    return max(0.0, seen - usual[variant]) * kept
+
+
+def costs_at_work(memory: WorkMemory, now: float) -> Mapping[VariantName, float]:
+    """Core-seconds per item where there is much to do, of all that ran lately."""
+    return {
+        name: cost + surcharge_s(name, memory.cost_s, memory.busy_cost_s, now) for name, cost in memory.cost_s.items()
+    }
 
 
 def _rate(
-    before: WorkerWork, after: WorkerWork, variants: Mapping[VariantName, Variant], costs: dict[VariantName, float]
-) -> Mapping[Hardware, float]:
-    """Cores in use between two words of a worker; what items have cost by that goes into `costs`. An instance that is
-    new counts from its load on."""
+    before: WorkerWork, after: WorkerWork, variants: Mapping[VariantName, Variant], costs: _Costs
+) -> tuple[Mapping[Hardware, float], Mapping[Hardware, float]]:
+    """Cores in use between two words of a worker, and what would be besides; what items have cost by that goes into
+    `costs`. An instance that is new counts from its load on."""
     was = {one.id: one for one in before.instances}
-    found: dict[Hardware, float] = {}
+    elapsed_s = after.at - before.at
+    used: dict[Hardware, float] = {}
+    besides: dict[Hardware, float] = {}
     for one in after.instances:
         variant = variants.get(one.variant)
         if variant is None:
@@ -126,13 +191,14 @@ def _rate(
         earlier = was.get(one.id)
         ran_s = one.busy_s - (0.0 if earlier is None else earlier.busy_s)
         items = one.items - (0.0 if earlier is None else earlier.items)
-        cores = max(0.0, ran_s) * variant.threads / (after.at - before.at)
-        found[variant.hardware] = found.get(variant.hardware, 0.0) + cores
+        cores = max(0.0, ran_s) * variant.threads / elapsed_s
+        used[variant.hardware] = used.get(variant.hardware, 0.0) + cores
         if items > 0 and ran_s > 0:
-            cost = ran_s * variant.threads / items
-            usual = costs.get(one.variant)
-            costs[one.variant] = cost if usual is None else usual + USUAL_WEIGHT * (cost - usual)
-    return found
+            costs.learn(one.variant, ran_s * variant.threads / items, is_busy=ran_s >= BUSY_SHARE * elapsed_s)
+            more = items * costs.surcharge(one.variant) / elapsed_s
+            if more > 0:
+                besides[variant.hardware] = besides.get(variant.hardware, 0.0) + more
+    return used, besides
 
 
 def unserved(
@@ -177,7 +243,8 @@ def loads(
     work: Work, demands: Iterable[ControllerDemand], costs_s: Mapping[VariantName, float], view: ClusterView
 ) -> dict[Hardware, Load]:
     """All of it, in cores of each hardware."""
-    demand = {hardware: work.by_hardware.get(hardware, 0.0) for hardware in Hardware}
+    served = _summed([work.by_hardware, work.besides])
+    demand = {hardware: served.get(hardware, 0.0) for hardware in Hardware}
     backlog = dict.fromkeys(Hardware, 0.0)
     for one in demands:
         for name, rate in one.refused.items():

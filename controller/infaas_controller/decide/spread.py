@@ -17,6 +17,9 @@ from infaas.domain.ids import VariantName, WorkerId
 
 BUSY = 0.75
 """Share of the time that a variant's instances run, on average, from which on it is busy: the workers' own rule."""
+BUSY_BESIDE_EMPTY = 0.6
+"""The same where a worker has nothing loaded: it costs as much as any other, and a fleet that keeps its workers below
+`BUSY` has ordered it for this."""
 HELD_S = 3.0
 """For how long; its workers, which act after one second, come first."""
 IDLE_SHARE = 0.5
@@ -41,6 +44,8 @@ class Place(msgspec.Struct, frozen=True):
     free_bytes: int
     """That no instance has set aside."""
     is_loading: bool = False
+    is_empty: bool = False
+    """It has no instance at all."""
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -58,6 +63,8 @@ class Spread(msgspec.Struct, frozen=True):
 
 class SpreadMemory(msgspec.Struct, frozen=True):
     busy_since: Mapping[VariantName, float] = MappingProxyType({})
+    nearly_busy_since: Mapping[VariantName, float] = MappingProxyType({})
+    """From `BUSY_BESIDE_EMPTY` on."""
 
 
 def plan_spread(
@@ -73,27 +80,31 @@ def plan_spread(
     somewhere or have just come; how busy the others are then is to be seen. `banned`: loads that failed lately.
 
     Promises: no worker gets a variant that it has, or more than one at a time, or one that its memory or its idle cores
-    do not suffice for; nothing that is not busy is loaded.
+    do not suffice for; nothing that is not busy is loaded, or nearly so where a worker stands empty.
     """
     by_variant: dict[VariantName, list[Copy]] = {}
     for copy in copies:
         by_variant.setdefault(copy.variant, []).append(copy)
     busy_since: dict[VariantName, float] = {}
+    nearly_busy_since: dict[VariantName, float] = {}
     found: list[Spread] = []
     taken: set[WorkerId] = {place.worker for place in places if place.is_loading}
     for name in sorted(by_variant):
         own = by_variant[name]
         share = sum([copy.busy for copy in own]) / len(own)
-        if share < BUSY or name not in needs or name in loading:
+        if share < BUSY_BESIDE_EMPTY or name not in needs or name in loading:
             continue
-        since = busy_since[name] = memory.busy_since.get(name, now)
-        if now - since < HELD_S:
-            continue
+        nearly_busy_since[name] = memory.nearly_busy_since.get(name, now)
+        if share >= BUSY:
+            busy_since[name] = memory.busy_since.get(name, now)
+        is_due = now - busy_since.get(name, now) >= HELD_S
+        is_nearly_due = now - nearly_busy_since[name] >= HELD_S
         there = {copy.worker for copy in own}
         fitting = [
             place
             for place in places
-            if place.worker not in there
+            if (is_due or (is_nearly_due and place.is_empty))
+            and place.worker not in there
             and place.worker not in taken
             and (name, place.worker) not in banned
             and _fits(needs[name], place)
@@ -102,8 +113,9 @@ def plan_spread(
             best = min(fitting, key=lambda place: (place.busy_cores - place.cores, place.worker))
             taken.add(best.worker)
             found.append(Spread(name, best.worker, _reason(share, own, best)))
-            del busy_since[name]
-    return found, SpreadMemory(busy_since)
+            busy_since.pop(name, None)
+            del nearly_busy_since[name]
+    return found, SpreadMemory(busy_since, nearly_busy_since)
 
 
 def _fits(need: Need, place: Place) -> bool:

@@ -19,6 +19,7 @@ from infaas_controller.decide.demand import (
     Work,
     WorkerWork,
     WorkMemory,
+    costs_at_work,
     unserved,
     work_done,
 )
@@ -88,8 +89,8 @@ class WorkersWork:
 
     @property
     def costs_s(self) -> Mapping[VariantName, float]:
-        """Core-seconds per item, as it was lately where it ran."""
-        return self._memory.cost_s
+        """Core-seconds per item, as it was lately where it ran, and where there was much to do."""
+        return costs_at_work(self._memory, self._clock.now())
 
     def look(self) -> tuple[Work | None, Mapping[WorkerId, Activity]]:
         """None: it is not known how much yet."""

@@ -26,9 +26,7 @@ LAST_S = 60.0
 _LAST_LINES = 3
 """Of its log of the last so many seconds, that say why a worker has ended."""
 _LONGEST_LINE = 300
-_TOKEN_VARIABLES = tuple(
-    f"INFAAS_AUTH__{name}" for name in ("CLUSTER_TOKEN", "CLUSTER_TOKEN_FILE", "TOKEN", "TOKEN_FILE")
-)
+_TOKENS = ("CLUSTER_TOKEN", "CLUSTER_TOKEN_FILE", "TOKEN", "TOKEN_FILE")
 _LEAST_QUOTA_US = 1_000
 _NOT_FOR_WORKERS = frozenset(
     {"state_dir", "catalog", "repository", "controller", "worker", "generator", "pools", "fleet", "tasks"}

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from infaas_controller.decide.demand import (
+    BUSY_HALF_LIFE_S,
+    BUSY_SHARE,
     FORGET_S,
     MISSED_FOR_S,
     USUAL_WEIGHT,
@@ -17,6 +19,7 @@ from infaas_controller.decide.demand import (
     Work,
     WorkerWork,
     WorkMemory,
+    costs_at_work,
     loads,
     unserved,
     work_done,
@@ -205,6 +208,46 @@ def test_the_cost_of_an_item_is_taken_as_it_is_first_and_follows_slowly_then() -
     assert cost_s(6, 16.0, 120.0) == usual, "it was idle"
     assert cost_s(7, 16.0, 125.0) == usual, "it took no time"
     assert work_done([], a_view().variants, looks.memory, NOW + 8)[1].cost_s == {}, "its variant is gone"
+
+
+def test_items_of_idle_workers_count_at_what_they_cost_where_there_was_much_to_do() -> None:
+    """As on a core that is limited: what was saved up is spent at once."""
+    looks = Looks()
+    looks.look(0, word(0, done("i", A, 0.0, 0.0)))
+    full = looks.look(1, word(1, done("i", A, 1.0, 20.0)))
+    assert full is not None
+    assert full.besides == {}, "it is what busy workers pay"
+    idle = looks.look(2, word(2, done("i", A, 1.25, 30.0)))
+    assert idle is not None
+    assert idle.by_hardware == {Hardware.CPU: 0.25}
+    usual, busy = looks.memory.cost_s[A], 1.0 / 20
+    assert usual < busy
+    kept = 0.5 ** (1.0 / BUSY_HALF_LIFE_S)
+    assert idle.besides == pytest.approx({Hardware.CPU: 10 * (busy - usual) * kept})
+    assert looks.look(2.5, word(2, done("i", A, 1.25, 30.0))) == idle, "until it says something new"
+    assert costs_at_work(looks.memory, NOW + 2) == pytest.approx({A: usual + (busy - usual) * kept})
+    assert loads(idle, [], {}, VIEW)[Hardware.CPU].demand_cores == pytest.approx(0.25 + idle.besides[Hardware.CPU])
+
+
+def test_what_busy_workers_paid_is_forgotten_slowly_and_never_makes_work_less_than_what_ran() -> None:
+    looks = Looks()
+    looks.look(0, word(0, done("i", A, 0.0, 0.0)))
+    looks.look(1, word(1, done("i", A, 1.0, 20.0)))
+    for second in range(2, 40):  # until what is usual is what it costs now
+        looks.look(second, word(second, done("i", A, 1.0 + 0.25 * (second - 1), 20.0 + 10 * (second - 1))))
+    found = [costs_at_work(looks.memory, NOW + 1 + ago)[A] for ago in (0.0, BUSY_HALF_LIFE_S, 50 * BUSY_HALF_LIFE_S)]
+    assert found == pytest.approx([0.05, 0.0375, 0.025], rel=1e-3)
+    dear = looks.look(41, word(41, done("i", A, 11.5, 41.0)))
+    assert dear is not None
+    assert dear.by_hardware[Hardware.CPU] >= (11.5 - 10.5) / 2, "an item may be dearer on an idle worker"
+
+
+@pytest.mark.parametrize(("ran_s", "is_learned"), [(BUSY_SHARE, True), (BUSY_SHARE - 0.01, False)])
+def test_busy_is_an_instance_that_runs_for_that_share_of_the_time(ran_s: float, is_learned: bool) -> None:
+    looks = Looks()
+    looks.look(0, word(0, done("i", A, 0.0, 0.0)))
+    looks.look(1, word(1, done("i", A, ran_s, 20.0)))
+    assert (A in looks.memory.busy_cost_s) == is_learned
 
 
 # -- what was turned away, and what waits

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from infaas_controller.decide.spread import (
     BUSY,
+    BUSY_BESIDE_EMPTY,
     HELD_S,
     IDLE_SHARE,
     Copy,
@@ -30,9 +31,10 @@ BUSY_ON_W1 = (Copy(V, W1, 1.0),)
 
 
 def place(
-    worker: WorkerId, *, cores: int = 4, busy_cores: float = 0.0, free_bytes: int = 1_000, is_loading: bool = False
-) -> Place:
-    return Place(worker, cores, busy_cores, free_bytes, is_loading)
+    worker: WorkerId, *, cores: int = 4, busy_cores: float = 0.0, free_bytes: int = 1_000, is_loading: bool = False,
+    is_empty: bool = False,
+) -> Place:  # fmt: skip
+    return Place(worker, cores, busy_cores, free_bytes, is_loading, is_empty)
 
 
 TWO = (place(W1), place(W2))
@@ -178,6 +180,30 @@ def test_a_place_has_the_memory_all_the_cores_and_enough_idle_ones_and_does_not_
     assert held(places=[place(W1), there]) == ([(V, W2)] if expected else [])
 
 
+@pytest.mark.parametrize(("share", "expected"), [(BUSY_BESIDE_EMPTY, [(V, W2)]), (BUSY_BESIDE_EMPTY - 0.01, [])])
+def test_a_worker_that_has_nothing_takes_what_is_nearly_busy(
+    share: float, expected: list[tuple[VariantName, WorkerId]]
+) -> None:
+    copies = [Copy(V, W1, share)]
+    assert held(copies, [place(W1), place(W2, is_empty=True)]) == expected
+    assert held(copies, [place(W1), place(W2), place(W3, busy_cores=3.0, is_empty=True)]) == [
+        (name, W3) for name, _ in expected
+    ]
+    assert held(copies) == []
+
+
+def test_how_long_it_is_nearly_busy_counts_from_then_on_and_anew_after_a_load() -> None:
+    looks, copies = Looks(), [Copy(V, W1, 0.65)]
+    places = [place(W1), place(W2, is_empty=True), place(W3, is_empty=True)]
+    assert looks.look(0, copies, places) == []
+    assert looks.look(HELD_S - 0.125, BUSY_ON_W1, places) == []
+    assert looks.look(HELD_S, copies, places) == [(V, W2)]
+    assert looks.memory == SpreadMemory()
+    both = [*copies, Copy(V, W2, 0.65)]
+    assert looks.look(HELD_S + 1, both, places) == []
+    assert looks.look(2 * HELD_S + 1, both, places) == [(V, W3)]
+
+
 def test_two_variants_do_not_go_to_one_worker_at_once() -> None:
     both = [*BUSY_ON_W1, Copy(OTHER, W1, 1.0)]
     assert held(both) == [(V, W2)]
@@ -210,7 +236,7 @@ Needs = st.dictionaries(
 Places = st.lists(
     st.builds(
         Place, Workers, cores=st.integers(1, 8), busy_cores=st.floats(0.0, 8.0), free_bytes=st.integers(-100, 600),
-        is_loading=st.sampled_from([False, False, False, True]),
+        is_loading=st.sampled_from([False, False, False, True]), is_empty=st.booleans(),
     ),
     unique_by=lambda one: one.worker, max_size=3,
 )  # fmt: skip
@@ -262,21 +288,31 @@ def test_only_what_has_been_busy_is_loaded_and_only_where_it_fits_and_whoever_wa
     needs: Mapping[VariantName, Need], runs: Sequence[tuple[Situation, int]]
 ) -> None:
     """Each situation lasts for some looks; times are multiples of a half, so that their sums are exact."""
-    looks, at, busy_since = Looks(needs), 0.0, dict[VariantName, float]()
+    looks, at = Looks(needs), 0.0
+    since: dict[float, dict[VariantName, float]] = {BUSY: {}, BUSY_BESIDE_EMPTY: {}}
     for seen in [seen for seen, count in runs for _ in range(count)]:
         at += seen.gap_s
-        busy = {name for name in needs if seen.share(name) >= BUSY and name not in seen.loading}
-        busy_since = {name: busy_since.get(name, at) for name in busy}
-        due = {name for name in busy if at - busy_since[name] >= HELD_S}
+        due: dict[float, set[VariantName]] = {}
+        for least, known in since.items():
+            busy = {name for name in needs if seen.share(name) >= least and name not in seen.loading}
+            since[least] = {name: known.get(name, at) for name in busy}
+            due[least] = {name for name in busy if at - since[least][name] >= HELD_S}
+
+        def may_take(
+            place: Place, name: VariantName, seen: Situation = seen, due: Mapping[float, set[VariantName]] = due
+        ) -> bool:
+            is_due = name in due[BUSY_BESIDE_EMPTY if place.is_empty else BUSY]
+            return is_due and seen.may_take(place, name, needs[name])
+
         found = looks.look(
             at, seen.copies, list(seen.places.values()), loading=seen.loading, banned=seen.banned
         )  # fmt: skip
         variants, workers = {name for name, _ in found}, {worker for _, worker in found}
         assert len(variants) == len(workers) == len(found)
-        assert variants <= due
-        assert all(seen.may_take(seen.places[worker], name, needs[name]) for name, worker in found)
-        for name in due - variants:
+        assert all(may_take(seen.places[worker], name) for name, worker in found)
+        for name in set(needs) - variants:
             left = [one for one in seen.places.values() if one.worker not in workers]
-            assert not any(seen.may_take(one, name, needs[name]) for one in left)
+            assert not any(may_take(one, name) for one in left)
         for name in variants:
-            del busy_since[name]
+            for known in since.values():
+                known.pop(name, None)

@@ -317,17 +317,26 @@ async def test_a_worker_that_cannot_take_it_is_not_asked(second: WorkerRecord) -
 
 async def test_the_cores_of_what_runs_there_are_not_idle() -> None:
     wide = a_variant("other", threads=2)
-    house = a_house(worker(W1, "v"), worker(W2, "other"), variants=[V, wide], w2_other=0.7)
+    house = a_house(worker(W1, "v"), worker(W2, "other"), variants=[V, wide], w2_other=0.55)
     await house.settled()
     assert house.asked == [(V.name, W2)]
-    full = a_house(worker(W1, "v"), worker(W2, "other", cores=4), worker(W3), variants=[V, wide], w2_other=0.7)
+    full = a_house(worker(W1, "v"), worker(W2, "other", cores=4), worker(W3), variants=[V, wide], w2_other=0.55)
     await full.settled()
-    assert full.asked == [(V.name, W2)], "2.6 idle cores are more than 2"
+    assert full.asked == [(V.name, W2)], "2.9 idle cores are more than 2"
     broad = a_house(
-        worker(W1, "v"), worker(W2, "other"), variants=[a_variant("v", threads=2), wide], w2_other=0.7
+        worker(W1, "v"), worker(W2, "other"), variants=[a_variant("v", threads=2), wide], w2_other=0.55
     )  # fmt: skip
     await broad.settled()
     assert broad.asked == []
+
+
+async def test_a_worker_that_has_just_come_takes_what_is_nearly_busy() -> None:
+    house = a_house(worker(W1, "v"), worker(W2, "v"), worker(W3), w1_v=0.7, w2_v=0.7)
+    await house.settled()
+    assert house.asked == [(V.name, W3)]
+    taken = a_house(worker(W1, "v"), worker(W2, "v"), worker(W3, "other"), w1_v=0.7, w2_v=0.7)
+    await taken.settled()
+    assert taken.asked == []
 
 
 async def test_a_place_where_it_has_just_failed_is_passed_over() -> None:
