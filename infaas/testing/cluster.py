@@ -67,8 +67,10 @@ class Cluster:
         database_url: str | None = None,
         settings: Mapping[str, str] | None = None,
         fleet_workers: int = 0,
+        has_worker_links: bool = False,
     ) -> None:
-        """`fleet_workers`: as many as the fleet is to make of itself."""
+        """`fleet_workers`: as many as the fleet is to make of itself. `has_worker_links`: controllers reach each worker
+        through a link that can be cut (`worker_links`), and without shared memory."""
         self.folder = folder
         self.fleet_workers = fleet_workers
         self.names = [
@@ -87,6 +89,10 @@ class Cluster:
         (folder / "redis").mkdir()
         self.redis_url = f"unix://{folder}/redis/redis.sock"
         self.link = SlowLink(folder / "redis" / "redis.sock", folder / "link.sock")
+        self.worker_links = {
+            name: SlowLink(folder / f"{name}.sock", folder / f"{name}.link")
+            for name in (self.workers if has_worker_links else ())
+        }
         self.catalogue = folder / "catalogue"
         self.catalogue.mkdir()
         clean = {name: value for name, value in os.environ.items() if not name.startswith("INFAAS_")}
@@ -106,7 +112,8 @@ class Cluster:
     def running(self) -> Iterator[Cluster]:
         """Up and ready; whatever happens, no process is left."""
         try:
-            self.link.start()
+            for link in self._links():
+                link.start()
             self.start_redis()
             for name in self.names:
                 self.start(name)
@@ -116,8 +123,12 @@ class Cluster:
             for name in list(self._processes):
                 self.kill(name)
             self.kill_redis()
-            self.link.stop()
+            for link in self._links():
+                link.stop()
             self._starter.shutdown()
+
+    def _links(self) -> list[SlowLink]:
+        return [self.link, *self.worker_links.values()]
 
     # Programs
 
@@ -139,6 +150,11 @@ class Cluster:
                 "INFAAS_WORKER__CORES": "1",
                 "INFAAS_WORKER__MEMORY_BYTES": str(2**29),
             }
+            if name in self.worker_links:
+                told |= {
+                    "INFAAS_WORKER__LISTEN": f"unix:{self.folder}/{name}.sock",
+                    "INFAAS_WORKER__ADVERTISE": f"unix:{self.folder}/{name}.link",
+                }
         source = self.sources.get(name)
         if source is not None:
             told["PYTHONPATH"] = python_path(source)
