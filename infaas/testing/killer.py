@@ -195,11 +195,11 @@ class Hunt:
 
     @property
     def hung(self) -> int:
-        """Callers who had nothing a second after their deadline while no controller stood still: one that does
-        answers nobody."""
+        """Callers who had nothing a second after their deadline, or that of their second try, while no controller stood
+        still: one that does answers nobody."""
         still = [(a, b) for wound, a, b in self.suffered if wound.kind == "stopped" and "controller" in wound.target]
         return sum(
-            shot.took_s > self.outcome.deadline_s + HUNG_AFTER_S
+            shot.took_s > shot.attempts * self.outcome.deadline_s + HUNG_AFTER_S
             and not any(a < shot.ended_s and shot.due_s < b + HUNG_AFTER_S for a, b in still)
             for shot in self.outcome.shots
         )
