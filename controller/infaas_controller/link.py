@@ -24,7 +24,7 @@ from infaas.observe.shared_memory import SharedMemoryTally
 from infaas.rpc.codec import decode
 from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.endpoint import Connection, Endpoint, refused_version
-from infaas.rpc.hop.frames import VERSION, FrameError
+from infaas.rpc.hop.frames import OLDEST_VERSION, VERSION, FrameError
 from infaas.rpc.hop.given import Given, GivenAnswer
 from infaas.rpc.hop.inner import InnerEnd, Meet
 from infaas.rpc.hop.sharing import Sharing
@@ -220,9 +220,9 @@ class Link:
     # -- a connection's handler
 
     def met(self, version: int) -> None:
-        """A worker of another version is told so by what it hears first, and says so itself."""
+        """A worker answers with a version that is spoken here, if it knows one; else it says its own and refuses."""
         self._has_met = True
-        if version != VERSION:
+        if not OLDEST_VERSION <= version <= VERSION:
             self._refuse(f"the worker cannot be used: {refused_version(version)}")
 
     def stranger(self, first: bytes) -> None:

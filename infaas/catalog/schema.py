@@ -22,7 +22,9 @@ from sqlalchemy.engine import Connection, Engine, make_url
 
 from infaas.catalog.lost import LOST, as_unavailable
 from infaas.errors import SettingsError
+from infaas.observe.log import get_logger
 
+_log = get_logger(__name__)
 BUSY_TIMEOUT_S = 5.0
 """How long a writer waits for another one. Callers wait as long; then they are told to come again."""
 POOL_TIMEOUT_S = 5.0
@@ -104,7 +106,8 @@ def _begin_sqlite(connection: Connection) -> None:
 def migrate(engine: Engine, target: str = "head") -> None:
     """Bring the tables to a revision, up or down (`base` removes them). Processes that open at once take turns.
 
-    Raises UnavailableError when the database cannot be reached, SettingsError when it is newer than this program.
+    Tables of the release after this one are left as they are: they hold what these hold, and more (ADR 33). Raises
+    UnavailableError when the database cannot be reached, SettingsError when it is newer than that.
     """
     try:
         with (
@@ -115,6 +118,11 @@ def migrate(engine: Engine, target: str = "head") -> None:
         ):
             now = MigrationContext.configure(connection).get_current_revision()
             script = ScriptDirectory.from_config(_config())  # after connecting: a database that is away is asked often
+            if target == "head" and is_next(now, script.get_current_head()):
+                _log.warning(
+                    "the catalogue has the tables of the next release, which are used as they are", revision=now
+                )
+                return
             _refuse_unknown(script, now)
             if target == "head" and now == script.get_current_head():
                 return
@@ -159,6 +167,14 @@ def _taking_turns(connection: Connection) -> Iterator[None]:
     with patient(connection):
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         yield
+
+
+def is_next(revision: str | None, head: str | None) -> bool:
+    """Whether a revision is the one after `head`: a release adds one at most, and one that takes something away leaves
+    a number out."""
+    if revision is None or head is None or not revision.isdigit():
+        return False
+    return int(revision) == int(head) + 1
 
 
 def revisions() -> tuple[str, ...]:

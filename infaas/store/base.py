@@ -2,8 +2,8 @@
 
 A store holds versioned records by kind and key. Every write may be conditional on the version last seen and on a
 lease's fence, so that two writers never overwrite each other unseen and a deposed leader changes nothing. Every change
-goes into one ordered stream. A store that was emptied has another epoch: whatever it does not say is then unknown, not
-absent.
+of a kind that anybody follows goes into one ordered stream. A store that was emptied has another epoch: whatever it
+does not say is then unknown, not absent.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class Kind(StrEnum):
     DEMAND = "demand"
     FLEET = "fleet"
     FLEET_STEP = "fleet-step"
+
+
+UNFOLLOWED = frozenset({Kind.INTENT, Kind.DEMAND, Kind.FLEET, Kind.FLEET_STEP})
+"""Kinds that are listed and never watched: their changes do not go into the stream. Programs of the version before
+them, which would stumble over them, never meet them (ADR 33)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,8 @@ class MetadataStore(Protocol):
     def watch(self, cursor: str, epoch: str) -> AsyncGenerator[Sequence[Change], None]:
         """Changes after the cursor, in order, in groups as they come. Raises CursorLostError. Ends when closed.
 
-        An empty group says that the store was just asked and had nothing new; one comes at least every second.
+        An empty group says that the store was just asked and had nothing new; one comes at least every second. Changes
+        of `UNFOLLOWED` kinds, and of kinds that this program does not know, are not among them.
         Expiries appear as deletions no later than one second after they are due.
         """
 

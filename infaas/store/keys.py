@@ -10,7 +10,10 @@ All keys share one hash tag, so that a script that touches several of them works
     {ns}:lease:holders  hash    lease → holder
     {ns}:lease:fences   hash    lease → last fence given out; never deleted
     {ns}:lease:expiry   zset    lease → when it ends
+    {ns}:expiry:unfollowed  zset  as `expiry`, of kinds that nobody follows
     {ns}:record:<kind>  hash    key → value
+
+A newer program may keep kinds that are not known here: they are left alone wherever they are met (ADR 33).
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from __future__ import annotations
 import re
 
 from infaas.errors import SettingsError
-from infaas.store.base import Kind
+from infaas.store.base import UNFOLLOWED, Kind
 
 KINDS: tuple[Kind, ...] = tuple(Kind)
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_FIXED = ("epoch", "changes", "expiry", "versions", "gone", "lease:holders", "lease:fences", "lease:expiry")
+_FIXED = (
+    "epoch", "changes", "expiry", "versions", "gone", "lease:holders", "lease:fences", "lease:expiry",
+    "expiry:unfollowed",
+)  # fmt: skip
 
 
 def all_keys(namespace: str) -> list[str]:
@@ -37,7 +43,9 @@ def changes_key(namespace: str) -> str:
 
 
 def lua_names() -> str:
-    """The keys as the scripts call them: `EPOCH`, `LEASE_HOLDERS` …, and `RECORDS[kind]`."""
+    """The keys as the scripts call them: `EPOCH`, `LEASE_HOLDERS` …, `RECORDS[kind]` and `UNFOLLOWED[kind]`."""
     named = [f"local {name.replace(':', '_').upper()} = KEYS[{number}]" for number, name in enumerate(_FIXED, start=1)]
     records = [f"['{kind.value}'] = KEYS[{number}]" for number, kind in enumerate(KINDS, start=len(_FIXED) + 1)]
-    return "\n".join([*named, "local RECORDS = {" + ", ".join(records) + "}"])
+    unfollowed = [f"['{kind.value}'] = true" for kind in sorted(UNFOLLOWED)]
+    tables = [f"local {name} = {{{', '.join(of)}}}" for name, of in (("RECORDS", records), ("UNFOLLOWED", unfollowed))]
+    return "\n".join([*named, *tables])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from infaas.clock import Clock
 from infaas.errors import UnavailableError
-from infaas.store.base import Change, CursorLostError, Kind, Lease, Record, Snapshot
+from infaas.store.base import UNFOLLOWED, Change, CursorLostError, Kind, Lease, Record, Snapshot
 from infaas.store.checks import milliseconds, refusal
 from infaas.store.scripts import FORGET_VERSIONS_AFTER_MS
 
@@ -183,6 +183,8 @@ class MemoryStore:
         self._append(name, None, self._versions[name])
 
     def _append(self, name: _Name, value: bytes | None, version: int) -> None:
+        if name[0] in UNFOLLOWED:
+            return
         self._sequence += 1
         self._changes.append(Change(*name, value, version, str(self._sequence)))
         self._wake()

@@ -141,15 +141,15 @@ class RedisStore:
                 answer = await self._run(scripts.READ, cursor, epoch, _GROUP)
                 if answer[0] != b"ok":
                     raise CursorLostError(f"the store's stream does not continue at {cursor}: {answer[0].decode()}")
-                changes = [_change(entry) for entry in answer[1]]
+                entries = answer[1]
             except UnavailableError:
                 if self._is_closed:
                     return
                 raise
-            if changes:
-                cursor = changes[-1].cursor
-            yield changes
-            if not changes:
+            if entries:
+                cursor = entries[-1][0].decode()
+            yield [change for entry in entries if (change := _change(entry)) is not None]
+            if not entries:
                 await self._wait_for_change(cursor)
 
     async def acquire(self, name: str, holder: str, ttl_s: float) -> Lease | None:
@@ -240,11 +240,18 @@ def _lease_arguments(lease: Lease | None) -> tuple[str, str, str]:
     return ("", "", "") if lease is None else (lease.name, lease.holder, str(lease.fence))
 
 
-def _change(entry: Sequence[Any]) -> Change:
+_KINDS = {kind.value.encode(): kind for kind in Kind}
+
+
+def _change(entry: Sequence[Any]) -> Change | None:
+    """None: of a kind that only a newer program knows."""
     cursor, flat = entry
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    kind = _KINDS.get(fields[b"kind"])
+    if kind is None:
+        return None
     return Change(
-        Kind(fields[b"kind"].decode()),
+        kind,
         fields[b"key"].decode(),
         fields.get(b"value"),
         int(fields[b"version"]),

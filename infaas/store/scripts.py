@@ -1,7 +1,8 @@
 """The store's operations as Lua, each one atomic in Redis: the checks, the write, the version and the change entry.
 
 Every script first removes what has expired, by the server's clock, with one deletion entry each: whichever client comes
-first does it, and nobody ever reads an expired record. Works with Redis 6.2 and later.
+first does it, and nobody ever reads an expired record. Records of kinds that are not known here are left to who knows
+them. Works with Redis 6.2 and later.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ local function last_id()
   return last and last[1] or '0-0'
 end
 
+local function expiry_of(kind) return UNFOLLOWED[kind] and EXPIRY_UNFOLLOWED or EXPIRY end
+
 local function append(kind, key, version, value)
+  if UNFOLLOWED[kind] then return end
   local id = string.format('%.0f', sequence_of(last_id()) + 1) .. '-' .. micros
   local entry = {'kind', kind, 'key', key, 'version', version}
   if value then entry[7] = 'value'; entry[8] = value end
@@ -43,15 +47,21 @@ end
 local function remove(kind, key)
   local field = kind .. ':' .. key
   redis.call('HDEL', RECORDS[kind], key)
-  redis.call('ZREM', EXPIRY, field)
+  redis.call('ZREM', expiry_of(kind), field)
   redis.call('ZADD', GONE, now, field)
   append(kind, key, redis.call('HINCRBY', VERSIONS, field, 1), nil)
 end
 
-for _, field in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', now)) do
-  local split = string.find(field, ':', 1, true)
-  epoch()
-  remove(string.sub(field, 1, split - 1), string.sub(field, split + 1))
+for _, expiry in ipairs({EXPIRY, EXPIRY_UNFOLLOWED}) do
+  for _, field in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', now)) do
+    local split = string.find(field, ':', 1, true)
+    local kind = string.sub(field, 1, split - 1)
+    if RECORDS[kind] then
+      epoch()
+      redis.call('ZREM', expiry, field)
+      remove(kind, string.sub(field, split + 1))
+    end
+  end
 end
 """
     + f"local forget = redis.call('ZRANGEBYSCORE', GONE, '-inf', now - {FORGET_VERSIONS_AFTER_MS}, 'LIMIT', 0, 100)"
@@ -119,7 +129,8 @@ local kind, key, field = ARGV[3], ARGV[4], ARGV[3] .. ':' .. ARGV[4]
 epoch()
 redis.call('HSET', RECORDS[kind], key, ARGV[5])
 redis.call('ZREM', GONE, field)
-if ARGV[7] == '' then redis.call('ZREM', EXPIRY, field) else redis.call('ZADD', EXPIRY, now + ARGV[7], field) end
+local expiry = expiry_of(kind)
+if ARGV[7] == '' then redis.call('ZREM', expiry, field) else redis.call('ZADD', expiry, now + ARGV[7], field) end
 local version = redis.call('HINCRBY', VERSIONS, field, 1)
 append(kind, key, version, ARGV[5])
 return {'ok', version}
@@ -144,7 +155,7 @@ TOUCH = (
     _PRELUDE
     + """
 if current_version(ARGV[3], ARGV[4]) == 0 then return 0 end
-redis.call('ZADD', EXPIRY, now + ARGV[5], ARGV[3] .. ':' .. ARGV[4])
+redis.call('ZADD', expiry_of(ARGV[3]), now + ARGV[5], ARGV[3] .. ':' .. ARGV[4])
 return 1
 """
 )

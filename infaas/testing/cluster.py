@@ -8,6 +8,7 @@ and `benchmarks/faults.py` share it. Every process dies with the one that starte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from infaas.rpc.codec import decode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.store.server import find_redis_server, redis_command, wait_until_serving
+from infaas.testing.previous import python_path
 from infaas.testing.slow_link import SlowLink
 from infaas.up.tether import SUPERVISOR_PID
 
@@ -39,6 +41,7 @@ ISOLATED_PROGRAM = "infaas_worker.executors"
 """Part of the command line of an instance with a process of its own."""
 PATIENCE_S = 90.0
 _LOOK_EVERY_S = 0.05
+_PORTS = ("http_port", "grpc_port", "metrics_port")
 Found = TypeVar("Found")
 
 
@@ -64,8 +67,10 @@ class Cluster:
         database_url: str | None = None,
         settings: Mapping[str, str] | None = None,
         fleet_workers: int = 0,
+        has_worker_links: bool = False,
     ) -> None:
-        """`fleet_workers`: as many as the fleet is to make of itself."""
+        """`fleet_workers`: as many as the fleet is to make of itself. `has_worker_links`: controllers reach each worker
+        through a link that can be cut (`worker_links`), and without shared memory."""
         self.folder = folder
         self.fleet_workers = fleet_workers
         self.names = [
@@ -77,9 +82,17 @@ class Cluster:
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         self._redis: subprocess.Popen[bytes] | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, dict[str, int]] = {}
+        """A controller that is started again is where it was, as callers expect."""
+        self.sources: dict[str, Path] = {}
+        """Programs that are started from other code than this, by name (`previous`)."""
         (folder / "redis").mkdir()
         self.redis_url = f"unix://{folder}/redis/redis.sock"
         self.link = SlowLink(folder / "redis" / "redis.sock", folder / "link.sock")
+        self.worker_links = {
+            name: SlowLink(folder / f"{name}.sock", folder / f"{name}.link")
+            for name in (self.workers if has_worker_links else ())
+        }
         self.catalogue = folder / "catalogue"
         self.catalogue.mkdir()
         clean = {name: value for name, value in os.environ.items() if not name.startswith("INFAAS_")}
@@ -99,7 +112,8 @@ class Cluster:
     def running(self) -> Iterator[Cluster]:
         """Up and ready; whatever happens, no process is left."""
         try:
-            self.link.start()
+            for link in self._links():
+                link.start()
             self.start_redis()
             for name in self.names:
                 self.start(name)
@@ -109,8 +123,12 @@ class Cluster:
             for name in list(self._processes):
                 self.kill(name)
             self.kill_redis()
-            self.link.stop()
+            for link in self._links():
+                link.stop()
             self._starter.shutdown()
+
+    def _links(self) -> list[SlowLink]:
+        return [self.link, *self.worker_links.values()]
 
     # Programs
 
@@ -123,7 +141,8 @@ class Cluster:
         (folder / "run").mkdir(parents=True, exist_ok=True)
         told = {"INFAAS_STATE_DIR": str(folder)}
         if program == "controller":
-            told |= {f"INFAAS_CONTROLLER__{port}_PORT": "0" for port in ("HTTP", "GRPC", "METRICS")}
+            ports = self._ports.get(name, {})
+            told |= {f"INFAAS_CONTROLLER__{port.upper()}": str(ports.get(port, 0)) for port in _PORTS}
             (folder / "run" / "controller.json").unlink(missing_ok=True)
         elif program == "worker":
             told |= {
@@ -131,10 +150,19 @@ class Cluster:
                 "INFAAS_WORKER__CORES": "1",
                 "INFAAS_WORKER__MEMORY_BYTES": str(2**29),
             }
+            if name in self.worker_links:
+                told |= {
+                    "INFAAS_WORKER__LISTEN": f"unix:{self.folder}/{name}.sock",
+                    "INFAAS_WORKER__ADVERTISE": f"unix:{self.folder}/{name}.link",
+                }
+        source = self.sources.get(name)
+        if source is not None:
+            told["PYTHONPATH"] = python_path(source)
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "infaas.programs", program],
-                env={**self._environ, **told}, stdout=log, stderr=log,
+                # Python imports from the current folder first.
+                env={**self._environ, **told}, stdout=log, stderr=log, cwd=source,
             )  # fmt: skip
 
     def kill(self, name: str) -> None:
@@ -143,6 +171,18 @@ class Cluster:
         if process is not None:
             process.kill()
             process.wait()
+
+    def stop(self, name: str, patience_s: float = PATIENCE_S) -> None:
+        """As an operator does: SIGTERM, and it drains. Raises TimeoutError where it does not end."""
+        process = self._processes[name]
+        process.terminate()
+        try:
+            status = process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{name} did not end within {patience_s:.0f} s of SIGTERM\n{self._tails()}") from None
+        del self._processes[name]
+        if status:
+            raise RuntimeError(f"{name} ended with {status}\n{self.log(name)[-3000:]}")
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self._processes[name].send_signal(number)
@@ -214,8 +254,10 @@ class Cluster:
         found = []
         for name in self.controllers:
             file = self.folder / name / "run" / "controller.json"
-            if file.exists():
-                found.append(f"http://127.0.0.1:{json.loads(file.read_text())[port]}")
+            with contextlib.suppress(FileNotFoundError):
+                said = json.loads(file.read_text())
+                self._ports[name] = {each: said[each] for each in _PORTS}
+                found.append(f"http://127.0.0.1:{said[port]}")
         return found
 
     def client(self, controller: int = 0) -> Client:

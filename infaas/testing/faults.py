@@ -19,6 +19,7 @@ from pathlib import Path
 
 from infaas.testing.cluster import Cluster, wait_for
 from infaas.testing.load import OK, Load, Outcome, arrivals
+from infaas.testing.upgrade import remembered
 
 SLOW_S = 1.5
 DISK_BYTES = 64 * 2**20
@@ -275,7 +276,7 @@ async def endure(
 ) -> Result:
     """Load, inject, undo, and wait until the cluster says that it is whole; the load goes on for `tail_s` after."""
     lasts_s = fault.lasts_s if lasts_s is None else lasts_s
-    urls = _remembered(cluster)
+    urls = remembered(cluster)
     load = Load(urls, queries, deadline_s=deadline_s, is_spread=fault.needs_retry, has_retry=fault.needs_retry)
     schedule = list(arrivals(rate, lead_s + lasts_s + tail_s, seed))
     shooting = asyncio.create_task(load.run(schedule), name="load")
@@ -297,19 +298,3 @@ def _suffer(cluster: Cluster, fault: Fault, lasts_s: float) -> tuple[float, bool
     undone = time.monotonic()
     cluster.wait_whole()
     return time.monotonic() - undone, was_shown
-
-
-def _remembered(cluster: Cluster) -> Callable[[], list[str]]:
-    """Where controllers are. One that is down keeps its place, as it does in a client's list."""
-    known = cluster.urls()
-    looked_at = time.monotonic()
-
-    def urls() -> list[str]:
-        nonlocal known, looked_at
-        if time.monotonic() - looked_at > 0.5:
-            looked_at = time.monotonic()
-            now = cluster.urls()
-            known = now if len(now) == len(known) else known
-        return known
-
-    return urls

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,8 +93,8 @@ class Load:
         self._patience_s = patience_s
         self._pools: dict[str, RestPool] = {}
 
-    async def run(self, schedule: Sequence[float]) -> Outcome:
-        """Returns when the last query has ended."""
+    async def run(self, schedule: Iterable[float]) -> Outcome:
+        """Returns when the last query has ended. The schedule is asked for the next moment when the one before came."""
         began = time.monotonic()
         shots: list[asyncio.Task[Shot]] = []
         with Pacer() as pacer:

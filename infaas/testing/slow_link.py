@@ -1,4 +1,4 @@
-"""A link between two unix sockets that can be slowed down, as a congested network would."""
+"""A link between two unix sockets that can be slowed down, as a congested network would, or cut, as by a partition."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ class SlowLink:
         self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         """The loop keeps each until its socket is closed."""
         self._is_stopping = False
+        self._is_whole = asyncio.Event()
+        self._is_whole.set()
+
+    def cut(self) -> None:
+        """Nothing passes until `mend`: whoever sends hears nothing, connections stay open, and new ones are taken."""
+        self._loop.call_soon_threadsafe(self._is_whole.clear)
+
+    def mend(self) -> None:
+        """What was sent meanwhile arrives."""
+        self._loop.call_soon_threadsafe(self._is_whole.set)
 
     def start(self) -> None:
         self._thread.start()
@@ -93,5 +103,6 @@ class SlowLink:
             while data := await reader.read(_CHUNK):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
+                await self._is_whole.wait()
                 writer.write(data)
                 await writer.drain()

@@ -188,6 +188,11 @@ class ControllerEnd:
             return None
         return f"{found.state.value}: {found.reason}" if found.reason else found.state.value
 
+    async def first_report(self) -> worker_pb2.WorkerReport:
+        """Or a newer one that has come since."""
+        await self.until(lambda: bool(self.reports))
+        return self.reports[-1]
+
     async def send(self, **body: Any) -> None:
         self.endpoint.send(worker_pb2.ControllerMessage(**body).SerializeToString())
 

@@ -195,6 +195,11 @@ class _Fleet(msgspec.Struct, frozen=True):
         waiting = self.load.backlog_core_s / max(self.load.horizon_s, soonest_s)
         return (demand + waiting + rising) / self.target
 
+    @property
+    def is_empty(self) -> bool:
+        """Nobody can serve, or will: whoever comes is turned away, and may be the only one for long."""
+        return not self.coming and all(one.stage in (Stage.LEAVING, Stage.DRAINING) for one in self.there)
+
     def trigger(self) -> tuple[FleetCause, str] | None:
         """Why one more is wanted by the paper's rules, whatever the sum of the work; None: it is not."""
         ready = self.ready
@@ -298,7 +303,7 @@ def _of_hardware(
     recent = _recent(
         memory.wanted.get(hardware, ()), max(wanted, fleet.cores + 0.01) if is_short else wanted, delay_s, now
     )
-    if is_short and now - short_since[hardware] >= limits.upscale_delay_s:
+    if is_short and (fleet.is_empty or now - short_since[hardware] >= limits.upscale_delay_s):
         if wanted > fleet.cores or trigger is None:
             steps += _growth(fleet, wanted - fleet.cores, (FleetCause.DEMAND, _sum_of(fleet)), budget, memory)
             short_since.pop(hardware)

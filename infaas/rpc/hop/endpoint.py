@@ -74,7 +74,7 @@ class Connection(Protocol):
 
     def serve(self, handler: Handler, *, silence_s: float, limit_bytes: int = LIMIT_BYTES) -> None: ...
 
-    def greet(self) -> None: ...
+    def greet(self, version: int = VERSION) -> None: ...
 
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None: ...
 
@@ -166,9 +166,9 @@ class Endpoint(asyncio.BufferedProtocol):
         """What `counts` says."""
         return self.counts.so_far()
 
-    def greet(self) -> None:
+    def greet(self, version: int = VERSION) -> None:
         """Say which protocol this is; before anything else is sent."""
-        self._put([preface()])
+        self._put([preface(version)])
 
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None:
         """The segments must not change until they have left. What is sent after the end goes nowhere. Raises

@@ -7,8 +7,9 @@ a message or out of one. A frame with neither head nor payload says only that it
 memory (`shared`), the second length may have its highest bit set: then the payload lies in the sender's pool, and what
 follows the head is where, and how long it is, in two 64-bit numbers.
 
-Whatever the version, the preface, `Hello` and `Refusal` (see the protocol's definition) keep their form, so that a
-program of another version can be told why it is turned away.
+Whatever the version, the preface, `Hello` and `Refusal` (see the protocol's definition) keep their form. A controller
+says the newest version that it speaks; the worker answers with the newest that both speak, and from then on that one is
+spoken (ADR 33). Where there is none, whoever calls can be told why it is turned away.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from infaas.rpc.hop.shared import Place, is_worth_sharing
 
 MAGIC = b"INFaaS"
 VERSION = 1
+OLDEST_VERSION = 1
+"""That is still spoken here. It stays one behind at least for as long as programs of the version before may be met."""
 PREFACE_BYTES = 8
 LIMIT_BYTES = 256 * 2**20
 """Of one frame, head and payload together."""
@@ -55,6 +58,12 @@ def version_of(first: Buffer) -> int | None:
     """The peer's version, from its first `PREFACE_BYTES`; None when it speaks something else."""
     magic, version = _PREFACE.unpack_from(first)
     return version if magic == MAGIC else None
+
+
+def agreed_version(version: int) -> int | None:
+    """What is spoken with a peer whose newest is `version`; None when there is nothing that both speak."""
+    agreed = min(version, VERSION)
+    return agreed if agreed >= OLDEST_VERSION else None
 
 
 def pack(head: bytes, segments: Sequence[Buffer] = ()) -> list[Buffer]:

@@ -97,7 +97,8 @@ class InnerEnd:
         self._taker = handler if isinstance(handler, Taker) else None
         self._limit_bytes = limit_bytes
 
-    def greet(self) -> None:
+    def greet(self, version: int = VERSION) -> None:
+        """Both ends are one program, so there is nothing to agree on."""
         self._put(_Sent(None, _NOTHING, 0))
 
     def send(self, head: bytes, segments: Sequence[Buffer] = ()) -> None:

@@ -18,7 +18,7 @@ from infaas.observe.log import get_logger
 from infaas.observe.seldom import Seldom
 from infaas.rpc.hop import address
 from infaas.rpc.hop.endpoint import LINGER_S, Connection, Endpoint, Handler, refused_version
-from infaas.rpc.hop.frames import HELLO_LIMIT_BYTES, SCRATCH_BYTES, VERSION
+from infaas.rpc.hop.frames import HELLO_LIMIT_BYTES, SCRATCH_BYTES, VERSION, agreed_version
 from infaas.rpc.hop.inner import InnerEnd, pair
 from infaas.rpc.hop.secured import TlsServer
 from infaas.rpc.tls import Tls
@@ -126,8 +126,9 @@ class _Caller:
             self.endpoint.cut(f"it did not say who it is within {HELLO_WITHIN_S:g} s")
 
     def met(self, version: int) -> None:
-        self.endpoint.greet()
-        if version != VERSION:
+        agreed = agreed_version(version)
+        self.endpoint.greet(VERSION if agreed is None else agreed)
+        if agreed is None:
             self._refuse(UnsupportedError(refused_version(version)))
 
     def stranger(self, first: bytes) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,70 @@ def test_a_catalogue_of_a_newer_program_is_refused(database_url: str) -> None:
     with pytest.raises(SettingsError, match="newer"):
         migrate(engine)
     engine.dispose()
+
+
+def step_on(engine: sa.Engine) -> str:
+    """The tables as a later release may leave them: with a further column, a further table, and the next number."""
+    following = f"{int(HEAD) + 1:04}"
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE models ADD COLUMN later VARCHAR(8) DEFAULT 'x' NOT NULL"))
+        connection.execute(sa.text("CREATE TABLE later (id INTEGER PRIMARY KEY)"))
+        connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{following}'"))
+    return following
+
+
+def test_tables_of_the_next_release_are_used_and_left_as_they_are(
+    database_url: str, registration: Callable[..., Registration], made: Callable[..., BuildResult]
+) -> None:
+    """As by a controller of the version before that starts in the middle of an upgrade."""
+    engine = open_engine(database_url)
+    migrate(engine)
+    following = step_on(engine)
+    catalog = Catalog.open(database_url)
+    catalog.register(registration(labels={"team": "a"}), at=1.0, actor="t")
+    catalog.record_result(VersionId("m@1"), made(), at=2.0)
+    catalog.finish(VersionId("m@1"), BuildState.READY, "", at=3.0)
+    catalog.switch("m", 1, at=4.0)
+    catalog.write_decisions([a_decision()])
+    assert [model.name for model in catalog.models()] == ["m"]
+    assert current_revision(engine) == following
+    with pytest.raises(SettingsError, match="newer"):
+        migrate(engine, "0001")
+    catalog.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(("before", "after"), list(pairwise(revisions())))
+def test_a_revision_leaves_programs_of_the_one_before_all_that_they_use(
+    database_url: str, before: str, after: str
+) -> None:
+    """Else it must leave a number out."""
+    engine = open_engine(database_url)
+    migrate(engine, before)
+    old = _shape(engine)
+    migrate(engine, after)
+    new = _shape(engine)
+    if int(after) > int(before) + 1:
+        return
+    for table, columns in old.items():
+        for name, (kind, _, _) in columns.items():
+            assert new[table][name][0] == kind, f"{table}.{name} is another one"
+        for name in new[table].keys() - columns.keys():
+            _, is_nullable, has_default = new[table][name]
+            assert is_nullable or has_default, f"{table}.{name} must be written, and a program of {before} does not"
+    engine.dispose()
+
+
+def _shape(engine: sa.Engine) -> dict[str, dict[str, tuple[str, bool, bool]]]:
+    """Of each table, each column's type, and whether it may be left out."""
+    inspector = sa.inspect(engine)
+    return {
+        table: {
+            column["name"]: (str(column["type"]), bool(column["nullable"]), column["default"] is not None)
+            for column in inspector.get_columns(table)
+        }
+        for table in inspector.get_table_names()
+    }
 
 
 def test_sqlite_waits_for_locks_keeps_a_log_and_checks_references(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from infaas.rpc.hop import endpoint as endpoints
 from infaas.rpc.hop import listener as listeners
 from infaas.rpc.hop.address import dial
 from infaas.rpc.hop.endpoint import Connection, Endpoint, Handler
-from infaas.rpc.hop.frames import ALIVE, HELLO_LIMIT_BYTES, VERSION, pack, preface
+from infaas.rpc.hop.frames import ALIVE, HELLO_LIMIT_BYTES, OLDEST_VERSION, VERSION, pack, preface
 from infaas.rpc.hop.inner import InnerEnd
 from infaas.rpc.hop.listener import Listener
 from infaas.rpc.tls import Tls
@@ -342,8 +342,26 @@ def test_who_has_shown_no_credential_yet_may_send_next_to_nothing(run: Run, list
     run(test())
 
 
-@pytest.mark.parametrize("version", [0, VERSION + 1, 999])
-def test_a_caller_of_another_version_is_told_so_and_let_go(run: Run, listen: Place, version: int) -> None:
+@pytest.mark.parametrize("version", [VERSION + 1, 999])
+def test_with_a_caller_of_a_newer_version_the_newest_that_is_known_here_is_spoken(
+    run: Run, listen: Place, version: int
+) -> None:
+    async def test() -> None:
+        async with Host(listen) as host:
+            reader, writer = await host.raw(preface(version) + framed(a_hello()))
+            expected = preface(VERSION) + framed(b"welcome")
+            async with asyncio.timeout(WAIT_S):
+                assert await reader.readexactly(len(expected)) == expected
+            assert [name for name, *_ in host.controllers] == ["c1"]
+            writer.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("version", [OLDEST_VERSION - 1])
+def test_a_caller_of_a_version_that_is_not_spoken_any_more_is_told_so_and_let_go(
+    run: Run, listen: Place, version: int
+) -> None:
     async def test() -> None:
         async with Host(listen) as host:
             (refusal,) = refusals(await read_to_the_end(*await host.raw(preface(version) + framed(a_hello()))))

@@ -20,7 +20,7 @@ from infaas.testing.clock import ManualClock
 
 T = TypeVar("T")
 
-KINDS = st.sampled_from([Kind.TASK, Kind.WORKER])
+KINDS = st.sampled_from([Kind.TASK, Kind.WORKER, Kind.DEMAND])
 NAMES = st.sampled_from(["a", "b:c", "ü"])
 VALUES = st.binary(max_size=4)
 EXPECTED = st.none() | st.integers(0, 4)

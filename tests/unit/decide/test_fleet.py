@@ -233,6 +233,25 @@ def test_as_many_come_as_the_work_needs_and_go_again_when_it_is_over() -> None:
     assert reasons[FleetAction.REMOVE] == "it has drained and holds nothing"
 
 
+def test_of_no_workers_at_all_the_first_query_that_is_refused_brings_one() -> None:
+    """It may be the only one for long, so that nothing is left of it by the next look."""
+    cloud = a_cloud(replace(SMALL, least=0), small=0)
+    cloud.looks(5, 0.0)
+    (step,) = cloud.look(0.0001).steps
+    assert (step.action, step.cause) == (FleetAction.ADD, FleetCause.DEMAND)
+    cloud.looks(3, 0.0)
+    assert cloud.count("small") == 1
+    cloud.looks(20, 0.0)
+    assert cloud.count("small") == 0
+
+
+def test_who_is_out_of_sight_is_not_taken_for_gone_by_the_first_query_that_is_refused() -> None:
+    cloud = a_cloud(replace(SMALL, least=0))
+    (id,) = cloud.workers
+    cloud.workers[id] = replace(cloud.workers[id], stage=Stage.LOST)
+    assert cloud.look(0.0001).steps == ()
+
+
 def test_what_waits_counts_beside_what_comes() -> None:
     memory = FleetMemory()
     one = Observed(WorkerId("w"), "small", Stage.READY, busy_cores=0.3, in_flight=1)

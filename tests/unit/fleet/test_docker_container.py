@@ -14,7 +14,7 @@ from infaas_controller.providers.docker import DockerProvider
 
 from infaas.domain.ids import WorkerId
 from infaas.errors import InvalidError, SettingsError
-from infaas.settings import Settings, load_settings
+from infaas.settings import PoolSettings, Settings, load_settings
 
 TOKEN = "the-token-of-the-cluster"
 PASSWORD = "the-password-of-the-store"
@@ -154,9 +154,18 @@ def test_clusters_are_told_apart_by_network_and_store_and_not_by_a_password() ->
 
 
 def test_a_cluster_without_a_token_makes_no_containers() -> None:
-    with pytest.raises(SettingsError, match=r"set auth\.token_file"):
+    with pytest.raises(SettingsError, match=r"set auth\.cluster_token_file, or auth\.token_file"):
         container.check(settings(auth={}))
     container.check(settings(auth={}, docker={"environment": {"INFAAS_AUTH__TOKEN_FILE": "/run/token"}}))
+    container.check(settings(auth={"cluster_token": "between"}))
+
+
+def test_workers_are_not_told_the_callers_token_where_parts_have_one_of_their_own() -> None:
+    told = container.environ(settings(auth={"token": "callers", "cluster_token": "between"}), ORDER, PoolSettings())
+    assert told["INFAAS_AUTH__CLUSTER_TOKEN"] == "between"
+    assert "callers" not in told.values()
+    alone = container.environ(settings(auth={"token": "callers"}), ORDER, PoolSettings())
+    assert alone["INFAAS_AUTH__TOKEN"] == "callers"
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from infaas.rpc.hop.frames import (
     ALIVE,
     LIMIT_BYTES,
+    OLDEST_VERSION,
     PREFACE_BYTES,
     SCRATCH_BYTES,
     VERSION,
     Frame,
     FrameError,
     FrameReader,
+    agreed_version,
     flat,
     pack,
     pack_elsewhere,
@@ -175,3 +177,15 @@ def test_a_preface_says_the_version_and_anything_else_is_told_from_it() -> None:
     assert version_of(preface()) == VERSION
     assert version_of(preface(77)) == 77
     assert version_of(b"PRI * HTTP/2.0"[:PREFACE_BYTES]) is None
+
+
+@pytest.mark.parametrize(
+    ("theirs", "agreed"),
+    [(VERSION, VERSION), (VERSION + 1, VERSION), (65535, VERSION), (OLDEST_VERSION, OLDEST_VERSION)],
+)
+def test_the_newest_version_that_both_speak_is_spoken(theirs: int, agreed: int) -> None:
+    assert agreed_version(theirs) == agreed
+
+
+def test_with_a_version_that_is_too_old_nothing_is_agreed_on() -> None:
+    assert agreed_version(OLDEST_VERSION - 1) is None
