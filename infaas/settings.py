@@ -41,6 +41,8 @@ class _Section(BaseModel):
 
 class StoreSettings(_Section):
     redis_url: str | None = Field(None, description="Live metadata; empty: a private Redis started by `infaas up`")
+    password: SecretStr | None = Field(None, description="For Redis, when it is not in the URL")
+    password_file: Path | None = Field(None, description="File that holds the password for Redis")
 
 
 class CatalogSettings(_Section):
@@ -350,7 +352,13 @@ class Settings(_Section):
 
     @property
     def redis_url(self) -> str:
-        return self.store.redis_url or f"unix://{self.state_dir}/redis.sock"
+        """With the password, wherever that was given. Raises SettingsError when it cannot be read or placed."""
+        password = _secret("store.password", self.store.password, self.store.password_file)
+        if password is None:
+            return self.store.redis_url or f"unix://{self.state_dir}/redis.sock"
+        if self.store.redis_url is None:
+            raise SettingsError("store.password needs store.redis_url: the private Redis has none, but a socket")
+        return _redis_with_password(self.store.redis_url, password)
 
     @property
     def database_url(self) -> str:
@@ -506,6 +514,14 @@ def _secret(setting: str, value: SecretStr | None, file: Path | None) -> str | N
     if not text:
         raise SettingsError(f"{setting}_file {str(file)!r} is empty; write the {what} into it")
     return text
+
+
+def _redis_with_password(url: str, password: str) -> str:
+    scheme, _, rest = url.partition("://")
+    user, _, place = rest.rpartition("@")
+    if ":" in user:
+        raise SettingsError("store.redis_url has a password already; keep it, or store.password, but not both")
+    return f"{scheme}://{user}:{quote(password, safe='')}@{place}"
 
 
 def _with_password(url: str, password: str) -> str:
