@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from infaas.errors import UnavailableError
+from infaas.errors import SettingsError, UnavailableError
 from infaas.up.record import run_dir, start_ticks
 
 EVERY_S = 2.0
@@ -29,8 +29,12 @@ class Heart:
     """Writes this process's sign of life, and takes it away at the end."""
 
     def __init__(self, state_dir: Path, program: str) -> None:
+        """Raises SettingsError when the folder cannot be made."""
         self._path = _file(state_dir, program)
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"state_dir {str(state_dir)!r} cannot be written: {error.strerror}") from error
 
     async def beat(self) -> None:
         """One write of some bytes; raises OSError where the folder takes none."""

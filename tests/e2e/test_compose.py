@@ -19,9 +19,9 @@ from compose_load import CALLERS, MOST_PER_S, SHARE, TASK, capacity, suffer
 from container_engine import Cluster, find_engine, obtain_base_image
 from running_system import INFAAS, wait_for
 
-from infaas.client import Client
+from infaas.client import Client, QueryError
 from infaas.demo import family
-from infaas.errors import InfaasError
+from infaas.errors import Code, InfaasError
 from infaas.testing.faults import LATE_CODES
 from infaas.testing.load import BROKEN, OK
 
@@ -251,6 +251,20 @@ def _who_serve(client: Client) -> set[str]:
     with ThreadPoolExecutor(CALLERS) as pool:
         answers = list(pool.map(lambda _: client.infer(TASK, values), range(4 * CALLERS)))
     return {answer.served.worker for answer in answers}
+
+
+def test_without_any_worker_the_one_address_still_says_why(cluster: Cluster, client: Client) -> None:
+    """No controller is ready then; operators need the control plane all the more."""
+    for worker in WORKERS:
+        cluster.engine.run("stop", "-t", "30", cluster.container(worker))
+    wait_for(lambda: _is_connected(client), "all workers to be gone")
+    with pytest.raises(QueryError) as refused:
+        client.infer(TASK, {name: np.ones((1, 16), np.int32) for name in ("INPUT0", "INPUT1")})
+    assert (refused.value.code, refused.value.is_retryable) == (Code.NO_WORKER, True)
+    assert [one.name for one in client.models()] == ["simple"]
+    for worker in WORKERS:
+        cluster.engine.run("start", cluster.container(worker))
+    wait_for(lambda: _is_connected(client, *WORKERS), "all workers to be back")
 
 
 def test_a_model_outlives_its_controllers_and_its_worker(cluster: Cluster, client: Client) -> None:

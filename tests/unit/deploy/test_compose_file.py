@@ -78,10 +78,14 @@ def test_only_the_proxy_and_prometheus_are_published_and_on_loopback_unless_told
     assert all(host.startswith(("127.0.0.1", "${INFAAS_PUBLISH:-127.0.0.1}")) for host in hosts), hosts
 
 
-def test_the_proxy_knows_every_controller_at_every_port() -> None:
+def test_the_proxy_knows_every_controller_at_every_port_ready_or_only_live() -> None:
     text = (DEPLOY / "haproxy.cfg").read_text()
-    found = set(re.findall(r"^  server \S+ (\S+):(\d+)$", text, re.MULTILINE))
-    assert found == {(name, port) for name in CONTROLLERS for port in ("8000", "8001")}
+    backends = dict(re.findall(r"^backend (\S+)\n((?:  .*\n)+)", text, re.MULTILINE))
+    asked = {name: re.findall(r"uri /v2/health/(\S+)", body) for name, body in backends.items()}
+    assert asked == {f"{what}-{state}": [state] for what in ("rest", "grpc") for state in ("ready", "live")}
+    for name, body in backends.items():
+        port = "8000" if name.startswith("rest") else "8001"
+        assert re.findall(r"server \S+ (\S+):(\d+)$", body, re.MULTILINE) == [(one, port) for one in CONTROLLERS]
 
 
 def test_prometheus_asks_every_controller_and_the_proxy_with_the_token() -> None:

@@ -255,3 +255,27 @@ def test_no_secret_is_shown_wherever_it_stands() -> None:
     assert shown["store"]["redis_url"] == "rediss://:[hidden]@h:1/0"
     assert shown["catalog"]["database_url"] == "postgresql://u:[hidden]@db/c?password=[hidden]"
     assert shown["controller"]["http_port"] == 8000
+
+
+def test_the_password_of_redis_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "redis").write_text("p@ss/word\n")
+    environ = {
+        "INFAAS_STORE__REDIS_URL": "redis://cache:6379",
+        "INFAAS_STORE__PASSWORD_FILE": str(tmp_path / "redis"),
+    }
+    settings = load_settings(environ=environ)
+    assert settings.redis_url == "redis://:p%40ss%2Fword@cache:6379"
+    assert "p@ss" not in str(settings.shown())
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, "store.password needs store.redis_url"),
+        ("redis://:another@cache:6379", "store.redis_url has a password already"),
+    ],
+)
+def test_a_password_of_redis_without_a_place_is_refused(url: str | None, said: str) -> None:
+    settings = load_settings(environ={}, overrides={"store": {"redis_url": url, "password": "secret"}})
+    with pytest.raises(SettingsError, match=said):
+        _ = settings.redis_url
