@@ -190,8 +190,10 @@ def test_prometheus_has_scraped_every_target(cluster: Cluster, client: Client) -
 
 def _measured(cluster: Cluster, query: str, label: str) -> dict[str, float]:
     """The newest value of each series, by a label."""
-    answer = httpx.get(f"{cluster.prometheus_url}/api/v1/query", params={"query": query}).json()
-    return {one["metric"][label]: float(one["value"][1]) for one in answer["data"]["result"]}
+    answer = httpx.get(f"{cluster.prometheus_url}/api/v1/query", params={"query": query}, timeout=30.0).json()
+    found = {one["metric"][label]: float(one["value"][1]) for one in answer["data"]["result"]}
+    print(f"{query}: {found}")
+    return found
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -81,11 +81,15 @@ def test_only_the_proxy_and_prometheus_are_published_and_on_loopback_unless_told
 def test_the_proxy_knows_every_controller_at_every_port_ready_or_only_live() -> None:
     text = (DEPLOY / "haproxy.cfg").read_text()
     backends = dict(re.findall(r"^backend (\S+)\n((?:  .*\n)+)", text, re.MULTILINE))
-    asked = {name: re.findall(r"uri /v2/health/(\S+)", body) for name, body in backends.items()}
-    assert asked == {f"{what}-{state}": [state] for what in ("rest", "grpc") for state in ("ready", "live")}
+    assert set(backends) == {f"{what}-{state}" for what in ("rest", "grpc") for state in ("ready", "live")}
     for name, body in backends.items():
-        port = "8000" if name.startswith("rest") else "8001"
-        assert re.findall(r"server \S+ (\S+):(\d+)$", body, re.MULTILINE) == [(one, port) for one in CONTROLLERS]
+        what, state = name.split("-")
+        port = "8000" if what == "rest" else "8001"
+        assert re.findall(r"server \S+ (\S+):(\d+)", body) == [(one, port) for one in CONTROLLERS]
+        if what == "rest":
+            assert f"uri /v2/health/{state} " in body
+        else:
+            assert re.findall(r" track (\S+)$", body, re.MULTILINE) == [f"rest-{state}/{one}" for one in CONTROLLERS]
 
 
 def test_prometheus_asks_every_controller_and_the_proxy_with_the_token() -> None:
