@@ -19,6 +19,8 @@ core for seconds, so that more than this would be an overload, which is another 
 MOST_PER_S = 300.0
 CALLERS = 16
 CALIBRATION_S = 3.0
+PAUSE_S = 0.1
+"""Before a second try: a killed process closes its listeners last, and takes connections that it will never serve."""
 LEAD_S, TAIL_S = 3.0, 3.0
 PREPARED = 4_000
 
@@ -72,7 +74,7 @@ def _load(cluster: Cluster, *, has_retry: bool) -> Load:
     # The same place under two names has connections of its own for each. So the second try is made over a new
     # connection, and not over one that was idle meanwhile and is as dead as the first.
     urls = [cluster.url, f"{cluster.url}/"]
-    return Load(lambda: urls, _prepared(cluster.token), deadline_s=DEADLINE_S, has_retry=has_retry)
+    return Load(lambda: urls, _prepared(cluster.token), deadline_s=DEADLINE_S, has_retry=has_retry, pause_s=PAUSE_S)
 
 
 def _prepared(token: str) -> list[bytes]:

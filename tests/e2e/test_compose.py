@@ -182,7 +182,7 @@ def test_prometheus_has_scraped_every_target(cluster: Cluster, client: Client) -
     wait_for(
         lambda: (
             _measured(cluster, 'sum(haproxy_server_status{state="UP"}) by (proxy)', "proxy")
-            == {"rest": 2.0, "grpc": 2.0}
+            == dict.fromkeys(("rest-ready", "rest-live", "grpc-ready", "grpc-live"), 2.0)
         ),
         "the proxy to find both controllers ready",
     )
