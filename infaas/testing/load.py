@@ -85,7 +85,8 @@ class Load:
         pause_s: float = 0.0,
         patience_s: float = 5.0,
     ) -> None:
-        """`pause_s`: before the second try. `patience_s`: how long beyond the deadline a caller waits before it calls the query hung."""
+        """`pause_s`: before the second try.
+        `patience_s`: how long beyond the deadline a caller waits before it calls the query hung."""
         self._urls = urls
         self._queries = queries
         self._deadline_s = deadline_s
