@@ -50,8 +50,14 @@ def worker(config: ConfigFile = None, check: Check = False) -> None:
 
 
 @app.command()
-def generator(config: ConfigFile = None) -> None:
+def generator(config: ConfigFile = None, check: Check = False) -> None:
     """Make and measure variants."""
+    if check:
+        from infaas.settings import load_settings
+        from infaas.up.probe import check_generator
+
+        typer.echo(f"The generator lives, with process id {check_generator(load_settings(config))}.")
+        return
     _become("generator", config)
 
 

@@ -82,14 +82,17 @@ class Load:
         deadline_s: float,
         is_spread: bool = False,
         has_retry: bool = False,
+        pause_s: float = 0.0,
         patience_s: float = 5.0,
     ) -> None:
-        """`patience_s`: how long beyond the deadline a caller waits before it calls the query hung."""
+        """`pause_s`: before the second try.
+        `patience_s`: how long beyond the deadline a caller waits before it calls the query hung."""
         self._urls = urls
         self._queries = queries
         self._deadline_s = deadline_s
         self._is_spread = is_spread
         self._has_retry = has_retry
+        self._pause_s = pause_s
         self._patience_s = patience_s
         self._pools: dict[str, RestPool] = {}
 
@@ -134,6 +137,8 @@ class Load:
                     urls = self._urls()
                     first = number if self._is_spread else 0
                     attempts += 1
+                    if attempt and self._pause_s:
+                        await asyncio.sleep(self._pause_s)
                     code, is_retryable = await self._ask(urls[(first + attempt) % len(urls)], query)
                     if code == OK or not is_retryable:
                         break

@@ -8,9 +8,11 @@ from __future__ import annotations
 from infaas.errors import SettingsError, UnavailableError
 from infaas.exposure import host_of
 from infaas.settings import Settings
+from infaas.up import pulse
 from infaas.up.health import get
 from infaas.up.record import read_endpoints
 
+GENERATOR = "generator"
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "localhost"}
 """Addresses to listen on that nobody can call, and what reaches the same listener."""
 
@@ -48,6 +50,16 @@ def check_worker(settings: Settings, timeout_s: float = 3.0) -> str:
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
         raise UnavailableError(f"the worker at {address} does not serve (it starts or drains)")
     return address
+
+
+def check_generator(settings: Settings) -> int:
+    """Its process id. Raises UnavailableError when its loop has stood still for a while, or there is none."""
+    found = pulse.read(settings.state_dir, GENERATOR)
+    if found is None:
+        raise UnavailableError(f"no generator lives in {str(settings.state_dir)!r}")
+    if found.age_s > pulse.LOST_AFTER_S:
+        raise UnavailableError(f"the generator (process {found.pid}) has given no sign of life for {found.age_s:.0f} s")
+    return found.pid
 
 
 def dialled(listen: str) -> str:

@@ -8,8 +8,10 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,9 @@ HOST_CERTIFICATES = Path("/etc/ssl/certs")
 PROJECT_LABEL = "com.docker.compose.project"
 BUILD_S = 1200.0
 COMMAND_S = 300.0
+DEBIAN = ("redis", "postgres", "haproxy", "prometheus")
+"""Images that the override file makes from Debian's packages."""
+SECRETS = ("token", "redis", "postgres")
 
 
 class EngineError(Exception):
@@ -43,8 +48,15 @@ class Engine:
     def has_image(self, image: str) -> bool:
         return _is_good((self.name, "image", "inspect", image))
 
-    def build(self, image: str, file: Path, context: Path) -> None:
-        self.run("build", *self._build_args(), "-t", image, "-f", file, context, timeout_s=BUILD_S)
+    def build(self, image: str, file: Path, context: Path, *, has_certificates: bool = True) -> None:
+        """`has_certificates`: the host's are mounted over the image's, for downloads that its network signs anew."""
+        arguments = self._build_args(has_certificates)
+        self.run("build", *arguments, "-t", image, "-f", file, context, timeout_s=BUILD_S)
+
+    def state(self, container: str) -> dict[str, Any]:
+        """What the engine knows of a container."""
+        found: dict[str, Any] = json.loads(self.run("inspect", container))[0]
+        return found
 
     def image_bytes(self, image: str) -> int:
         return int(json.loads(self.run("image", "inspect", image))[0]["Size"])
@@ -54,12 +66,13 @@ class Engine:
         wanted = [word for one in (f"label={PROJECT_LABEL}={project}", *filters) for word in ("--filter", one)]
         return self.run(*what, *wanted).split()
 
-    def _build_args(self) -> list[str]:
+    def _build_args(self, has_certificates: bool) -> list[str]:
         given = os.environ.get(BUILD_ARGS)
         if given is not None:
             return shlex.split(given)
-        mount = ["-v", f"{HOST_CERTIFICATES}:{HOST_CERTIFICATES}:ro"] if HOST_CERTIFICATES.is_dir() else []
-        return ["--network=host", *(mount if self.name == "podman" else [])]
+        is_mounted = has_certificates and HOST_CERTIFICATES.is_dir() and self.name == "podman"
+        mount = ["-v", f"{HOST_CERTIFICATES}:{HOST_CERTIFICATES}:ro"]
+        return ["--network=host", *(mount if is_mounted else [])]
 
 
 class Cluster:
@@ -69,23 +82,36 @@ class Cluster:
         self.engine = engine
         self.project = f"infaas-test-{secrets.token_hex(4)}"
         self.image = f"localhost/{self.project}:latest"
-        self.redis_image = f"localhost/{self.project}-redis:latest"
-        self.token = secrets.token_hex(16)
-        self.http_port, self.grpc_port, self.metrics_port = _free_ports(3)
+        self.debian_images = {name: f"localhost/{self.project}-{name}:latest" for name in DEBIAN}
+        self.http_port, self.grpc_port, self.prometheus_port = _free_ports(3)
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{self.project}-")
+        _run(("sh", DEPLOY / "make-secrets.sh", self._folder.name), None, COMMAND_S)
+        self.secrets = {name: (Path(self._folder.name) / name).read_text() for name in SECRETS}
+
+    @property
+    def token(self) -> str:
+        return self.secrets["token"]
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
+    @property
+    def prometheus_url(self) -> str:
+        return f"http://127.0.0.1:{self.prometheus_port}"
+
     def build(self) -> None:
         self.engine.build(self.image, DEPLOY / "Dockerfile", ROOT)
-        self.engine.build(self.redis_image, DEPLOY / "debian" / "Dockerfile.redis", DEPLOY / "debian")
+        folder = DEPLOY / "debian"
+        for name, image in self.debian_images.items():
+            self.engine.build(image, folder / f"Dockerfile.{name}", folder, has_certificates=False)
 
-    def up(self) -> None:
-        self._compose("up", "-d")
+    def up(self, *services: str) -> None:
+        """These services, or all."""
+        self._compose("up", "-d", *services)
 
-    def down(self) -> None:
-        """By the compose command, and then whatever it left."""
+    def remove(self) -> None:
+        """All containers and networks, and every volume with what it holds. The images stay."""
         try:
             self._compose("down", "-v")
         finally:
@@ -94,9 +120,48 @@ class Cluster:
             for kind in ("volume", "network"):
                 for name in self.engine.labelled((kind, "ls", "--format", "{{.Name}}"), self.project):
                     self.engine.run(kind, "rm", name)
-            for image in (self.image, self.redis_image):
+
+    def down(self) -> None:
+        """By the compose command, and then whatever it left."""
+        try:
+            self.remove()
+        finally:
+            for image in (self.image, *self.debian_images.values()):
                 if self.engine.has_image(image):
                     self.engine.run("rmi", "-f", image)
+            self._folder.cleanup()
+
+    def kill(self, service: str) -> int:
+        """As a crash does: the first process of the container gets SIGKILL, and the engine was not asked to stop it.
+        Its process id."""
+        pid = int(self.engine.state(self.container(service))["State"]["Pid"])
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def is_restarted(self, service: str, killed: int) -> bool:
+        """Whether the engine has started the container again, by its restart policy."""
+        state = self.engine.state(self.container(service))["State"]
+        return bool(state["Status"] == "running" and state["Pid"] not in (0, killed))
+
+    def cut_off(self, service: str) -> None:
+        """The container goes on without a network; whoever is connected to it hears nothing any more."""
+        self.engine.run("network", "disconnect", self._network(), self.container(service))
+
+    def join(self, service: str) -> None:
+        self.engine.run("network", "connect", "--alias", service, self._network(), self.container(service))
+
+    def execute(self, service: str, *command: str, timeout_s: float = COMMAND_S) -> str:
+        """What a command printed inside of the container."""
+        return self.engine.run("exec", self.container(service), *command, timeout_s=timeout_s)
+
+    def said(self, service: str) -> str:
+        """All that the container ever logged, and all that the engine tells of it."""
+        container = self.container(service)
+        return self.logs(service, 1_000_000) + self.engine.run("inspect", container) + self.engine.run("top", container)
+
+    def _network(self) -> str:
+        (found,) = self.engine.labelled(("network", "ls", "--format", "{{.Name}}"), self.project)
+        return found
 
     def container(self, service: str) -> str:
         (found,) = self.engine.labelled(("ps", "-aq"), self.project, f"label=com.docker.compose.service={service}")
@@ -124,12 +189,15 @@ class Cluster:
         files = [word for file in COMPOSE_FILES for word in ("-f", str(file))]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("INFAAS_")}
         environ |= {
-            "INFAAS_AUTH_TOKEN": self.token,
+            "INFAAS_SECRETS": self._folder.name,
             "INFAAS_IMAGE": self.image,
-            "INFAAS_REDIS_IMAGE": self.redis_image,
+            "INFAAS_REDIS_IMAGE": self.debian_images["redis"],
+            "INFAAS_POSTGRES_IMAGE": self.debian_images["postgres"],
+            "INFAAS_PROXY_IMAGE": self.debian_images["haproxy"],
+            "INFAAS_PROMETHEUS_IMAGE": self.debian_images["prometheus"],
             "INFAAS_HTTP_PORT": str(self.http_port),
             "INFAAS_GRPC_PORT": str(self.grpc_port),
-            "INFAAS_METRICS_PORT": str(self.metrics_port),
+            "INFAAS_PROMETHEUS_PORT": str(self.prometheus_port),
         }
         _run((*self.engine.compose, "-p", self.project, *files, *words), environ, COMMAND_S)
 

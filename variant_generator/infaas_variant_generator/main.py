@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from infaas import machine
+from infaas.aio.every import every
 from infaas.clock import Clock, SystemClock
 from infaas.domain.build import BuildOrder
 from infaas.domain.ids import fresh_id
@@ -29,6 +30,8 @@ from infaas.rpc.tls import open_tls
 from infaas.settings import Settings
 from infaas.store.base import CursorLostError, Kind, Lease, MetadataStore, Record
 from infaas.tokens import cluster_tokens
+from infaas.up import pulse
+from infaas.up.probe import GENERATOR
 from infaas_variant_generator.build import Build
 from infaas_variant_generator.cores import CoreBroker
 from infaas_variant_generator.facts import HardwareFacts
@@ -295,6 +298,8 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     store = open_store(settings)
+    heart = pulse.Heart(settings.state_dir, GENERATOR)
+    beating = asyncio.create_task(every(pulse.EVERY_S, heart.beat, name="sign of life"), name="generator: sign of life")
     try:
         repository = await asyncio.to_thread(open_repository, settings.repository_url)
         running = asyncio.create_task(Generator(store, repository, settings).run(), name="generator")
@@ -306,5 +311,8 @@ async def _serve(settings: Settings) -> None:
         if isinstance(results[0], Exception):
             raise results[0]
     finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        heart.stop()
         await store.close()
         _log.info("generator stopped")

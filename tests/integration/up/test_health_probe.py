@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from infaas.errors import SettingsError, UnavailableError
 from infaas.settings import Settings, load_settings
-from infaas.up.probe import check_controller, check_worker, dialled
+from infaas.up import pulse
+from infaas.up.probe import GENERATOR, check_controller, check_generator, check_worker, dialled
 
 
 def worker_settings(listen: str | None) -> Settings:
@@ -71,6 +73,35 @@ def test_a_worker_that_is_not_there_is_not_healthy(listener: Listener) -> None:
 def test_a_worker_without_an_address_of_its_own_cannot_be_checked() -> None:
     with pytest.raises(SettingsError, match=r"worker\.listen, which is not set"):
         check_worker(worker_settings(None))
+
+
+async def test_a_generator_is_healthy_while_it_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(environ={}, overrides={"state_dir": str(tmp_path)})
+    with pytest.raises(UnavailableError, match="no generator lives"):
+        check_generator(settings)
+    heart = pulse.Heart(tmp_path, GENERATOR)
+    await heart.beat()
+    assert check_generator(settings) == os.getpid()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + pulse.LOST_AFTER_S + 5.0)
+    with pytest.raises(UnavailableError, match="no sign of life for 20 s"):
+        check_generator(settings)
+    heart.stop()
+    with pytest.raises(UnavailableError, match="no generator lives"):
+        check_generator(settings)
+
+
+def test_the_sign_of_life_of_a_killed_generator_is_none(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, pathlib, sys; from infaas.up import pulse; "
+        "asyncio.run(pulse.Heart(pathlib.Path(sys.argv[1]), 'generator').beat())"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=True)
+    assert (tmp_path / "run" / "generator.pulse.json").exists()
+    with pytest.raises(UnavailableError, match="no generator lives"):
+        check_generator(load_settings(environ={}, overrides={"state_dir": str(tmp_path)}))
 
 
 def test_a_controller_that_never_listened_is_not_healthy(tmp_path: Path) -> None:
