@@ -99,13 +99,22 @@ class Killer:
             for at_s, is_beginning, wound in moments:
                 time.sleep(max(0.0, began + at_s - time.monotonic()))
                 if is_beginning:
+                    if self._is_last_controller(wound.target):
+                        continue
                     stack = whatever_happens.enter_context(ExitStack())
                     healing[wound] = (stack, time.monotonic() - began)
                     stack.enter_context(self._inflicted(wound))
-                else:
+                elif wound in healing:
                     stack, since = healing.pop(wound)
                     stack.close()
                     self.suffered.append((wound, since, time.monotonic() - began))
+
+    def _is_last_controller(self, target: str) -> bool:
+        """Whether no other one serves: one that was healed may be long in coming back on a busy machine."""
+        if target not in self._cluster.controllers:
+            return False
+        others = [number for number, name in enumerate(self._cluster.controllers) if name != target]
+        return not any((found := self._cluster.system(number)) is not None and found.is_ready for number in others)
 
     def _inflicted(self, wound: Wound) -> AbstractContextManager[None]:
         cluster, target = self._cluster, wound.target

@@ -189,8 +189,10 @@ class ControllerEnd:
         return f"{found.state.value}: {found.reason}" if found.reason else found.state.value
 
     async def first_report(self) -> worker_pb2.WorkerReport:
-        """Or a newer one that has come since."""
-        await self.until(lambda: bool(self.reports))
+        """Or a newer one that has come since. Raises ConnectionError when the connection ends before."""
+        await self.until(lambda: bool(self.reports) or self.is_over)
+        if not self.reports:
+            raise ConnectionError(self.error)
         return self.reports[-1]
 
     async def send(self, **body: Any) -> None:

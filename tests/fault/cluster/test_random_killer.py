@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,11 @@ import numpy as np
 import pytest
 
 from infaas.demo import family
+from infaas.domain.fleet import Intent
+from infaas.domain.ids import WorkerId
+from infaas.rpc.codec import encode
+from infaas.store.base import Kind
+from infaas.store.redis import RedisStore
 from infaas.testing.cluster import Cluster
 from infaas.testing.killer import answers, cluster_with_fleet, hunt, plan_wounds
 from infaas.testing.leftovers import leftovers, wait_until_nothing_is_left
@@ -46,6 +53,14 @@ def queries() -> list[bytes]:
     return [query_bytes(MODEL, {family.INPUT: images[n : n + 1]}, headers) for n in range(200)]
 
 
+async def write(cluster: Cluster, intent: Intent) -> None:
+    store = RedisStore(cluster.redis_url)
+    try:
+        await store.put(Kind.INTENT, intent.id, encode(intent))
+    finally:
+        await store.close()
+
+
 def test_what_is_hurt_shows_as_long_as_it_is(cluster: Cluster) -> None:
     """Else the end of the other test would say nothing."""
     fleet = cluster.folder / "fleet"
@@ -61,7 +76,7 @@ def test_what_is_hurt_shows_as_long_as_it_is(cluster: Cluster) -> None:
     finally:
         cluster.signal("worker-2", signal.SIGCONT)
     wait_until_nothing_is_left(cluster, fleet, 60.0)
-    cluster.redis(["HSET", "{infaas}:record:intent", "f-1", '{"id":"f-1","pool":"local","worker":"w","asked_at":1.0}'])
+    asyncio.run(write(cluster, Intent("f-1", "local", WorkerId("local-f-1"), time.time())))
     assert any("intent f-1" in what for what in leftovers(cluster, fleet))
     wait_until_nothing_is_left(cluster, fleet, 60.0)
 
