@@ -31,6 +31,8 @@ ENV_NOT_SETTINGS = frozenset(
 """Variables that the programs read themselves; `INFAAS_TEST_*` belongs to the tests."""
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S+@")
 _URL_PARAMETER = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
+_MISSPELT_PASSWORD = re.compile(r"((?:^|[/\s'\"])[^\s/:@'\"]+:)(?!/)[^\s@]+@(?!sha\d+:)")
+"""As it stands in what was meant to be a URL, and not in an image's name with its digest."""
 _SECRET_NAMES = frozenset({"token", "password", "secret", "key"})
 """Last words of the names of secrets."""
 HIDDEN = "[hidden]"
@@ -650,7 +652,8 @@ def _describe(error: dict[str, Any]) -> str:
 
 def without_password(text: str) -> str:
     """A URL, or a text with one, with its password replaced."""
-    return _URL_PARAMETER.sub(rf"\1{HIDDEN}", _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text))
+    hidden = _MISSPELT_PASSWORD.sub(rf"\1{HIDDEN}@", _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text))
+    return _URL_PARAMETER.sub(rf"\1{HIDDEN}", hidden)
 
 
 def _is_secret(name: str) -> bool:

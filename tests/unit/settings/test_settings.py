@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from infaas.errors import SettingsError
-from infaas.settings import Settings, json_schema, load_settings
+from infaas.settings import Settings, json_schema, load_settings, without_password
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -299,3 +299,22 @@ def test_a_mistake_beside_a_secret_does_not_show_it() -> None:
     with pytest.raises(SettingsError) as raised:
         load_settings(environ={}, overrides={"fleet": {"docker": {"environment": environment}}})
     assert "hidden-" not in raised.value.text
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql//a:5ecret/x@h/c", "postgresql:a:5ecret@h", "a:5ecret@h", "postgresql:/a:5ecret@h"]
+)
+def test_a_password_in_a_misspelt_url_is_not_shown_either(url: str) -> None:
+    settings = load_settings(environ={"INFAAS_CATALOG__DATABASE_URL": url, "INFAAS_CATALOG__PASSWORD": "other"})
+    with pytest.raises(SettingsError) as error:
+        _ = settings.database_url
+    assert "5ecret" not in error.value.text
+    assert "5ecret" not in str(settings.shown())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["unix://infaas@/run/redis.sock", "redis://infaas@h:6379/0", "rediss://h:1/0", "registry:5000/infaas@sha256:0f"],
+)
+def test_a_url_without_a_password_is_shown_as_it_is(url: str) -> None:
+    assert without_password(url) == url
