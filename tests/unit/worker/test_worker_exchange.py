@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from infaas_worker.decide.exchange import GAIN, Room, Wanted, cost
 from infaas_worker.decide.scale import Asked, Limits, Memory, Plan, Replica, Resources, plan_instances
@@ -248,6 +248,7 @@ def _some(facts: Sequence[tuple[float, float, float, int]]) -> dict[VariantName,
     return {one.name: one for one in made}
 
 
+@example(facts=[(13.0, 0.03125, 1.0, 2), (18.0, 1.0, 1.0, 1)], load=83.0)
 @given(facts=st.lists(variants, min_size=2, max_size=4), load=st.floats(0.0, 500.0))
 def test_a_steady_load_comes_to_rest_and_something_always_serves(
     facts: Sequence[tuple[float, float, float, int]], load: float
@@ -277,6 +278,15 @@ def test_bounds_hold_whatever_the_load(
         assert sum(one.memory_bytes for one in site.replicas) <= MEMORY_BYTES
         assert len(site.replicas) <= before + 1
         assert all(site.names().count(name) <= 3 for name in site.names())
+
+
+@example(facts=[(13.0, 0.03125, 1.0, 2), (18.0, 1.0, 1.0, 1)], load=83.0)
+@given(facts=st.lists(variants, min_size=1, max_size=1), load=st.floats(0.0, 500.0))
+def test_more_load_never_costs_less(facts: Sequence[tuple[float, float, float, int]], load: float) -> None:
+    room, asked = Room(CORES, MEMORY_BYTES, MEMORY_BYTES, 8), Wanted(ALL, 1.0)
+    for variant in _some(facts).values():
+        less, more = cost(variant, load, asked, room), cost(variant, load + 1.0, asked, room)
+        assert more is None or (less is not None and less <= more)
 
 
 @given(load=st.floats(1.0, 300.0))

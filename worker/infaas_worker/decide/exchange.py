@@ -209,8 +209,10 @@ def cost(variant: Variant, items_per_s: float, asked: Wanted, room: Room) -> flo
     instances = max(1, math.ceil(items_per_s * variant.run_s(most, "mean_s") / most / BUSY_SHARE))
     if instances > room.max_replicas or instances * variant.threads > room.cores:
         return None
-    batch = _usual_batch(variant, items_per_s / instances, most, asked)
-    busy_cores = min(instances, items_per_s * variant.run_s(batch, "mean_s") / batch) * variant.threads
+    # An instance that is idle never waits for a larger batch, so what it saves by batching shows only in what it can
+    # carry: until it is busy all the time, every query costs what it costs alone.
+    least = _least_batch(variant, asked)
+    busy_cores = min(instances, items_per_s * variant.run_s(least, "mean_s") / least) * variant.threads
     return max(busy_cores / room.cores, instances * variant.memory_bytes / room.memory_bytes)
 
 
@@ -227,14 +229,6 @@ def _largest_batch(variant: Variant, asked: Wanted) -> int | None:
         sizes.append(2 * sizes[-1])
     able = [size for size in sizes if variant.run_s(size, "p95_s") <= BATCH_SHARE * asked.latency_s]
     return max(able, key=lambda size: (size / variant.run_s(size, "mean_s"), -size), default=None)
-
-
-def _usual_batch(variant: Variant, items_per_s: float, most: int, asked: Wanted) -> int:
-    """What comes while a run lasts is the next run."""
-    batch = _least_batch(variant, asked)
-    while batch < most and items_per_s * variant.run_s(batch, "mean_s") > batch:
-        batch = min(most, math.ceil(items_per_s * variant.run_s(batch, "mean_s")))
-    return batch
 
 
 def _most_per_s(variant: Variant) -> float:
