@@ -26,6 +26,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -262,6 +263,7 @@ def cluster_of(fleet: Fleet, folder: Path, options: argparse.Namespace, parent: 
         ),
         "INFAAS_WORKER__POOL": POOL,
         GUARDIAN_PID: str(os.getpid()),  # what the fleet makes outlives controllers, and not us
+        **_of_containers(folder, options.provider),
         **options.set,
     }  # fmt: skip
     cluster = Cluster(folder, controllers=1, workers=0, settings=settings, fleet_workers=fleet.least)
@@ -275,6 +277,18 @@ def cluster_of(fleet: Fleet, folder: Path, options: argparse.Namespace, parent: 
             for name in cluster.controllers:
                 cluster.kill(name)
             asyncio.run(dismissed(options.provider, settings))
+
+
+def _of_containers(folder: Path, provider: str) -> dict[str, str]:
+    """What workers in containers need besides: the store's socket and the artifacts, where we have them too, a token,
+    and a name by which they are found when nobody leads any more."""
+    if provider != "docker":
+        return {}
+    return {
+        "INFAAS_FLEET__DOCKER__VOLUMES": json.dumps([f"{folder}:{folder}"]),
+        "INFAAS_FLEET__DOCKER__CLUSTER": f"elastic-{os.getpid()}-{folder.name}",
+        "INFAAS_AUTH__CLUSTER_TOKEN": secrets.token_hex(16),
+    }
 
 
 async def dismissed(name: str, settings: Mapping[str, str]) -> None:
@@ -505,6 +519,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         options.held, options.warm_up, options.calibration = min(options.held, 12.0), 5.0, 4.0
     with tempfile.TemporaryDirectory(prefix="infaas-", ignore_cleanup_errors=True) as folder:
+        if options.provider == "docker":  # whose workers are another user, to whom sockets must be open
+            os.umask(0)
+            Path(folder).chmod(0o755)
         trace, rows, arms = run(Path(folder), options)
     return report(trace, rows, arms, options)
 
