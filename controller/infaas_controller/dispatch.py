@@ -21,7 +21,7 @@ from infaas.observe.book import Book
 from infaas.observe.log import get_logger
 from infaas.rpc.v1 import worker_pb2 as pb
 from infaas.settings import Settings
-from infaas.store.view import require_listed
+from infaas.store.view import require_filled
 from infaas_controller.decisions import Decisions
 from infaas_controller.digesting import Digesting
 from infaas_controller.engine import Engine
@@ -275,7 +275,8 @@ class Dispatcher:
         return self._tally.snapshot()
 
     def is_ready(self) -> bool:
-        return not self._is_draining and can_serve(self._keeper.is_synced, self._keeper.view, self.engine.ledger)
+        is_filled = self._keeper.is_synced and self._keeper.view.is_filled
+        return not self._is_draining and can_serve(is_filled, self._keeper.view, self.engine.ledger)
 
     def in_flight(self) -> int:
         return self.engine.live + self._undecided + len(self._arrived)
@@ -305,7 +306,7 @@ class Dispatcher:
         """
         found = self.view.variants.get(variant)
         if found is None:
-            require_listed(self.view)
+            require_filled(self.view)
             raise NotFoundError(f"no variant is called {variant!r}")
         ledger, now = self.engine.ledger, self._clock.now()
         if (there := loaded_on(ledger, found, worker)) is not None:

@@ -291,7 +291,7 @@ def build_parts(
     own, tokens = settings.controller, callers_tokens(settings)
     book = book_of(seat)
     siblings = Siblings(seat, record.id, clock)
-    keeper = ViewKeeper(store, clock)
+    keeper = ViewKeeper(store, clock, awaits_catalogue=True)
     links = WorkerLinks(
         keeper,
         clock,

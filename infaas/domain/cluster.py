@@ -16,6 +16,7 @@ from infaas.domain.task import Model, Task
 from infaas.domain.variant import Isolation, Variant
 
 UNREAD = "this controller has just started and has not read the metadata store yet; ask again or ask another"
+UNFILLED = "the metadata store has not been filled from the catalogue yet; ask again"
 UNREAD_RETRY_S = 1.0
 
 
@@ -79,7 +80,10 @@ class ClusterView:
     version: int = 0
     """Grows with every change; caches keyed by it are valid for exactly one view."""
     is_listed: bool = True
-    """Whether the store has been read since the start. Until then, what is not here may well be registered."""
+    """Whether the store has been read since the start. Until then, what is not here may well be there."""
+    is_filled: bool = True
+    """Whether it held what the catalogue has, at any time since. Until then, what is not here may well be registered:
+    whoever leads writes it again into a store that came back empty."""
 
     def level_of(self, name: str) -> Level | None:
         if name in self.tasks:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn, cast
 
 from infaas.clock import Clock
-from infaas.domain.cluster import UNREAD, UNREAD_RETRY_S, ClusterView, WorkerRecord
+from infaas.domain.cluster import UNFILLED, UNREAD, UNREAD_RETRY_S, ClusterView, WorkerRecord
 from infaas.domain.ids import ModelName, TaskName, VariantName, WorkerId
 from infaas.domain.task import Model, Task
 from infaas.domain.variant import Variant
@@ -38,11 +38,15 @@ class ViewKeeper:
     caches may be keyed by it.
     """
 
-    def __init__(self, store: MetadataStore, clock: Clock, *, worker_grace_s: float = 10.0) -> None:
-        """`worker_grace_s`: how long a worker without a stream is kept when a store of another epoch lacks it."""
+    def __init__(
+        self, store: MetadataStore, clock: Clock, *, worker_grace_s: float = 10.0, awaits_catalogue: bool = False
+    ) -> None:
+        """`worker_grace_s`: how long a worker without a stream is kept when a store of another epoch lacks it.
+        `awaits_catalogue`: somebody fills the store, and writes down when it has all (`Kind.CATALOGUE`)."""
         self._store = store
         self._clock = clock
-        self._view = ClusterView(is_listed=False)
+        self._is_filled = not awaits_catalogue
+        self._view = ClusterView(is_listed=False, is_filled=False)
         self._tasks: dict[TaskName, Task] = {}
         self._models: dict[ModelName, Model] = {}
         self._variants: dict[VariantName, Variant] = {}
@@ -127,7 +131,7 @@ class ViewKeeper:
             raise
 
     async def _list(self) -> None:
-        snapshot = await self._store.list(WATCHED)
+        snapshot = await self._store.list((*WATCHED, Kind.CATALOGUE))
         is_same_epoch = snapshot.epoch == self._epoch
         if self._epoch is not None and not is_same_epoch:
             _log.warning("the store has another epoch; the view keeps what it does not hold", epoch=snapshot.epoch)
@@ -142,7 +146,7 @@ class ViewKeeper:
         self._commit()
 
     def _drop_missing(self, snapshot: Snapshot, is_same_epoch: bool) -> None:
-        present: dict[Kind, set[str]] = {kind: set() for kind in WATCHED}
+        present: dict[Kind, set[str]] = {kind: set() for kind in (*WATCHED, Kind.CATALOGUE)}
         for record in snapshot.records:
             present[record.kind].add(record.key)
         workers = {WorkerId(key) for key in present[Kind.WORKER]}
@@ -162,6 +166,9 @@ class ViewKeeper:
 
     def _take(self, kind: Kind, key: str, value: bytes | None) -> None:
         """One record as the store says it is. What cannot be read is logged and leaves the view as it was."""
+        if kind is Kind.CATALOGUE and value is not None and not self._is_filled:
+            self._is_filled = True  # it is written last, so that all that it stands for has been taken in
+            self._mark(kind)
         if kind not in WATCHED:
             return
         if value is None:
@@ -212,6 +219,7 @@ class ViewKeeper:
             workers=dict(self._workers.records) if Kind.WORKER in changed else old.workers,
             version=old.version + 1,
             is_listed=self.is_synced,
+            is_filled=self.is_synced and self._is_filled,
         )
         for callback in tuple(self._subscribers):
             try:
@@ -225,6 +233,13 @@ def require_listed(view: ClusterView) -> None:
     nobody knows."""
     if not view.is_listed:
         raise UnavailableError(UNREAD, retry_after_s=UNREAD_RETRY_S)
+
+
+def require_filled(view: ClusterView) -> None:
+    """As `require_listed`, for whoever is about to say that something is not registered."""
+    require_listed(view)
+    if not view.is_filled:
+        raise UnavailableError(UNFILLED, retry_after_s=UNREAD_RETRY_S)
 
 
 def pause_s(failures: int, draw: float) -> float:

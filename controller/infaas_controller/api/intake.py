@@ -21,7 +21,7 @@ from infaas.rpc.codec import encode
 from infaas.rpc.requirements import Scalar, read_requirements
 from infaas.rpc.tensors import InferRequest, RequestedOutput, check_inputs, classify
 from infaas.rpc.tensors_json import is_binary, json_refusal
-from infaas.store.view import require_listed
+from infaas.store.view import require_filled
 from infaas_controller.api.headers import Caller
 from infaas_controller.ports import Answer, Outcome
 
@@ -64,7 +64,7 @@ def find_task(view: ClusterView, handle: str) -> Task:
 
 def unknown_name(view: ClusterView, handle: str) -> NotFoundError:
     """What to raise, with near names. Raises UnavailableError when the store was not read yet."""
-    require_listed(view)
+    require_filled(view)
     names: list[str] = [*view.tasks, *view.models]
     if len(names) + len(view.variants) <= _MAX_NAMES_COMPARED:
         names += view.variants

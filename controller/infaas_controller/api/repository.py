@@ -11,7 +11,7 @@ from infaas.domain.lifecycle import InstanceState
 from infaas.domain.task import ModelState
 from infaas.errors import InfaasError, UnavailableError, UnsupportedError
 from infaas.rpc.requirements import Scalar
-from infaas.store.view import require_listed
+from infaas.store.view import require_filled
 from infaas_controller.api.documents import Handle, Index, resolve, state_of, variant_to_load
 from infaas_controller.ports import QueryService
 
@@ -32,7 +32,7 @@ class Repository:
     def index(self) -> Index:
         """Raises UnavailableError before the store was read."""
         view = self._service.view
-        require_listed(view)
+        require_filled(view)
         if self._index is None or self._index.view is not view:
             self._index = Index(view)
         return self._index

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from infaas.domain.cluster import UNREAD, UNREAD_RETRY_S, ClusterView
+from infaas.domain.cluster import UNFILLED, UNREAD, UNREAD_RETRY_S, ClusterView
 from infaas.domain.ids import ModelName, TaskName, VariantName
 from infaas.domain.query import (
     DEFAULT_FLOOR_MARGIN,
@@ -266,6 +266,8 @@ def _refused(level: Level | None, task: TaskName | None, refusal: Refusal) -> Ad
 def _unknown(handle: str, view: ClusterView) -> Refusal:
     if not view.is_listed:
         return Refusal(Code.UNAVAILABLE, UNREAD, UNREAD_RETRY_S)
+    if not view.is_filled:
+        return Refusal(Code.UNAVAILABLE, UNFILLED, UNREAD_RETRY_S)
     tasks = sorted(view.tasks)
     known = f"tasks: {', '.join(tasks[:8])}" + (", ..." if len(tasks) > 8 else "") if tasks else "none is registered"
     return Refusal(Code.NOT_FOUND, f"no task, model or variant is named {handle!r} ({known})")

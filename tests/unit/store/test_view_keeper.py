@@ -15,7 +15,7 @@ from infaas.errors import UnavailableError
 from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.memory import MemoryStore
-from infaas.store.view import ViewKeeper, pause_s, require_listed
+from infaas.store.view import ViewKeeper, pause_s, require_filled, require_listed
 from infaas.testing.builders import a_model, a_task, a_variant, a_worker, an_instance
 from infaas.testing.clock import ManualClock
 
@@ -65,6 +65,31 @@ def names(view: ClusterView) -> tuple[list[str], list[str], list[str], list[str]
 
 
 FULL = (["digits"], ["m1"], ["v1"], ["w1"])
+
+
+async def test_nothing_is_said_to_be_missing_before_the_catalogue_was_written_into_the_store(
+    store: MemoryStore, manual_clock: ManualClock
+) -> None:
+    keeper = ViewKeeper(store, manual_clock, awaits_catalogue=True)
+    task = asyncio.create_task(keeper.run(), name="view")
+    try:
+        view = await until(keeper, lambda view: view.is_listed)
+        assert not view.is_filled
+        with pytest.raises(UnavailableError, match="has not been filled from the catalogue yet"):
+            require_filled(view)
+        await fill(store)
+        view = await until(keeper, lambda view: names(view) == FULL)
+        assert not view.is_filled, "more may come"
+        await store.put(Kind.CATALOGUE, "source", b"id")
+        view = await until(keeper, lambda view: view.is_filled)
+        require_filled(view)
+        await store.delete(Kind.CATALOGUE, "source")
+        await store.delete(Kind.VARIANT, "v1")
+        view = await until(keeper, lambda view: not view.variants)
+        assert view.is_filled, "what was known once stays known"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_what_is_stored_before_and_after_the_start_is_in_the_view(store: MemoryStore, keeper: ViewKeeper) -> None:
