@@ -461,6 +461,13 @@ class Settings(_Section):
                 f"controller.min_replicas is {self.controller.min_replicas}, which loads again what "
                 f"worker.autoscaling.downscale_to_zero_delay_s unloads: leave one of them out"
             )
+        if own.exchange and self.controller.min_replicas > 1:
+            raise ValueError(
+                f"controller.min_replicas is {self.controller.min_replicas}: variants that worker.autoscaling.exchange "
+                f"replaces on a worker have no spare there; leave one of them out"
+            )
+        if own.exchange and not own.enabled:
+            raise ValueError("worker.autoscaling.exchange needs worker.autoscaling.enabled: nothing is done without it")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,8 @@ when these do.
 
 from __future__ import annotations
 
+import math
+
 from infaas.domain.ids import VariantName, WorkerId
 from infaas.domain.lifecycle import InstanceState
 from infaas.domain.variant import PROCESS_START_S, Isolation, Variant
@@ -17,6 +19,8 @@ from infaas_controller.lines import Lines
 from infaas_controller.observed import DEFAULT_HOP_S, HOP_BOUNDS_S, VariantLoad
 from infaas_controller.roster import Roster
 
+LOOK_BESIDE_EVERY_S = 0.1
+KEYS_KEPT = 1_000
 FOREIGN_FOR_S = 1.5
 """How long a worker's word on other controllers' work is believed: its next report comes sooner."""
 
@@ -29,6 +33,7 @@ class Ledger(Roster):
         self.lines = Lines()
         self.unread_s = 0.0
         """How long a query may have been here before it was read, because the loop waited for a core."""
+        self._looked_beside: dict[int, float] = {}
 
     # -- promises ----------------------------------------------------------------------------------------------------
 
@@ -180,18 +185,18 @@ class Ledger(Roster):
                 best = this
         return self.decks[best[1]] if best is not None else None
 
-    def place_beside(self, variant: Variant, now: float) -> Deck | None:
-        """As `place_for`, of the workers that exchange variants and in memory that nothing holds, also where the
-        variant was replaced by another."""
-        fitting = [
-            deck
-            for deck in self.ready_decks()
-            if deck.id in self.exchanging
-            and variant.threads <= deck.record.cores
-            and deck.set_aside_bytes() + variant.memory_bytes <= deck.record.memory_bytes
-            and self.failed_load(variant.name, deck.id, now) is None
-        ]
-        return min(fitting, key=lambda deck: (deck.utilisation(now), deck.id), default=None)
+    def places_beside(self, key: int, now: float) -> list[tuple[Deck, int]]:
+        """Workers that exchange variants, the least utilised first, with the memory that nothing holds there. Nothing
+        for those who ask as `key` a moment after others: what was refused a thousand times a second is looked for a
+        few times."""
+        if not self.exchanging or now - self._looked_beside.get(key, -math.inf) < LOOK_BESIDE_EVERY_S:
+            return []
+        if len(self._looked_beside) >= KEYS_KEPT:
+            self._looked_beside.clear()
+        self._looked_beside[key] = now
+        found = [deck for deck in self.ready_decks() if deck.id in self.exchanging]
+        found.sort(key=lambda deck: (deck.utilisation(now), deck.id))
+        return [(deck, deck.record.memory_bytes - deck.set_aside_bytes()) for deck in found]
 
     def could_hold(self, deck: Deck, variant: Variant) -> bool:
         """By memory that is free or could be freed. Cores too: a variant never gets more threads than a worker has."""

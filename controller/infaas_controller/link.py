@@ -292,6 +292,8 @@ class Link:
             self._endpoint.cut(reason)
 
     def _take_report(self, report: pb.WorkerReport) -> None:
+        self._terms.scalings.heard(self.worker, report.autoscaling)
+        self._say_given_up()  # before anything is placed there
         is_same = self.report is not None and self.report.worker == report.worker and self.is_connected
         self.report, self.reported_at = report, self._terms.clock.now()
         if not is_same:
@@ -303,8 +305,6 @@ class Link:
                 self.is_connected = self._has_attached = True
                 self._terms.sink.worker_connected(record)
         self._terms.sink.loads_reported(report.loads)
-        self._terms.scalings.heard(self.worker, report.autoscaling)
-        self._say_given_up()
 
     def _say_given_up(self) -> None:
         given_up = self._terms.scalings.given_up(self.worker)

@@ -37,6 +37,8 @@ class Roster:
         self._variants: object = None
         self._failed_loads: dict[tuple[VariantName, WorkerId], tuple[float, str]] = {}
         self._given_up: dict[WorkerId, frozenset[VariantName]] = {}
+        self.given_up: frozenset[VariantName] = frozenset()
+        """Variants that some worker has replaced by others."""
         self.exchanging: set[WorkerId] = set()
         """Workers that let one variant take over from another."""
 
@@ -226,19 +228,10 @@ class Roster:
             self._given_up[worker] = variants
         else:
             self._given_up.pop(worker, None)
+        self.given_up = frozenset().union(*self._given_up.values())
 
-    @property
-    def has_given_up(self) -> bool:
-        """Whether some worker has replaced some variant."""
-        return bool(self._given_up)
-
-    def is_given_up(self, variant: VariantName, worker: WorkerId | None = None) -> bool:
-        """By that worker, or by any."""
-        if not self._given_up:
-            return False
-        if worker is not None:
-            return variant in self._given_up.get(worker, ())
-        return any(variant in variants for variants in self._given_up.values())
+    def is_given_up(self, variant: VariantName, worker: WorkerId) -> bool:
+        return variant in self.given_up and variant in self._given_up.get(worker, ())
 
     def failed_load(self, variant: VariantName, worker: WorkerId, now: float) -> str | None:
         """Why this pair is not tried for a while; None when it may be."""

@@ -24,7 +24,7 @@ class Want:
         self.items = 0
         self.queries = 0
         self.latency_s = float("inf")
-        """The tightest that was seen: of each batch, the query that was due first."""
+        """The tightest of them."""
         self.objectives: set[Objective] = set()
         self._last = allowed
 
@@ -52,9 +52,8 @@ class Wants:
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = Want(eligibility.allowed)
-        query = batch[0].query
-        latency_s = batch[0].deadline - query.arrived_at
-        found.add(eligibility.allowed, items, len(batch), latency_s, query.requirements.objective)
+        latency_s = min([ticket.deadline - ticket.query.arrived_at for ticket in batch])
+        found.add(eligibility.allowed, items, len(batch), latency_s, batch[0].query.requirements.objective)
 
     def take(self) -> dict[WorkerId, dict[VariantName, Want]]:
         """Counting begins anew."""

@@ -6,7 +6,10 @@ do most in a second, take least memory, or answer soonest.
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from infaas.aio.every import every
@@ -22,6 +25,8 @@ from infaas_controller.decide.candidates import accuracy_of
 from infaas_controller.wants import Want, Wants
 
 TELL_EVERY_S = 1.0
+NAME_EVERY_S = 5.0
+"""Variants whole; a worker believes in them for thirty seconds."""
 
 
 def wishes_for(wants: Mapping[VariantName, Want], variants: Mapping[VariantName, Variant]) -> Wishes:
@@ -82,6 +87,8 @@ class Wishing:
         self._asking = asking
         self._send = send
         self._clock = clock
+        self._named: dict[WorkerId, tuple[frozenset[VariantName], float]] = {}
+        """Variants that a worker was told of whole, and when."""
 
     async def run(self) -> NoReturn:
         await every(TELL_EVERY_S, self.look, clock=self._clock, name="wishing")
@@ -91,6 +98,17 @@ class Wishing:
         wants = self._wants.take()
         self._wants.is_on = bool(asking)
         variants = self._view().variants
+        self._named = {worker: named for worker, named in self._named.items() if worker in asking}
         for worker in sorted(asking & set(wants)):
-            wishes = encode(wishes_for(wants[worker], variants))
-            self._send(worker, pb.ControllerMessage(wishes=pb.Wishes(wishes=wishes)))
+            told = self._without_what_was_named(worker, wishes_for(wants[worker], variants))
+            self._send(worker, pb.ControllerMessage(wishes=pb.Wishes(wishes=encode(told))))
+            await asyncio.sleep(0)  # there may be many of them, and queries between
+
+    def _without_what_was_named(self, worker: WorkerId, wishes: Wishes) -> Wishes:
+        """Variants are long, and the same each second: they are sent again when there are others, or after a while."""
+        now, names = self._clock.now(), frozenset([variant.name for variant in wishes.variants])
+        named, at = self._named.get(worker, (frozenset(), -math.inf))
+        if names <= named and now - at < NAME_EVERY_S:
+            return replace(wishes, variants=())
+        self._named[worker] = names, now
+        return wishes

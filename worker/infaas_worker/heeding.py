@@ -6,7 +6,6 @@ words are put together for a while.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 
 from infaas.domain.ids import VariantName
@@ -14,46 +13,49 @@ from infaas.domain.variant import Variant
 from infaas.domain.wish import Wish, Wishes
 from infaas_worker.decide.exchange import Wanted
 
-WORTH_S = 30.0
-"""For so long a word counts. The last one of a variant counts until there is another."""
-WORDS_KEPT = 300
+WORTH_S = 300.0
+"""For so long a word counts, for rare queries are queries, too. The last one of a variant counts until there is
+another."""
+NAMED_FOR_S = 30.0
+"""A variant that nobody has named for so long may be gone."""
+KINDS_KEPT = 300
 """Of a variant, whatever the time."""
+Kind = tuple[frozenset[VariantName], float]
+"""Of queries: what they admit, and their time, roughly."""
 
 
 class Heeding:
-    """Told by the controllers' streams, asked by the model autoscaler, both on the event loop."""
+    """Told by the controllers' streams, asked by the model autoscaler, both on the event loop. What a controller said
+    counts though it has gone: its callers ask others."""
 
     def __init__(self) -> None:
-        self._words: dict[VariantName, deque[tuple[float, str, Wish]]] = {}
+        self._words: dict[VariantName, dict[Kind, tuple[float, Wish]]] = {}
+        """The last of each kind, the newest at the end."""
         self._variants: dict[VariantName, tuple[float, Variant]] = {}
 
-    def heard(self, controller: str, wishes: Wishes, now: float) -> None:
+    def heard(self, wishes: Wishes, now: float) -> None:
         for variant in wishes.variants:
             self._variants[variant.name] = now, variant
         for wish in wishes.wishes:
-            words = self._words.setdefault(wish.variant, deque(maxlen=WORDS_KEPT))
-            words.append((now, controller, wish))
-
-    def left(self, controller: str) -> None:
-        """What it asked for, nobody asks for any more."""
-        for name, words in list(self._words.items()):
-            kept = [word for word in words if word[1] != controller]
-            if kept:
-                self._words[name] = deque(kept, maxlen=WORDS_KEPT)
-            else:
-                del self._words[name]
+            kinds = self._words.setdefault(wish.variant, {})
+            kind = frozenset(wish.admitted), float(f"{wish.latency_s:.2g}")
+            kinds.pop(kind, None)
+            kinds[kind] = now, wish
+            while len(kinds) > KINDS_KEPT:
+                del kinds[next(iter(kinds))]
 
     def variants(self, now: float) -> Mapping[VariantName, Variant]:
         """That could be loaded, as somebody still knows them."""
-        self._variants = {name: known for name, known in self._variants.items() if now - known[0] <= WORTH_S}
+        self._variants = {name: known for name, known in self._variants.items() if now - known[0] <= NAMED_FOR_S}
         return {name: variant for name, (_, variant) in self._variants.items()}
 
     def wanted(self, now: float) -> Mapping[VariantName, Wanted]:
         found: dict[VariantName, Wanted] = {}
-        for name, words in self._words.items():
-            while len(words) > 1 and now - words[0][0] > WORTH_S:
-                words.popleft()
-            wishes = [wish for _, _, wish in words]
+        for name, kinds in self._words.items():
+            last = next(reversed(kinds))
+            for kind in [kind for kind, (at, _) in kinds.items() if now - at > WORTH_S and kind != last]:
+                del kinds[kind]
+            wishes = [wish for _, wish in kinds.values()]
             admitted = frozenset(wishes[0].admitted).intersection(*[wish.admitted for wish in wishes[1:]])
             queries = sum([wish.queries for wish in wishes])
             items = sum([wish.items for wish in wishes])

@@ -128,10 +128,11 @@ class ModelAutoscaler:
     def _asked(self, serving: Serving, now: float) -> Asked | None:
         if self._heeding is None:
             return None
-        own = {variant.name: variant for variant in self._instances.variants.values()}
+        loaded = sorted(self._instances.variants.values(), key=lambda one: one.isolation is Isolation.THREAD)
+        own = {variant.name: variant for variant in loaded}  # as it is meant to run, and not for a suspect
         self._heeding.forget_but(frozenset(own))
-        variants = {**self._heeding.variants(now), **own}
-        return Asked(variants, self._heeding.wanted(now), serving.memory_bytes)
+        variants = {**own, **self._heeding.variants(now)}
+        return Asked(variants, self._heeding.wanted(now), serving.cores, serving.memory_bytes)
 
     def _perform(self, step: Step, asked: Asked | None) -> None:
         """Said before it is done."""

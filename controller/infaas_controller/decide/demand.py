@@ -143,11 +143,18 @@ class _Costs:
     def learn(self, variant: VariantName, cost_s: float, *, is_busy: bool) -> None:
         self.usual[variant] = _smoothed(self.usual.get(variant), cost_s)
         if is_busy:
-            known = self.busy.get(variant)
-            self.busy[variant] = _smoothed(None if known is None else known[0], cost_s), self._now
+            # As much as is left of what was seen before: smoothed with what was forgotten, it would count anew.
+            before = self.usual[variant] + self.surcharge(variant) if variant in self.busy else None
+            self.busy[variant] = _smoothed(before, cost_s), self._now
 
     def surcharge(self, variant: VariantName) -> float:
         return surcharge_s(variant, self.usual, self.busy, self._now)
+
+    def besides(self, variant: VariantName, items: float, ran_s: float) -> float:
+        """Core-seconds that these items would have taken more where there is much to do; `ran_s` is what they took, as
+        much as that or less."""
+        surcharge = self.surcharge(variant)
+        return min(items * surcharge, max(0.0, items * (self.usual[variant] + surcharge) - ran_s))
 
 
 def _smoothed(usual: float | None, seen: float) -> float:
@@ -195,7 +202,7 @@ def _rate(
         used[variant.hardware] = used.get(variant.hardware, 0.0) + cores
         if items > 0 and ran_s > 0:
             costs.learn(one.variant, ran_s * variant.threads / items, is_busy=ran_s >= BUSY_SHARE * elapsed_s)
-            more = items * costs.surcharge(one.variant) / elapsed_s
+            more = costs.besides(one.variant, items, ran_s * variant.threads) / elapsed_s
             if more > 0:
                 besides[variant.hardware] = besides.get(variant.hardware, 0.0) + more
     return used, besides

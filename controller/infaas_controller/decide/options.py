@@ -91,7 +91,7 @@ class Situation:
             cold = self.best_cold(variant)
             if cold is not None and (option is None or cold.at <= self.query.deadline):
                 option = cold
-        is_given_up = option is None and self.ledger.is_given_up(variant.name)
+        is_given_up = option is None and not self.insists and variant.name in self.ledger.given_up
         self.looked.append(Looked(variant, option, is_given_up))
         return option
 

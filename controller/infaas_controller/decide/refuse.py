@@ -71,7 +71,8 @@ def _relief(situation: Situation, able: Sequence[Variant], ready: list[Lane]) ->
     for it. One at a time. Which of them stays is that worker's question; waiting until it sees the load would cost
     the queries of some seconds."""
     ledger, now = situation.ledger, situation.now
-    if not ledger.exchanging:
+    places = ledger.places_beside(situation.admission.key, now)
+    if not places:
         return None
     lanes = {v.name: [lane for lane in ledger.lanes_of(v.name) if lane.is_usable] for v in able}
     if any(not lane.is_ready for found in lanes.values() for lane in found):
@@ -80,8 +81,11 @@ def _relief(situation: Situation, able: Sequence[Variant], ready: list[Lane]) ->
     for variant in sorted(able, key=lambda one: (-_per_core(one), one.name)):
         if _per_core(variant) < RELIEF * best:
             return None
-        if not lanes[variant.name] and (deck := ledger.place_beside(situation.as_loaded(variant), now)) is not None:
-            return variant.name, deck.id
+        wanted = situation.as_loaded(variant)
+        for deck, free_bytes in () if lanes[variant.name] else places:
+            fits = wanted.threads <= deck.record.cores and wanted.memory_bytes <= free_bytes
+            if fits and ledger.failed_load(variant.name, deck.id, now) is None:
+                return variant.name, deck.id
     return None
 
 

@@ -74,7 +74,7 @@ def select_traced(
         refusal = admission.refusal
     else:
         verdict = policy.on_arrival(situation)
-        if isinstance(verdict, Refuse) and ledger.has_given_up:
+        if isinstance(verdict, Refuse) and not ledger.given_up.isdisjoint(admission.names):
             situation.insists = True
             situation.looked.clear()
             verdict = policy.on_arrival(situation)

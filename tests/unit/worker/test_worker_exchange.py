@@ -20,6 +20,8 @@ LEAN = a_variant("lean", p95_ms=10.0, per_item_ms=10.0, memory_mib=10.0)
 """Small, and as long for each row as for one."""
 WIDE = a_variant("wide", p95_ms=4.0, per_item_ms=0.2, memory_mib=200.0)
 """Large, and hardly longer for a batch than for a row."""
+EVEN = a_variant("even", p95_ms=7.0, per_item_ms=7.0, memory_mib=10.0)
+"""As lean, and a little better."""
 BOTH = {one.name: one for one in (LEAN, WIDE)}
 LIMITS = Limits(max_replicas=8, upscale_delay_s=1.0, downscale_delay_s=10.0)
 CORES, MEMORY_BYTES = 2, 1000 * MIB
@@ -49,6 +51,7 @@ class Site:
         self.replicas: list[Replica] = []
         self.plans: list[Plan] = []
         self.failed: dict[VariantName, float] = {}
+        self.leased = 0
         self.loaded = 0
         for name in there:
             self._add(VariantName(name), is_ready=True)
@@ -72,9 +75,9 @@ class Site:
         each = items_per_s / len(own) if own else 0.0
         self.replicas = [self._ran(one, each) if one in own else one for one in self.replicas]
         used = sum(one.memory_bytes for one in self.replicas)
-        resources = Resources(CORES, 0.0, MEMORY_BYTES - self.taken_bytes - used, float(CORES))
+        resources = Resources(CORES - self.leased, 0.0, MEMORY_BYTES - self.taken_bytes - used, float(CORES))
         wanted = {one.variant: Wanted(self.admitted - {one.variant}, self.latency_s) for one in self.replicas}
-        asked = Asked(self.variants, wanted, MEMORY_BYTES)
+        asked = Asked(self.variants, wanted, CORES, MEMORY_BYTES)
         plan = plan_instances(self.replicas, self.failed, resources, self.limits, self.memory, self.now, asked)
         self.memory = plan.memory
         self.plans.append(plan)
@@ -209,6 +212,64 @@ def test_one_that_comes_back_is_given_up_no_more() -> None:
     assert not site.memory.exchange.given_up
 
 
+def test_what_had_its_work_done_by_what_goes_has_it_done_by_what_comes() -> None:
+    best = a_variant("best", p95_ms=1.0, per_item_ms=0.05, memory_mib=40.0)
+    some = {one.name: one for one in (LEAN, WIDE, best)}
+    site = Site("lean", variants=BOTH, admitted=ALL)
+    site.seconds(8, 150.0)
+    assert site.names() == ["wide"]
+    site.variants, site.admitted = some, frozenset(some)
+    site.seconds(20, 150.0)
+    assert site.names() == ["best"]
+    assert dict(site.memory.exchange.given_up) == {"lean": "best", "wide": "best"}
+
+
+def test_what_somebody_needed_in_spite_of_it_stays_for_a_while() -> None:
+    site = Site("lean")
+    site.seconds(8, 150.0)
+    site._add(LEAN.name, is_ready=True)
+    for _ in range(50):
+        site.second(20.0, "wide")
+    assert site.names() == ["lean", "wide"]
+    for _ in range(30):
+        site.second(20.0, "wide")
+    assert len(site.names()) == 1
+
+
+def test_an_exchange_is_given_up_when_other_queries_come_before_its_target_is_ready() -> None:
+    site = Site("lean")
+    site.seconds(3, 150.0)
+    while "wide" not in site.names():
+        site.second(150.0)
+    site.admitted = frozenset([LEAN.name])
+    site.seconds(5, 150.0)
+    assert "lean" in site.names()
+    assert Cause.REPLACED not in [move[1] for move in site.moves]
+    assert site.memory.exchange.under_way is None
+
+
+def test_a_target_that_would_take_several_instances_is_not_begun_with_one() -> None:
+    some = {LEAN.name: LEAN, EVEN.name: EVEN}
+    site = Site("lean", "lean", variants=some, admitted=frozenset(some))
+    site.seconds(40, 200.0)
+    assert site.moves == []
+    assert site.names() == ["lean", "lean"]
+
+
+def test_what_serves_late_queries_is_not_replaced_for_that() -> None:
+    """Half of their time is asked of a target; that the source serves is seen."""
+    site = Site("lean", latency_s=0.012)
+    site.seconds(40, 2.0)
+    assert site.moves == []
+
+
+def test_nothing_is_exchanged_while_cores_are_lent() -> None:
+    site = Site("lean")
+    site.leased = 1
+    site.seconds(30, 150.0)
+    assert site.moves == []
+
+
 def test_nothing_is_exchanged_where_nobody_said_what_queries_admit() -> None:
     site = Site("lean")
     for _ in range(20):
@@ -222,7 +283,7 @@ def test_nothing_is_exchanged_where_nobody_said_what_queries_admit() -> None:
 
 
 def test_cost_is_the_larger_of_the_shares_of_cores_and_memory() -> None:
-    room = Room(CORES, MEMORY_BYTES, MEMORY_BYTES, 8)
+    room = Room(CORES, False, MEMORY_BYTES, MEMORY_BYTES, 8)
     asked = Wanted(ALL, 1.0)
     assert cost(WIDE, 1.0, asked, room) == pytest.approx(0.2)
     assert cost(LEAN, 1.0, asked, room) == pytest.approx(0.01)
@@ -263,6 +324,31 @@ def test_a_steady_load_comes_to_rest_and_something_always_serves(
     assert len(site.moves) == moved
 
 
+@given(facts=st.lists(variants, min_size=2, max_size=4), load=st.floats(0.0, 500.0), first=st.floats(0.0, 200.0))
+def test_a_steady_load_comes_to_rest_where_selection_loads_again_what_it_likes_best(
+    facts: Sequence[tuple[float, float, float, int]], load: float, first: float
+) -> None:
+    """It does so unless the worker says that it has given it up."""
+    some = _some(facts)
+    by_cost = sorted(some.values(), key=lambda one: (one.run_s(1) * one.threads, one.name))
+    site = Site("v0", variants=some, admitted=frozenset(some), limits=Limits(4, 1.0, 3.0))
+
+    def second(rate: float) -> None:
+        liked = next(one.name for one in by_cost if one.name not in site.memory.exchange.given_up)
+        if liked not in site.names():
+            site._add(liked, is_ready=False)
+        site.second(rate, liked if any(one.variant == liked and one.is_ready for one in site.replicas) else None)
+
+    for _ in range(10):
+        second(first)
+    for _ in range(60):
+        second(load)
+    moved = len(site.moves)
+    for _ in range(30):
+        second(load)
+    assert len(site.moves) == moved
+
+
 @given(
     facts=st.lists(variants, min_size=2, max_size=4), loads=st.lists(st.floats(0.0, 800.0), min_size=10, max_size=40)
 )
@@ -283,7 +369,7 @@ def test_bounds_hold_whatever_the_load(
 @example(facts=[(13.0, 0.03125, 1.0, 2), (18.0, 1.0, 1.0, 1)], load=83.0)
 @given(facts=st.lists(variants, min_size=1, max_size=1), load=st.floats(0.0, 500.0))
 def test_more_load_never_costs_less(facts: Sequence[tuple[float, float, float, int]], load: float) -> None:
-    room, asked = Room(CORES, MEMORY_BYTES, MEMORY_BYTES, 8), Wanted(ALL, 1.0)
+    room, asked = Room(CORES, False, MEMORY_BYTES, MEMORY_BYTES, 8), Wanted(ALL, 1.0)
     for variant in _some(facts).values():
         less, more = cost(variant, load, asked, room), cost(variant, load + 1.0, asked, room)
         assert more is None or (less is not None and less <= more)
@@ -292,7 +378,7 @@ def test_more_load_never_costs_less(facts: Sequence[tuple[float, float, float, i
 @given(load=st.floats(1.0, 300.0))
 def test_loads_that_waver_less_than_what_is_gained_exchange_nothing_twice(load: float) -> None:
     """Back and forth would each have to cost a quarter less than the other."""
-    room, asked = Room(CORES, MEMORY_BYTES, MEMORY_BYTES, 8), Wanted(ALL, 1.0)
+    room, asked = Room(CORES, False, MEMORY_BYTES, MEMORY_BYTES, 8), Wanted(ALL, 1.0)
     there, back = cost(LEAN, load, asked, room), cost(WIDE, load, asked, room)
     if there is not None and back is not None:
         assert not (back <= GAIN * there and there <= GAIN * back)

@@ -157,8 +157,6 @@ class ControllerStream:
         self._is_over = True
         self._publisher.remove(self)
         self._instances.leave(self._id)
-        if self._heeding is not None:
-            self._heeding.left(self._id)
         if self._spans is not None:
             self._spans.left(self._id)
         if self._sharing is not None:
@@ -250,7 +248,7 @@ class ControllerStream:
         if self._heeding is None:
             return
         try:
-            self._heeding.heard(self._id, decode(said.wishes, Wishes), self._instances.now())
+            self._heeding.heard(decode(said.wishes, Wishes), self._instances.now())
         except InvalidError as error:
             _log.warning("wishes cannot be read", controller=self._id, reason=error.text)
 

@@ -29,6 +29,8 @@ GAIN = 0.75
 wavers. Two variants are never exchanged for each other in turn at one load, for that would cost ever less."""
 BATCH_SHARE = 0.5
 """Of a query's time, that the run may take which it is in: another may just have begun (Proteus, Jellyfish+)."""
+NEEDED_FOR_S = 60.0
+"""What was loaded in spite of having been given up is neither source nor target for so long."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -54,6 +56,9 @@ class Wanted(msgspec.Struct, frozen=True):
 
 class Room(msgspec.Struct, frozen=True):
     cores: int
+    """All of them; an exchange is for longer than they are lent for."""
+    is_lent: bool
+    """Whether somebody has borrowed some, or asks for them."""
     memory_bytes: int
     """All that instances may take."""
     free_bytes: int
@@ -71,12 +76,22 @@ class Takeover(msgspec.Struct, frozen=True):
     is_there: bool
 
 
+class Patience(msgspec.Struct, frozen=True):
+    """For how long an exchange must have been worth it."""
+
+    busy_s: float
+    """Where the source is short of room."""
+    else_s: float
+
+
 class ExchangeMemory(msgspec.Struct, frozen=True):
     worth_since: Mapping[tuple[VariantName, VariantName], float] = MappingProxyType({})
     """Since when an exchange has been worth it."""
     under_way: Takeover | None = None
     given_up: Mapping[VariantName, VariantName] = MappingProxyType({})
     """What is not to be loaded here, and what does its work."""
+    needed_at: Mapping[VariantName, float] = MappingProxyType({})
+    """When something that was given up was loaded all the same, because somebody needed it."""
 
 
 class Exchanged(msgspec.Struct, frozen=True):
@@ -93,48 +108,67 @@ def plan_exchange(
     known: Mapping[VariantName, Variant],
     failed: frozenset[VariantName],
     room: Room,
-    patience: tuple[float, float],
+    patience: Patience,
     memory: ExchangeMemory,
     now: float,
 ) -> Exchanged:
-    """`known`: variants that could be loaded. `failed`: those of which an instance failed lately. `patience`: seconds
-    for which an exchange must have been worth it, where the source is short of room, and else.
+    """`known`: variants that could be loaded. `failed`: those of which an instance failed lately.
 
     Promises: one exchange at a time; the target is admitted by all that the source serves, is fast enough for the
-    tightest of it, and carries the load of both within the cores; it is loaded into free memory only; the source goes
-    when the target is READY, and never otherwise.
+    tightest of it, and carries the load of both with the instances that are READY, or the one that is loaded for it;
+    it is loaded into free memory only; the source goes when the target is READY, and never otherwise.
     """
     there = {one.variant.name: one for one in held}
-    given_up = {
-        name: by for name, by in memory.given_up.items() if name not in there and by in there and there[by].ready
-    }
+    memory = _remembered(there, memory, now)
     if memory.under_way is not None:
-        return _follow(memory.under_way, there, replace(memory, given_up=given_up))
-    is_loading = any(one.loading for one in held)
-    worth = {} if is_loading else _worth(there, wanted, known, failed, room)
+        return _follow(memory.under_way, there, wanted, memory)
+    may_begin = not room.is_lent and not any(one.loading for one in held)
+    worth = _worth(there, wanted, known, failed | memory.needed_at.keys(), room) if may_begin else {}
     since = {pair: memory.worth_since.get(pair, now) for pair in worth}
     due = [
         (one.share, one.takeover)
         for pair, one in worth.items()
-        if now - since[pair] >= patience[0 if there[pair[0]].is_busy else 1]
+        if now - since[pair] >= (patience.busy_s if there[pair[0]].is_busy else patience.else_s)
     ]
     if not due:
-        return Exchanged(None, None, ExchangeMemory(since, None, given_up))
+        return Exchanged(None, None, replace(memory, worth_since=since))
     _, best = min(due, key=lambda one: (one[0], one[1].source, one[1].target))
     if best.is_there:
-        return Exchanged(best, best, ExchangeMemory({}, None, {**given_up, best.source: best.target}))
-    return Exchanged(best, None, ExchangeMemory({}, best, given_up))
+        return Exchanged(best, best, _given_up(best, memory))
+    return Exchanged(best, None, replace(memory, worth_since={}, under_way=best))
 
 
-def _follow(begun: Takeover, there: Mapping[VariantName, Held], memory: ExchangeMemory) -> Exchanged:
-    """Until its target is READY, or is not going to be."""
-    target = there.get(begun.target)
-    if begun.source not in there or target is None:
+def _remembered(there: Mapping[VariantName, Held], memory: ExchangeMemory, now: float) -> ExchangeMemory:
+    """What was given up counts while that which does its work is READY. What came back in spite of it stays for a
+    while, or it might come and go with every other query."""
+    called_for = None if memory.under_way is None else memory.under_way.target
+    back = {name: now for name in memory.given_up if name in there and name != called_for}
+    needed = {name: at for name, at in memory.needed_at.items() if now - at < NEEDED_FOR_S}
+    given_up = {
+        name: by for name, by in memory.given_up.items() if name not in there and by in there and there[by].ready
+    }
+    return replace(memory, given_up=given_up, needed_at={**needed, **back})
+
+
+def _given_up(ended: Takeover, memory: ExchangeMemory) -> ExchangeMemory:
+    """What had its work done by the source has it done by the target now."""
+    moved = {name: ended.target if by == ended.source else by for name, by in memory.given_up.items()}
+    moved.pop(ended.target, None)
+    return replace(memory, worth_since={}, under_way=None, given_up={**moved, ended.source: ended.target})
+
+
+def _follow(
+    begun: Takeover, there: Mapping[VariantName, Held], wanted: Mapping[VariantName, Wanted], memory: ExchangeMemory
+) -> Exchanged:
+    """Until its target is READY, or is not going to be. Other queries may have come meanwhile."""
+    target, asked = there.get(begun.target), wanted.get(begun.source)
+    if begun.source not in there or target is None or asked is None:
         return Exchanged(None, None, replace(memory, under_way=None))
     if not target.ready:
         return Exchanged(None, None, memory)
-    given_up = {**memory.given_up, begun.source: begun.target}
-    return Exchanged(None, begun, ExchangeMemory({}, None, given_up))
+    if begun.target not in asked.admitted or _largest_batch(target.variant, asked) is None:
+        return Exchanged(None, None, replace(memory, under_way=None))
+    return Exchanged(None, begun, _given_up(begun, memory))
 
 
 class _Worth(msgspec.Struct, frozen=True):
@@ -147,16 +181,16 @@ def _worth(
     there: Mapping[VariantName, Held],
     wanted: Mapping[VariantName, Wanted],
     known: Mapping[VariantName, Variant],
-    failed: frozenset[VariantName],
+    barred: frozenset[VariantName],
     room: Room,
 ) -> dict[tuple[VariantName, VariantName], _Worth]:
-    """Every pair of source and target that would be worth it now."""
+    """Every pair of source and target that would be worth it now. `barred` are neither."""
     found: dict[tuple[VariantName, VariantName], _Worth] = {}
     for source, one in there.items():
         asked = wanted.get(source)
-        if asked is None or not one.ready:
+        if asked is None or not one.ready or source in barred:
             continue
-        for name in sorted(asked.admitted - failed - {source}):
+        for name in sorted(asked.admitted - barred - {source}):
             other = there.get(name)
             variant = known.get(name) if other is None else other.variant
             if variant is None or (other is not None and not other.ready):
@@ -173,11 +207,17 @@ def _exchange(
     source: Held, asked: Wanted, target: Variant, other: Held | None, others: Wanted | None, room: Room
 ) -> _Worth | None:
     """`other`: what the target does here already, and `others` who asks for that."""
-    before = cost(source.variant, source.items_per_s, asked, room)
+    if target.hardware is not Hardware.CPU or target.runtime.is_elsewhere:
+        return None
+    # That it serves is seen, however tight the time is.
+    before = cost(source.variant, source.items_per_s, replace(asked, latency_s=math.inf), room)
+    if before is None and not source.is_busy:
+        return None
     together = asked if others is None else _together(asked, others)
     own = 0.0 if other is None else other.items_per_s
-    after = cost(target, source.items_per_s + own, together, room)
-    if after is None or target.hardware is not Hardware.CPU or target.runtime.is_elsewhere:
+    total = source.items_per_s + own
+    after = cost(target, total, together, room)
+    if after is None or instances_for(target, total, together) > (1 if other is None else other.ready):
         return None
     beside = 0.0 if other is None else cost(target, own, others or asked, room) or 0.0
     if before is not None and after > GAIN * (before + beside):
@@ -203,10 +243,7 @@ def _together(one: Wanted, other: Wanted) -> Wanted:
 def cost(variant: Variant, items_per_s: float, asked: Wanted, room: Room) -> float | None:
     """Share of the worker that a variant takes to carry a load; None when it cannot carry it here. How many instances
     there are now is left out: who is replicated late, or given up late, would look dear or cheap for it."""
-    most = _largest_batch(variant, asked)
-    if most is None or variant.threads > room.cores:
-        return None
-    instances = max(1, math.ceil(items_per_s * variant.run_s(most, "mean_s") / most / BUSY_SHARE))
+    instances = instances_for(variant, items_per_s, asked)
     if instances > room.max_replicas or instances * variant.threads > room.cores:
         return None
     # An instance that is idle never waits for a larger batch, so what it saves by batching shows only in what it can
@@ -214,6 +251,14 @@ def cost(variant: Variant, items_per_s: float, asked: Wanted, room: Room) -> flo
     least = _least_batch(variant, asked)
     busy_cores = min(instances, items_per_s * variant.run_s(least, "mean_s") / least) * variant.threads
     return max(busy_cores / room.cores, instances * variant.memory_bytes / room.memory_bytes)
+
+
+def instances_for(variant: Variant, items_per_s: float, asked: Wanted) -> float:
+    """How many carry a load; infinite where no batch is fast enough."""
+    most = _largest_batch(variant, asked)
+    if most is None:
+        return math.inf
+    return max(1, math.ceil(items_per_s * variant.run_s(most, "mean_s") / most / BUSY_SHARE))
 
 
 def _least_batch(variant: Variant, asked: Wanted) -> int:

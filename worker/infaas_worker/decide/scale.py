@@ -24,6 +24,7 @@ from infaas_worker.decide.exchange import (
     Exchanged,
     ExchangeMemory,
     Held,
+    Patience,
     Room,
     Takeover,
     Wanted,
@@ -91,6 +92,8 @@ class Asked(msgspec.Struct, frozen=True):
     variants: Mapping[VariantName, Variant]
     """Those that are here, and those that could be."""
     wanted: Mapping[VariantName, Wanted]
+    cores: int
+    """Of the worker, those too that are leased."""
     memory_bytes: int
     """All that instances may take."""
 
@@ -219,9 +222,10 @@ def _exchanged(
         for one in groups
         if one.variant in asked.variants and one.like.can_replicate
     ]
-    room = Room(resources.cores, asked.memory_bytes, resources.free_bytes, limits.max_replicas)
+    is_lent = resources.cores < asked.cores
+    room = Room(asked.cores, is_lent, asked.memory_bytes, resources.free_bytes, limits.max_replicas)
     failed = frozenset([name for name, (_, cause) in memory.not_before.items() if cause is Cause.FAILED])
-    patience = limits.upscale_delay_s, limits.downscale_delay_s
+    patience = Patience(limits.upscale_delay_s, limits.downscale_delay_s)
     return plan_exchange(held, asked.wanted, asked.variants, failed, room, patience, memory.exchange, now)
 
 
