@@ -242,6 +242,36 @@ def test_what_busy_workers_paid_is_forgotten_slowly_and_never_makes_work_less_th
     assert dear.by_hardware[Hardware.CPU] >= (11.5 - 10.5) / 2, "an item may be dearer on an idle worker"
 
 
+def test_what_was_forgotten_does_not_come_back_with_the_next_busy_look() -> None:
+    looks = Looks()
+    looks.look(0, word(0, done("i", A, 0.0, 0.0)))
+    looks.look(1, word(1, done("i", A, 1.0, 5.0)))  # dear for once, by a neighbour's doing
+    at = 100 * BUSY_HALF_LIFE_S
+    looks.look(at, word(at, done("i", A, 1.0, 5.0)))
+    for second in range(1, 41):  # and at its price for a while, half of the time
+        looks.look(at + second, word(at + second, done("i", A, 1.0 + second / 2, 5.0 + 20 * second)))
+    busy = looks.look(at + 41, word(at + 41, done("i", A, 21.8, 5.0 + 800 + 32)))
+    assert busy is not None
+    assert sum(busy.besides.values()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_items_of_a_busy_worker_are_not_charged_for_twice() -> None:
+    looks = Looks()
+    looks.look(0, word(0, done("i", A, 0.0, 0.0)), word(0, done("k", A, 0.0, 0.0), of=W2))
+    busy_s = idle_s = 0.0
+    for second in range(1, 31):
+        busy_s, idle_s = busy_s + 0.9, idle_s + 0.3
+        both = (
+            word(second, done("i", A, busy_s, 45.0 * second)),
+            word(second, done("k", A, idle_s, 30.0 * second), of=W2),
+        )
+        work = looks.look(second, *both)
+    assert work is not None
+    assert sum(work.by_hardware.values()) == pytest.approx(1.2)
+    all_at_busy_price = 0.9 / 45 * 75
+    assert sum(work.by_hardware.values()) + sum(work.besides.values()) <= all_at_busy_price + 0.01
+
+
 @pytest.mark.parametrize(("ran_s", "is_learned"), [(BUSY_SHARE, True), (BUSY_SHARE - 0.01, False)])
 def test_busy_is_an_instance_that_runs_for_that_share_of_the_time(ran_s: float, is_learned: bool) -> None:
     looks = Looks()
