@@ -31,6 +31,7 @@ from own_system import TASK, images, own_state
 from infaas.client import Client
 from infaas.demo import family
 from infaas.domain.variant import Precision
+from infaas.errors import InfaasError
 from infaas.testing import nets
 from infaas.testing.load import OK, Load, Outcome, arrivals, query_bytes
 
@@ -57,15 +58,20 @@ class Meter:
     mib_s: float = 0.0
     held: dict[str, float] = field(default_factory=dict)
     """Seconds that each variant was loaded for, in instances."""
+    missed: int = 0
+    """Looks that the controller did not answer."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         memory = {one.name: one.resident_memory_bytes or 0 for one in self.client.variants()}
         process = psutil.Process(self.pid)
-        at, used = time.monotonic(), _cpu_s(process)
+        at, used, loaded = time.monotonic(), _cpu_s(process), list[str]()
         while not self._stop.wait(LOOK_EVERY_S):
-            instances = [one for worker in self.client.workers() for one in worker.instances]
-            loaded = [one.variant for one in instances if one.state == "READY"]
+            try:
+                instances = [one for worker in self.client.workers() for one in worker.instances]
+                loaded = [one.variant for one in instances if one.state == "READY"]
+            except InfaasError:  # too busy to say; what was loaded half a second ago is taken to be so still
+                self.missed += 1
             now, ran = time.monotonic(), _cpu_s(process)
             took_s, core_s = now - at, ran - used
             held_bytes = sum(memory[variant] for variant in loaded)
@@ -103,6 +109,7 @@ class Phase:
     mib: float
     """That instances held, on average."""
     held: Mapping[str, float]
+    looks_missed: int
 
 
 def measured(system: str, rate: float, seconds: float, outcome: Outcome, meter: Meter, deadline_s: float) -> Phase:
@@ -119,6 +126,7 @@ def measured(system: str, rate: float, seconds: float, outcome: Outcome, meter: 
         1e3 * meter.core_s / max(good, 1),
         meter.mib_s / seconds,
         {name: round(held_s, 1) for name, held_s in meter.held.items()},
+        meter.missed,
     )
 
 
