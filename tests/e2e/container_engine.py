@@ -30,7 +30,7 @@ BUILD_S = 1200.0
 COMMAND_S = 300.0
 DEBIAN = ("redis", "postgres", "haproxy", "prometheus")
 """Images that the override file makes from Debian's packages."""
-SECRETS = ("token", "redis", "postgres")
+SECRETS = ("token", "prometheus", "cluster", "redis", "postgres")
 
 
 class EngineError(Exception):

@@ -46,7 +46,8 @@ def test_every_variable_of_a_program_is_a_setting(service: str) -> None:
 @pytest.mark.parametrize("service", OURS)
 def test_every_secret_that_a_program_reads_is_mounted(service: str) -> None:
     found = settings_of(service)
-    files = [found.auth.token_file, found.store.password_file, found.catalog.password_file]
+    own = found.auth
+    files = [own.token_file, own.cluster_token_file, found.store.password_file, found.catalog.password_file]
     wanted = {f"/run/secrets/{name}" for name in SERVICES[service]["secrets"]}
     assert {str(file) for file in files if file is not None} == wanted
     assert set(SERVICES[service]["secrets"]) <= set(COMPOSE["secrets"])
@@ -92,7 +93,7 @@ def test_the_proxy_knows_every_controller_at_every_port_ready_or_only_live() -> 
             assert re.findall(r" track (\S+)$", body, re.MULTILINE) == [f"rest-{state}/{one}" for one in CONTROLLERS]
 
 
-def test_prometheus_asks_every_controller_and_the_proxy_with_the_token() -> None:
+def test_prometheus_asks_every_controller_and_the_proxy_with_a_token_of_one_line() -> None:
     jobs = {job["job_name"]: job for job in yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]}
     targets = {name: set(job["static_configs"][0]["targets"]) for name, job in jobs.items()}
     assert targets == {
@@ -100,8 +101,13 @@ def test_prometheus_asks_every_controller_and_the_proxy_with_the_token() -> None
         "proxy": {"proxy:8405"},
         "prometheus": {"localhost:9090"},
     }
-    assert jobs["controller"]["authorization"]["credentials_file"] == "/run/secrets/token"
-    assert "token" in SERVICES["prometheus"]["secrets"]
+    assert jobs["controller"]["authorization"]["credentials_file"] == "/run/secrets/prometheus"
+    assert SERVICES["prometheus"]["secrets"] == ["prometheus"]
+
+
+def test_only_controllers_know_the_callers_token_and_all_parts_the_clusters() -> None:
+    assert [name for name in OURS if settings_of(name).auth.token_file is not None] == CONTROLLERS
+    assert [name for name in OURS if settings_of(name).auth.cluster_token_file is not None] == OURS
 
 
 def test_the_override_replaces_every_image_that_is_not_ours_by_one_that_is_built_here() -> None:

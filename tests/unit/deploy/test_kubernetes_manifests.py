@@ -137,7 +137,8 @@ def test_what_a_pod_mounts_exists_and_what_it_reads_is_mounted(workload: Resourc
     assert keys <= known == set(resources_of("secret.example.yaml")[0]["stringData"])
     if workload in OURS:
         settings = settings_of(workload)
-        files = [settings.auth.token_file, settings.store.password_file, settings.catalog.password_file]
+        own = settings.auth
+        files = [own.token_file, own.cluster_token_file, settings.store.password_file, settings.catalog.password_file]
         assert {str(file) for file in files if file} == {f"/run/secrets/infaas/{key}" for key in keys}
         find("PersistentVolumeClaim", volumes["artifacts"]["persistentVolumeClaim"]["claimName"])
 
