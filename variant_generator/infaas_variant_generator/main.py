@@ -26,10 +26,10 @@ from infaas.errors import InvalidError, UnavailableError
 from infaas.observe.log import configure_logging, get_logger
 from infaas.repository.base import Repository, open_repository
 from infaas.rpc.codec import decode
-from infaas.rpc.tls import open_tls
+from infaas.rpc.tls import Tls, open_tls
 from infaas.settings import Settings
 from infaas.store.base import CursorLostError, Kind, Lease, MetadataStore, Record
-from infaas.tokens import cluster_tokens
+from infaas.tokens import Tokens, cluster_tokens
 from infaas.up import pulse
 from infaas.up.probe import GENERATOR
 from infaas_variant_generator.build import Build
@@ -60,13 +60,18 @@ class Generator:
         repository: Repository,
         settings: Settings,
         *,
+        tokens: Tokens,
+        tls: Tls | None = None,
         clock: Clock | None = None,
         host: str | None = None,
         cores: frozenset[int] | None = None,
     ) -> None:
+        """`tokens` and `tls`: what it shows to workers."""
         self._store = store
         self._repository = repository
         self._settings = settings
+        self._tokens = tokens
+        self._tls = tls
         self._clock: Clock = clock or SystemClock()
         self._host = host or socket.gethostname()
         self._cores = tuple(sorted(cores or machine.allowed_cores()))
@@ -120,8 +125,7 @@ class Generator:
     async def _build(self, order: BuildOrder, lease: Lease) -> None:
         """Run a build while its lease is kept up; whatever ends it, its lease is released."""
         work_dir = Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-"))
-        tokens, tls = cluster_tokens(self._settings), open_tls(self._settings)
-        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id, tokens, tls)
+        broker = CoreBroker(self._store, self._host, self._cores, self._clock, self.id, self._tokens, self._tls)
         publisher = Publisher(self._store, order, lease, self._clock)
         tasks: list[asyncio.Task[object]] = []
         try:
@@ -293,6 +297,7 @@ def main(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     from infaas.store.opening import open_store
 
+    tokens, tls = cluster_tokens(settings), open_tls(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -302,7 +307,9 @@ async def _serve(settings: Settings) -> None:
     beating = asyncio.create_task(every(pulse.EVERY_S, heart.beat, name="sign of life"), name="generator: sign of life")
     try:
         repository = await asyncio.to_thread(open_repository, settings.repository_url)
-        running = asyncio.create_task(Generator(store, repository, settings).run(), name="generator")
+        running = asyncio.create_task(
+            Generator(store, repository, settings, tokens=tokens, tls=tls).run(), name="generator"
+        )
         stopping = asyncio.create_task(stop.wait(), name="generator: stop signal")
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

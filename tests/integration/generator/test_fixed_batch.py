@@ -21,6 +21,7 @@ from infaas.domain.tensor import Datatype, TensorSpec
 from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
+from infaas.tokens import Tokens
 
 LIMITS = ChildLimits(cpu_s=120, memory_bytes=8 * 2**30)
 DRAW = np.random.default_rng(4)
@@ -269,7 +270,7 @@ async def test_a_batch_in_a_branch_is_not_freed_and_the_reason_is_onnx_runtime_s
 def generating(workshop: Any) -> Callable[..., Any]:
     @asynccontextmanager
     async def run(store: RedisStore) -> AsyncIterator[Generator]:
-        generator = Generator(store, workshop.repository, workshop.settings(), host="nowhere")
+        generator = Generator(store, workshop.repository, workshop.settings(), tokens=Tokens.of(None), host="nowhere")
         task = asyncio.create_task(generator.run(), name="generator under test")
         try:
             yield generator

@@ -17,6 +17,7 @@ from infaas.domain.variant import AccuracySource, Precision
 from infaas.rpc.codec import decode, encode
 from infaas.store.base import Kind, MetadataStore
 from infaas.store.redis import RedisStore
+from infaas.tokens import Tokens
 
 TWO_CORES = frozenset({0, 1})
 
@@ -27,7 +28,9 @@ def generating(workshop: Any) -> Callable[..., Any]:
 
     @asynccontextmanager
     async def run(store: MetadataStore, **settings: Any) -> AsyncIterator[Generator]:
-        generator = Generator(store, workshop.repository, workshop.settings(**settings), host="nowhere")
+        generator = Generator(
+            store, workshop.repository, workshop.settings(**settings), tokens=Tokens.of(None), host="nowhere"
+        )
         task = asyncio.create_task(generator.run(), name="generator under test")
         try:
             yield generator

@@ -19,6 +19,8 @@ import pytest
 from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
+from infaas.testing.certificates import Authority
+from infaas.up.restart import SETTINGS_EXIT
 
 pytestmark = pytest.mark.long
 
@@ -85,6 +87,33 @@ async def measuring(workshop: Any, generator: subprocess.Popen[bytes]) -> psutil
 
     found: psutil.Process = await workshop.until(check)
     return found
+
+
+async def test_a_token_file_that_is_emptied_between_two_builds_changes_nothing(
+    workshop: Any, start: Start, store: RedisStore
+) -> None:
+    token = workshop.state_dir / "cluster"
+    token.write_text("first")
+    generator = start("generator", INFAAS_AUTH__CLUSTER_TOKEN_FILE=str(token))
+    for model in ("one", "two"):
+        order = workshop.order(model)
+        await store.put(Kind.BUILD, order.id, encode(order))
+        assert (await workshop.finished(store, order))["*"].outcome == "made"
+        token.write_text("")
+    assert generator.poll() is None
+
+
+@pytest.mark.parametrize("variable", ["INFAAS_AUTH__CLUSTER_TOKEN_FILE", "INFAAS_TLS__KEY_FILE"])
+def test_a_credential_that_cannot_be_read_at_the_start_is_a_wrong_setting(
+    workshop: Any, start: Start, tmp_path: Path, variable: str
+) -> None:
+    issued = Authority(tmp_path / "ca").issue("a-generator")
+    tls = {"CERT_FILE": issued.cert, "KEY_FILE": issued.key, "CA_FILE": issued.ca}
+    settings = {f"INFAAS_TLS__{name}": str(file) for name, file in tls.items()} | {variable: str(tmp_path / "missing")}
+    assert start("generator", **settings).wait(60) == SETTINGS_EXIT
+    said = next(workshop.state_dir.glob("generator-*.log")).read_text()
+    assert "missing" in said
+    assert "Traceback" not in said
 
 
 async def test_killing_the_generator_in_the_middle_loses_one_recipe_and_no_child_survives(

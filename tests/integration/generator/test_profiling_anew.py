@@ -15,6 +15,7 @@ from infaas.rpc.codec import encode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.testing.builders import a_digest
+from infaas.tokens import Tokens
 
 pytestmark = pytest.mark.long
 
@@ -22,7 +23,9 @@ pytestmark = pytest.mark.long
 async def work_on(workshop: Any, store: RedisStore, order: Any) -> dict[str, BuildResult]:
     """All results of an order, by a generator that runs until they are there."""
     await store.put(Kind.BUILD, order.id, encode(order))
-    generator = Generator(store, workshop.repository, workshop.settings(), host="nowhere", cores=frozenset({0, 1}))
+    generator = Generator(
+        store, workshop.repository, workshop.settings(), tokens=Tokens.of(None), host="nowhere", cores=frozenset({0, 1})
+    )
     task = asyncio.create_task(generator.run(), name="generator under test")
     try:
         found: dict[str, BuildResult] = await workshop.finished(store, order)
