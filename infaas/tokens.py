@@ -8,7 +8,6 @@ first is sent and all are accepted, so that a new one can be made known everywhe
 from __future__ import annotations
 
 import hmac
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,11 +39,11 @@ class Tokens:
         self._setting = setting
         self._file = None if value is not None else file
         self._now = now
-        self._seen = _state_of(self._file)
         self._looked_at = now()
         self._tokens = read_tokens(setting, value, file)
         self._encoded = [token.encode() for token in self._tokens]
         self._changes = 0
+        self._trouble: str | None = None
 
     @classmethod
     def of(cls, token: str | None) -> Self:
@@ -98,16 +97,16 @@ class Tokens:
         return False
 
     def _look(self, file: Path) -> None:
+        """Reads it, since its time and length may stay the same when it is written."""
         self._looked_at = self._now()
-        seen = _state_of(file)
-        if seen == self._seen:
-            return
-        self._seen = seen
         try:
             found = read_tokens(self._setting, None, file)
         except SettingsError as error:
-            _log.error("the tokens stay as they were", setting=self._setting, reason=error.text)
+            if error.text != self._trouble:
+                _log.error("the tokens stay as they were", setting=self._setting, reason=error.text)
+            self._trouble = error.text
             return
+        self._trouble = None
         if found != self._tokens:
             self._tokens, self._encoded = found, [token.encode() for token in found]
             self._changes += 1
@@ -125,14 +124,3 @@ def cluster_tokens(settings: Settings) -> Tokens:
     if own.cluster_token is None and own.cluster_token_file is None:
         return callers_tokens(settings)
     return Tokens("auth.cluster_token", own.cluster_token, own.cluster_token_file)
-
-
-def _state_of(file: Path | None) -> tuple[int, int, int] | None:
-    """Another one when it was written or replaced."""
-    if file is None:
-        return None
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

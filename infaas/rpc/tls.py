@@ -5,7 +5,6 @@ Only connections between parts are meant here. What runs over a unix socket stay
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,27 +28,33 @@ class TlsFiles:
     ca: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    state: tuple[tuple[int, int, int], ...]
-    client: ssl.SSLContext
-    server: ssl.SSLContext
+@dataclass(frozen=True, slots=True, repr=False)
+class _Found:
+    """What the files held."""
+
     cert: bytes
     key: bytes
     ca: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    found: _Found
+    client: ssl.SSLContext
+    server: ssl.SSLContext
+
+
 class Tls:
-    """What connections are made with. The files are looked at for each, and read again when they changed: what is open
-    goes on with the certificates it began with."""
+    """What connections are made with. The files are read for each, since a file's time and length may stay the same
+    when it is written: what is open goes on with the certificates it began with."""
 
     def __init__(self, files: TlsFiles, peer_name: str | None = None) -> None:
         """`peer_name`: what workers' certificates are to be for; None: for the host that is dialled. Raises
         SettingsError for files that cannot be read, or do not belong together."""
         self._files = files
         self.peer_name = peer_name
-        self._made = _made(files)
-        self._unfit: tuple[tuple[int, int, int], ...] | None = None
+        self._made = _made(files, _read(files))
+        self._unfit: _Found | str | None = None
 
     def client(self) -> ssl.SSLContext:
         return self._current().client
@@ -61,18 +66,18 @@ class Tls:
         """For gRPC."""
         import grpc  # here, because who only listens needs none
 
-        made = self._current()
+        made = self._current().found
         return grpc.ssl_channel_credentials(made.ca, made.key, made.cert)
 
     def _current(self) -> _Made:
         """Files that do not fit, as in the middle of being replaced, change nothing; that is logged once."""
-        state = _state_of(self._files)
-        if state not in (self._made.state, self._unfit):
+        found = _read(self._files)
+        if found not in (self._made.found, self._unfit):
             try:
-                self._made = _made(self._files)
+                self._made = _made(self._files, found)
                 _log.info("certificates changed", cert_file=str(self._files.cert))
             except SettingsError as error:
-                self._unfit = state
+                self._unfit = found
                 _log.error("the certificates stay as they were", reason=error.text)
         return self._made
 
@@ -100,10 +105,11 @@ def in_words(error: BaseException) -> str:
     return text
 
 
-def _made(files: TlsFiles) -> _Made:
-    state = _state_of(files)
+def _made(files: TlsFiles, found: _Found | str) -> _Made:
+    """Files that are written between `found` and here are seen when they are read the next time."""
+    if isinstance(found, str):
+        raise _unusable(files, found)
     try:
-        cert, key, ca = (file.read_bytes() for file in (files.cert, files.key, files.ca))
         client, server = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.verify_mode = ssl.CERT_REQUIRED
         for context in (client, server):
@@ -111,13 +117,17 @@ def _made(files: TlsFiles) -> _Made:
             context.load_cert_chain(files.cert, files.key, password=_no_password)
             context.load_verify_locations(files.ca)
     except (OSError, ValueError) as error:  # TLS errors are of the first kind
-        raise SettingsError(
-            f"tls: {files.cert}, {files.key} and {files.ca} cannot be used: {error}; they must be PEM files that may "
-            "be read, the key not encrypted and the certificate's own"
-        ) from error
+        raise _unusable(files, str(error)) from error
     client.set_alpn_protocols([HOP_PROTOCOL])
     server.set_alpn_protocols([HOP_PROTOCOL, "h2"])
-    return _Made(state, client, server, cert, key, ca)
+    return _Made(found, client, server)
+
+
+def _unusable(files: TlsFiles, reason: str) -> SettingsError:
+    return SettingsError(
+        f"tls: {files.cert}, {files.key} and {files.ca} cannot be used: {reason}; they must be PEM files that may be "
+        "read, the key not encrypted and the certificate's own"
+    )
 
 
 def _no_password() -> str:
@@ -125,13 +135,9 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted")
 
 
-def _state_of(files: TlsFiles) -> tuple[tuple[int, int, int], ...]:
-    """Another one when a file was written or replaced; shorter when one is gone."""
-    found = []
-    for file in (files.cert, files.key, files.ca):
-        try:
-            it = os.stat(file)
-        except OSError:
-            continue
-        found.append((it.st_mtime_ns, it.st_size, it.st_ino))
-    return tuple(found)
+def _read(files: TlsFiles) -> _Found | str:
+    """In words, why they cannot be read."""
+    try:
+        return _Found(*(file.read_bytes() for file in (files.cert, files.key, files.ca)))
+    except OSError as error:
+        return str(error)

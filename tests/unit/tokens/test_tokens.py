@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def test_a_change_goes_through_without_anybody_refused(file: Path) -> None:
     assert said == ["old", "old", "new", "new"]
     assert not theirs.accepts("old")
     assert theirs.changes == 3
+
+
+def test_a_change_is_seen_where_the_clock_of_the_files_did_not_move(file: Path) -> None:
+    """Kernels tell a file's time in steps of up to 10 ms, so that two writes of one length may look like one."""
+    time = Time()
+    tokens = Tokens("auth.token", file=file, now=time)
+    before = file.stat()
+    file.write_text("new\n")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    time.passes()
+    assert tokens.sent == "new"
 
 
 def test_a_file_is_looked_at_once_a_second_at_most(file: Path) -> None:
