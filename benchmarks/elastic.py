@@ -54,7 +54,6 @@ from infaas.errors import InfaasError
 from infaas.settings import load_settings
 from infaas.testing.cluster import Cluster, wait_for
 from infaas.testing.load import Load, Outcome, Shot, arrivals, query_bytes
-from infaas.up.tether import GUARDIAN_PID
 
 MODEL, RECIPE = "digits-cnn-medium", "ort-fp32-t1"
 POOL = "small"
@@ -262,7 +261,6 @@ def cluster_of(fleet: Fleet, folder: Path, options: argparse.Namespace, parent: 
             }
         ),
         "INFAAS_WORKER__POOL": POOL,
-        GUARDIAN_PID: str(os.getpid()),  # what the fleet makes outlives controllers, and not us
         **_of_containers(folder, options.provider),
         **options.set,
     }  # fmt: skip

@@ -27,14 +27,14 @@ from infaas.client import Client
 from infaas.control import SystemDocument
 from infaas.demo import family
 from infaas.domain.variant import Variant
-from infaas.errors import InfaasError
+from infaas.errors import InfaasError, UnavailableError
 from infaas.rpc.codec import decode
 from infaas.store.base import Kind
 from infaas.store.redis import RedisStore
 from infaas.store.server import find_redis_server, redis_command, wait_until_serving
 from infaas.testing.previous import python_path
 from infaas.testing.slow_link import SlowLink
-from infaas.up.tether import SUPERVISOR_PID
+from infaas.up.tether import GUARDIAN_PID, SUPERVISOR_PID
 
 TASK = "digits"
 ISOLATED_PROGRAM = "infaas_worker.executors"
@@ -156,7 +156,9 @@ class Cluster:
                     "INFAAS_WORKER__ADVERTISE": f"unix:{self.folder}/{name}.link",
                 }
         source = self.sources.get(name)
-        if source is not None:
+        if source is None:
+            told[GUARDIAN_PID] = str(os.getpid())  # what a fleet makes outlives its controller, and not us
+        else:
             told["PYTHONPATH"] = python_path(source)
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
@@ -244,31 +246,38 @@ class Cluster:
 
     def urls(self) -> list[str]:
         """Of the controllers that have said where they listen, in order of their names."""
-        return self._announced("http_port")
-
-    def metrics_urls(self) -> list[str]:
-        """As `urls`, of their metrics ports."""
-        return self._announced("metrics_port")
-
-    def _announced(self, port: str) -> list[str]:
         found = []
         for name in self.controllers:
-            file = self.folder / name / "run" / "controller.json"
-            with contextlib.suppress(FileNotFoundError):
-                said = json.loads(file.read_text())
-                self._ports[name] = {each: said[each] for each in _PORTS}
-                found.append(f"http://127.0.0.1:{said[port]}")
+            with contextlib.suppress(UnavailableError):
+                found.append(self.url(name))
         return found
 
+    def url(self, controller: str) -> str:
+        """Raises UnavailableError while it has not said where it listens."""
+        return self._announced(controller, "http_port")
+
+    def metrics_url(self, controller: str) -> str:
+        """As `url`, of its metrics port."""
+        return self._announced(controller, "metrics_port")
+
+    def _announced(self, name: str, port: str) -> str:
+        try:
+            said = json.loads((self.folder / name / "run" / "controller.json").read_text())
+        except FileNotFoundError:
+            raise UnavailableError(f"{name} has not said where it listens") from None
+        self._ports[name] = {each: said[each] for each in _PORTS}
+        return f"http://127.0.0.1:{said[port]}"
+
     def client(self, controller: int = 0) -> Client:
-        return Client(self.urls()[controller], timeout_s=PATIENCE_S)
+        """Of that one, whoever else is there. Raises UnavailableError as `url` does."""
+        return Client(self.url(self.controllers[controller]), timeout_s=PATIENCE_S)
 
     def system(self, controller: int = 0) -> SystemDocument | None:
         """What a controller says of its parts; None when it does not answer."""
         try:
             with self.client(controller) as client:
                 return client.system()
-        except (InfaasError, IndexError):
+        except InfaasError:
             return None
 
     def is_whole(self) -> bool:

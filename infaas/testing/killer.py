@@ -21,6 +21,7 @@ from pathlib import Path
 
 from infaas.testing import faults
 from infaas.testing.cluster import Cluster
+from infaas.testing.kept_fleet import running_with_fleet
 from infaas.testing.leftovers import wait_until_nothing_is_left
 from infaas.testing.load import HUNG_AFTER_S, Load, Outcome
 from infaas.testing.upgrade import LoadUntilTold, remembered
@@ -182,15 +183,8 @@ def cluster_with_fleet(folder: Path) -> Iterator[Cluster]:
         "INFAAS_POOLS": "{local: {workers: 0, min_workers: 3, max_workers: 5, cores: 1, memory_bytes: 500000000}}",
     }
     cluster = Cluster(folder, controllers=2, workers=2, settings=settings, fleet_workers=1, has_worker_links=True)
-    with cluster.running():
-        try:
-            yield cluster
-        finally:
-            for controller in cluster.controllers:
-                cluster.kill(controller)
-            left = Crew(folder / "fleet").end_all(0.0)
-    if left:
-        raise RuntimeError(f"of the fleet {left} is left")
+    with running_with_fleet(cluster, folder / "fleet"):
+        yield cluster
 
 
 @dataclass(frozen=True, slots=True)

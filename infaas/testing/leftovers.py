@@ -88,8 +88,8 @@ def _leftovers(cluster: Cluster, fleet: Path) -> Iterator[str]:
         for lease, holder in stored.leases.items()
         if lease != "controller" or holder not in controllers
     )
-    for name, url in zip(cluster.controllers, cluster.metrics_urls(), strict=True):
-        yield from (f"{name}: {what}" for what in _gauges(_scraped(url), own))
+    for name in cluster.controllers:
+        yield from (f"{name}: {what}" for what in _gauges(_scraped(cluster.metrics_url(name)), own))
 
 
 async def _stored(cluster: Cluster) -> Stored:

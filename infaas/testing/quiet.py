@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infaas.client import Client, Requirements
 from infaas.demo import family
 from infaas.testing.cluster import Cluster
+from infaas.testing.kept_fleet import running_with_fleet
 from infaas.testing.worker_driver import ControllerEnd
 from infaas.up.crew import Crew, MemberState
 
@@ -47,15 +48,8 @@ def cluster_that_scales(
         "memory_bytes: 1000000000}}",
     }
     cluster = Cluster(folder, controllers=2, workers=0, settings=settings, fleet_workers=min_workers)
-    with cluster.running():
-        try:
-            yield cluster
-        finally:
-            for controller in cluster.controllers:
-                cluster.kill(controller)
-            left = Crew(folder / "fleet").end_all(0.0)
-    if left:
-        raise RuntimeError(f"of the fleet {left} is left")
+    with running_with_fleet(cluster, folder / "fleet"):
+        yield cluster
 
 
 def fleet_size(cluster: Cluster) -> int:
@@ -73,8 +67,8 @@ def no_numbers(cluster: Cluster) -> list[str]:
     """Wherever a number is due and none is said: in the metrics of each controller, and in what the command line prints
     of the autoscalers in each form."""
     found = []
-    for name, url in zip(cluster.controllers, cluster.metrics_urls(), strict=True):
-        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+    for name in cluster.controllers:
+        with urllib.request.urlopen(f"{cluster.metrics_url(name)}/metrics", timeout=30) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         found += [
             f"{name}: {one.name}{one.labels} is {one.value}"
@@ -82,8 +76,7 @@ def no_numbers(cluster: Cluster) -> list[str]:
             for one in each.samples
             if not math.isfinite(one.value)
         ]
-    for url in cluster.urls():
-        found += _said(url)
+        found += _said(cluster.url(name))
     return found
 
 

@@ -82,7 +82,7 @@ class GuardedCluster(Cluster):
         self.redis_url = f"unix://:{quote(password, safe='')}@{self.folder}/redis/redis.sock"
 
     def client(self, controller: int = 0) -> Client:
-        return Client(self.urls()[controller], CALLERS, timeout_s=60.0)
+        return Client(self.url(self.controllers[controller]), CALLERS, timeout_s=60.0)
 
     def programs(self) -> Iterator[psutil.Process]:
         for process in self._processes.values():
@@ -138,7 +138,8 @@ def use(cluster: GuardedCluster) -> list[str]:
     with cluster.client() as client:
         assert client.infer(MODEL, rows).version == "1"
     said = []
-    for url in (f"{cluster.urls()[0]}/v1/system", f"{cluster.urls()[0]}/v2/models/x/infer", cluster.metrics_urls()[0]):
+    first, metrics = cluster.url("controller-1"), cluster.metrics_url("controller-1")
+    for url in (f"{first}/v1/system", f"{first}/v2/models/x/infer", metrics):
         answer = httpx.get(url, headers={"authorization": f"Bearer {WRONG}"})
         said.append(f"{answer.headers} {answer.text}")
     with Client(cluster.urls()[0], WRONG) as client, pytest.raises(UnauthenticatedError) as error:
@@ -151,7 +152,7 @@ def shown(cluster: GuardedCluster) -> list[str]:
     found = []
     with httpx.Client(headers={"authorization": f"Bearer {CALLERS}"}, timeout=30.0) as client:
         pages = [f"{cluster.urls()[0]}/{page}" for page in ("v1/system", "v1/workers", "v1/decisions", "v2")]
-        for page in (*pages, f"{cluster.metrics_urls()[0]}/metrics"):
+        for page in (*pages, f"{cluster.metrics_url('controller-1')}/metrics"):
             answer = client.get(page)
             assert answer.status_code in (200, 503), page  # the latter where the catalogue is lost
             found.append(f"{answer.headers} {answer.text}")

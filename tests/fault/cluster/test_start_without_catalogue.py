@@ -65,7 +65,7 @@ def serving(cluster: Cluster) -> SystemDocument | None:
 
 
 def gauge(cluster: Cluster, name: str) -> float:
-    url = cluster.metrics_urls()[0]
+    url = cluster.metrics_url("controller-1")
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
