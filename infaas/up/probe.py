@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from infaas.errors import SettingsError, UnavailableError
 from infaas.exposure import host_of
+from infaas.own_address import advertised
 from infaas.settings import Settings
 from infaas.up import pulse
 from infaas.up.health import get
@@ -40,9 +41,7 @@ def check_worker(settings: Settings, timeout_s: float = 3.0) -> str:
     if listen is None:
         raise SettingsError("a worker is checked at worker.listen, which is not set")
     address = dialled(listen)
-    # Its certificate is for the name that controllers call it by.
-    named = host_of(settings.worker.advertise or listen)
-    with open_blocking_channel(address, open_tls(settings), named) as channel:
+    with open_blocking_channel(address, open_tls(settings), certified_name(settings, listen)) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.RpcError as error:
@@ -50,6 +49,15 @@ def check_worker(settings: Settings, timeout_s: float = 3.0) -> str:
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
         raise UnavailableError(f"the worker at {address} does not serve (it starts or drains)")
     return address
+
+
+def certified_name(settings: Settings, listen: str) -> str | None:
+    """What a worker's certificate is for: the host that controllers call it by. None without certificates, and where
+    all have one name. Raises SettingsError when it is to find its address itself and cannot."""
+    if settings.tls.cert_file is None or settings.tls.peer_name is not None:
+        return None
+    host = host_of(advertised(settings.worker.advertise or listen))
+    return None if host is None else host.strip("[]")
 
 
 def check_generator(settings: Settings) -> int:

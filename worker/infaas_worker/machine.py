@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import re
 import socket
@@ -18,8 +17,6 @@ from infaas import machine
 from infaas.domain.ids import WorkerId
 from infaas.errors import SettingsError
 
-OWN_ADDRESS = "auto"
-"""As the host that a worker advertises: the address that its own host's name stands for."""
 _MAX_SOCKET_PATH = 100
 """The kernel takes 107 bytes; some room is left for whoever makes a relative path absolute."""
 
@@ -60,31 +57,6 @@ def default_listen(state_dir: Path, worker: WorkerId) -> str:
     mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"infaas-{os.getuid()}"
     return f"unix:{folder / mark}.sock"
-
-
-def advertised(advertise: str) -> str:
-    """What controllers dial. A container knows its address when it runs, and not before.
-
-    Raises SettingsError when the host's name stands for no address that others could reach.
-    """
-    named, _, port = advertise.rpartition(":")
-    if named != OWN_ADDRESS:
-        return advertise
-    host = socket.gethostname()
-    try:
-        found = [str(one[4][0]) for one in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except socket.gaierror as error:
-        found, why = [], f"does not resolve ({error.strerror})"
-    else:
-        why = f"resolves to {', '.join(found)} only, which no other machine reaches"
-    for address in found:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-        if not parsed.is_loopback and not parsed.is_link_local:
-            return f"[{address}]:{port}" if parsed.version == 6 else f"{address}:{port}"
-    raise SettingsError(
-        f"worker.advertise {advertise!r} asks for this machine's own address, but its name {host!r} {why}: "
-        "write the address that controllers reach"
-    )
 
 
 def prepare_socket(listen: str) -> None:

@@ -34,6 +34,7 @@ from infaas.errors import InvalidError, SettingsError
 from infaas.exposure import require_safe_worker
 from infaas.observe.log import get_logger
 from infaas.observe.trace import open_tracing
+from infaas.own_address import advertised
 from infaas.repository.base import open_repository
 from infaas.rpc.hop.endpoint import Handler
 from infaas.rpc.hop.inner import InnerEnd
@@ -59,7 +60,6 @@ from infaas_worker.heeding import Heeding
 from infaas_worker.instances import Instances
 from infaas_worker.loading import Loader
 from infaas_worker.machine import (
-    advertised,
     cores_to_use,
     default_listen,
     memory_budget,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,11 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from infaas.errors import SettingsError, UnavailableError
+from infaas.rpc.tls import TlsFiles
 from infaas.settings import Settings, load_settings
+from infaas.testing.certificates import Authority
 from infaas.up import pulse
-from infaas.up.probe import GENERATOR, check_controller, check_generator, check_worker, dialled
+from infaas.up.probe import GENERATOR, certified_name, check_controller, check_generator, check_worker, dialled
 
 
 def worker_settings(listen: str | None) -> Settings:
@@ -27,11 +30,16 @@ def worker_settings(listen: str | None) -> Settings:
 class Listener:
     """Health checks on a free port, answered as the worker's own servicer does."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: TlsFiles | None = None) -> None:
         self.servicer = health.HealthServicer()
         self.server = grpc.server(ThreadPoolExecutor(1))
         health_pb2_grpc.add_HealthServicer_to_server(self.servicer, self.server)
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        if files is None:
+            self.port = self.server.add_insecure_port("127.0.0.1:0")
+        else:
+            pair, ca = (files.key.read_bytes(), files.cert.read_bytes()), files.ca.read_bytes()
+            credentials = grpc.ssl_server_credentials([pair], ca, require_client_auth=True)
+            self.port = self.server.add_secure_port("127.0.0.1:0", credentials)
         self.server.start()
 
 
@@ -62,6 +70,36 @@ def test_a_worker_is_healthy_while_it_serves_and_not_while_it_drains(listener: L
     listener.servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     with pytest.raises(UnavailableError, match="does not serve"):
         check_worker(settings)
+
+
+@pytest.mark.parametrize(
+    ("advertise", "resolved", "name"),
+    [
+        (None, "10.89.0.7", "0.0.0.0"),
+        ("worker-1:9000", "10.89.0.7", "worker-1"),
+        ("auto:9000", "10.89.0.7", "10.89.0.7"),
+        ("auto:9000", "fd00::7", "fd00::7"),
+        ("[fd00::8]:9000", "10.89.0.7", "fd00::8"),
+    ],
+)
+def test_a_workers_certificate_is_asked_for_the_host_that_it_advertises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advertise: str | None, resolved: str, name: str
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(None, None, 0, "", (resolved, 0))])
+    files = Authority(tmp_path / "ca").issue(name)
+    tls = {"cert_file": str(files.cert), "key_file": str(files.key), "ca_file": str(files.ca)}
+    told = {"worker": {"listen": "0.0.0.0:9000", "advertise": advertise}, "tls": tls}
+    assert certified_name(load_settings(environ={}, overrides=told), "0.0.0.0:9000") == name
+    one_name = {**told, "tls": {**tls, "peer_name": "infaas-worker"}}
+    assert certified_name(load_settings(environ={}, overrides=one_name), "0.0.0.0:9000") is None
+
+    secured = Listener(files)
+    try:
+        told["worker"]["listen"] = f"127.0.0.1:{secured.port}"
+        if advertise is not None:
+            assert check_worker(load_settings(environ={}, overrides=told)) == f"127.0.0.1:{secured.port}"
+    finally:
+        secured.server.stop(None).wait()
 
 
 def test_a_worker_that_is_not_there_is_not_healthy(listener: Listener) -> None:

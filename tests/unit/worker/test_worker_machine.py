@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from infaas_worker.machine import advertised, cores_to_use, default_listen, prepare_socket, worker_id
+from infaas_worker.machine import cores_to_use, default_listen, prepare_socket, worker_id
 from infaas_worker.main import find_place
 from infaas_worker.monitor import stall_ratio
 from infaas_worker.registration import retry_wait_s
@@ -15,6 +15,7 @@ from infaas_worker.registration import retry_wait_s
 from infaas.clock import SystemClock
 from infaas.domain.ids import WorkerId
 from infaas.errors import SettingsError
+from infaas.own_address import advertised
 from infaas.settings import Settings
 from infaas.tokens import Tokens
 
