@@ -32,10 +32,12 @@ def connect(url: str | None, token_file: Path | None) -> Client:
 
 
 def read_token(token_file: Path | None) -> str | None:
+    """The first line: while a token is being changed there are two, and that is the one to send."""
     from infaas.errors import InvalidError
 
     if token_file is None:
-        return os.environ.get("INFAAS_TOKEN") or None
+        text = os.environ.get("INFAAS_TOKEN", "").strip()
+        return text.splitlines()[0].strip() if text else None
     try:
         text = token_file.read_text().strip()
     except OSError as error:

@@ -26,7 +26,8 @@ LAST_S = 60.0
 _LAST_LINES = 3
 """Of its log of the last so many seconds, that say why a worker has ended."""
 _LONGEST_LINE = 300
-_TOKENS = ("CLUSTER_TOKEN", "CLUSTER_TOKEN_FILE", "TOKEN", "TOKEN_FILE")
+_CLUSTER_TOKENS = ("CLUSTER_TOKEN", "CLUSTER_TOKEN_FILE")
+_TOKENS = (*_CLUSTER_TOKENS, "TOKEN", "TOKEN_FILE")
 _LEAST_QUOTA_US = 1_000
 _NOT_FOR_WORKERS = frozenset(
     {"state_dir", "catalog", "repository", "controller", "worker", "generator", "pools", "fleet", "tasks"}
@@ -115,8 +116,9 @@ def environ(settings: Settings, order: Order, pool: PoolSettings) -> dict[str, s
     own = settings.fleet.docker
     sections = sorted(settings.model_fields_set - _NOT_FOR_WORKERS)
     told: dict[str, Any] = {name: _told(getattr(settings, name)) for name in sections}
-    if told.get("auth", {}).get("cluster_token") is not None:
-        told["auth"].pop("token", None)  # it is the callers', whom workers do not know
+    names = (f"{ENV_PREFIX}AUTH__{name}" for name in _CLUSTER_TOKENS)
+    if told.get("auth", {}).get("cluster_token") is not None or any(name in own.environment for name in names):
+        told.get("auth", {}).pop("token", None)  # it is the callers', whom workers do not know
     told["pools"] = json.dumps({order.pool: pool.model_dump(mode="json", exclude_none=True, include=set(_OF_A_POOL))})
     told["worker"] = {name: value for name, value in _told(settings.worker).items() if name not in _OWN_OF_EACH} | {
         "id": order.worker,

@@ -295,8 +295,9 @@ def test_the_token_comes_from_a_file_or_the_environment(
 
     assert run("task", "list").stderr == "error (unauthenticated): no or wrong token\n"
     assert run("task", "list", "--token-file", tmp_path / "token").exit_code == 0
-    monkeypatch.setenv("INFAAS_TOKEN", "s3cret")
-    assert run("task", "list").exit_code == 0
+    for value in ("s3cret", "s3cret\nanother\n"):
+        monkeypatch.setenv("INFAAS_TOKEN", value)
+        assert run("task", "list").exit_code == 0
 
 
 def test_the_local_system_is_found_by_its_announcement(

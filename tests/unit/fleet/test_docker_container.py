@@ -164,6 +164,10 @@ def test_workers_are_not_told_the_callers_token_where_parts_have_one_of_their_ow
     told = container.environ(settings(auth={"token": "callers", "cluster_token": "between"}), ORDER, PoolSettings())
     assert told["INFAAS_AUTH__CLUSTER_TOKEN"] == "between"
     assert "callers" not in told.values()
+    mounted = settings(
+        auth={"token": "callers"}, docker={"environment": {"INFAAS_AUTH__CLUSTER_TOKEN_FILE": "/run/cluster"}}
+    )
+    assert "callers" not in container.environ(mounted, ORDER, PoolSettings()).values()
     alone = container.environ(settings(auth={"token": "callers"}), ORDER, PoolSettings())
     assert alone["INFAAS_AUTH__TOKEN"] == "callers"
 
