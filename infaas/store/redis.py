@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from infaas.errors import SettingsError, UnavailableError
 from infaas.store import keys, scripts
-from infaas.store.base import Change, CursorLostError, Kind, Lease, Record, Snapshot
+from infaas.store.base import UNFOLLOWED, Change, CursorLostError, Kind, Lease, Record, Snapshot
 from infaas.store.checks import milliseconds, refusal
 
 _POLL_MS = 400
@@ -148,7 +148,9 @@ class RedisStore:
                 raise
             if entries:
                 cursor = entries[-1][0].decode()
-            yield [change for entry in entries if (change := _change(entry)) is not None]
+            changes = [change for entry in entries if (change := _change(entry)) is not None]
+            # An older program that shares the store writes down changes of every kind.
+            yield [change for change in changes if change.kind not in UNFOLLOWED]
             if not entries:
                 await self._wait_for_change(cursor)
 

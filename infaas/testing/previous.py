@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tarfile
 from io import BytesIO
@@ -33,6 +34,12 @@ def unpack_previous(folder: Path) -> Path:
     with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+def environ_of(source: Path) -> dict[str, str]:
+    """This process's variables, less what is told to programs of ours, with the code from there."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("INFAAS_")}
+    return {**clean, "PYTHONPATH": python_path(source)}
 
 
 def python_path(source: Path) -> str:

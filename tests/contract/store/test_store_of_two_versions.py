@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from infaas.store.base import Change, Kind
+from infaas.store.base import UNFOLLOWED, Change, Kind
 from infaas.store.redis import RedisStore
-from infaas.testing.previous import NoHistoryError, python_path, unpack_previous
+from infaas.testing.previous import NoHistoryError, environ_of, unpack_previous
 
 LATER = "kind-of-a-later-release"
 
@@ -53,6 +53,24 @@ async def test_records_and_changes_of_a_kind_that_is_not_known_are_passed_over(
     assert (change.kind, change.key) == (Kind.TASK, "after")
     assert [record.key for record in (await store.list((Kind.TASK,))).records] == ["after", "before"]
     assert await redis.zscore(f"{{{redis_namespace}}}:expiry", f"{LATER}:goes") == 1, "who knows it takes it away"
+    await store.close()
+    await redis.aclose()
+
+
+@pytest.mark.parametrize("kind", sorted(UNFOLLOWED))
+async def test_changes_of_kinds_that_are_not_followed_are_passed_over_whoever_wrote_them_down(
+    redis_url: str, redis_namespace: str, kind: Kind
+) -> None:
+    store, redis = RedisStore(redis_url, redis_namespace), Redis.from_url(redis_url)
+    await store.put(Kind.TASK, "before", b"1")
+    snapshot = await store.list((Kind.TASK,))
+    stream = f"{{{redis_namespace}}}:changes"
+    number = int((await redis.xrevrange(stream, count=1))[0][0].split(b"-")[0]) + 1
+    entry = {"kind": kind.value, "key": "any", "version": 1, "value": "{}"}
+    await redis.xadd(stream, entry, id=f"{number}-1")
+    await store.put(Kind.TASK, "after", b"2")
+    (change,) = await next_group(store, snapshot.cursor, snapshot.epoch)
+    assert (change.kind, change.key) == (Kind.TASK, "after")
     await store.close()
     await redis.aclose()
 
@@ -115,7 +133,7 @@ async def test_the_version_before_reads_on_whatever_this_one_writes(
     words = [sys.executable, "-c", textwrap.dedent(READ), redis_url, redis_namespace, snapshot.cursor, snapshot.epoch]
     done = await asyncio.to_thread(
         subprocess.run, words, capture_output=True, text=True, check=False,
-        cwd=previous, env={"PYTHONPATH": python_path(previous)},
+        cwd=previous, env=environ_of(previous), timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     known, listed, changed = json.loads(done.stdout)

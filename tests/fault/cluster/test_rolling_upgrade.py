@@ -16,7 +16,7 @@ from infaas.domain.query import Code
 from infaas.errors import InfaasError
 from infaas.testing.cluster import Cluster
 from infaas.testing.load import query_bytes
-from infaas.testing.previous import NoHistoryError, python_path, unpack_previous
+from infaas.testing.previous import NoHistoryError, environ_of, unpack_previous
 from infaas.testing.upgrade import roll
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(500)]
@@ -78,9 +78,7 @@ def knows_fleets(cluster: Cluster, controller: int) -> bool:
 
 def test_the_version_before_is_what_runs_from_its_folder(previous: Path) -> None:
     words = [sys.executable, "-c", "import infaas, infaas_controller as c; print(infaas.__file__, c.__file__)"]
-    done = subprocess.run(
-        words, check=True, capture_output=True, cwd=previous, env={"PYTHONPATH": python_path(previous)}
-    )
+    done = subprocess.run(words, check=True, capture_output=True, cwd=previous, env=environ_of(previous), timeout=60)
     assert all(path.startswith(str(previous)) for path in done.stdout.decode().split())
 
 
