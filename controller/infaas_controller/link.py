@@ -19,6 +19,7 @@ from infaas.clock import Clock
 from infaas.domain.cluster import ClusterView, WorkerRecord
 from infaas.domain.ids import VariantName, WorkerId
 from infaas.errors import InfaasError, UnavailableError
+from infaas.exposure import host_of
 from infaas.observe.log import get_logger
 from infaas.observe.shared_memory import SharedMemoryTally
 from infaas.rpc.codec import decode
@@ -188,7 +189,7 @@ class Link:
             )
             endpoint.send(pb.ControllerMessage(hello=hello).SerializeToString())
             reason = await asyncio.shield(endpoint.ended)
-            return self._has_attached, reason if self._has_met or self._terms.tls is None else f"{reason}{_UNLET}"
+            return self._has_attached, f"{reason}{_UNLET}" if self._may_be_unlet() else reason
         except TimeoutError:
             return False, f"{self.address} took longer than {self._terms.lost_after_s:g} s to answer"
         except (OSError, InfaasError) as error:
@@ -200,6 +201,11 @@ class Link:
                 if self._sharing is not None:
                     self._sharing.close()
                 await opened.gone()
+
+    def _may_be_unlet(self) -> bool:
+        """Whether it ended before the worker said anything, over TCP with certificates."""
+        is_over_tcp = host_of(self.address) is not None and not isinstance(self._endpoint, InnerEnd)
+        return is_over_tcp and self._terms.tls is not None and not self._has_met
 
     async def _connect(self) -> Connection:
         """What is connected is this link's at once: what comes on it is heard while it is still being dialled."""

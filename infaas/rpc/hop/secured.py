@@ -54,6 +54,8 @@ class TlsServer:
 
     async def wait_closed(self) -> None:
         await asyncio.gather(*self._ending, return_exceptions=True)
+        for listening in self.sockets:  # a task that never began has not closed its own
+            listening.close()
 
     async def _accept(self, listening: socket.socket) -> None:
         try:
@@ -67,6 +69,9 @@ class TlsServer:
                 task = self._loop.create_task(self._enter(connection, str(where[0])), name="hop-handshake")
                 self._entering.add(task)
                 task.add_done_callback(self._entering.discard)
+        except Exception as error:
+            _log.error("no connections are taken any more", exc_info=error)
+            raise
         finally:
             listening.close()
 

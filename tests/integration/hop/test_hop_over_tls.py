@@ -99,6 +99,44 @@ async def test_a_controllers_expired_certificate_is_not_accepted(authority: Auth
     assert said == "its certificate is not accepted: certificate has expired"
 
 
+@on_both_loops
+async def test_a_unix_socket_that_ends_at_once_says_nothing_of_certificates(
+    authority: Authority, tmp_path: Path
+) -> None:
+    path = tmp_path / "worker.sock"
+    server = await asyncio.get_running_loop().create_unix_server(HangsUp, str(path))
+    async with linked(Told(), f"unix:{path}", tls=Tls(authority.issue("a-controller"))) as (_, lines):
+        assert "tls.cert_file" not in await reason_in(lines)
+    server.close()
+    await server.wait_closed()
+
+
+class HangsUp(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+@on_both_loops
+async def test_a_listener_that_is_closed_before_it_took_anybody_leaves_no_socket(authority: Authority) -> None:
+    (listening,) = await secured.listening_sockets(HOST, 0)
+    server = secured.TlsServer([listening], HangsUp, HangsUp, Tls(authority.issue(HOST)))
+    server.close()
+    await server.wait_closed()
+    assert listening.fileno() == -1
+
+
+async def test_a_listener_that_can_take_nobody_any_more_says_so(authority: Authority) -> None:
+    (listening,) = await secured.listening_sockets(HOST, 0)
+    listening.setblocking(True)
+    asyncio.get_running_loop().set_debug(True)  # it refuses such a socket then
+    with capture_logs() as lines:
+        server = secured.TlsServer([listening], HangsUp, HangsUp, Tls(authority.issue(HOST)))
+        await until_logged(lines, "no connections are taken any more")
+    server.close()
+    await server.wait_closed()
+    assert listening.fileno() == -1
+
+
 @pytest.mark.parametrize(
     ("names", "is_expired", "expected"),
     [
