@@ -61,6 +61,11 @@ def outputs_of(reply: Reply) -> dict[str, Array]:
     return response_arrays(json.loads(reply.content[:length])["outputs"], reply.content[length:])
 
 
+class NeverAnsweredError(ConnectionResetError):
+    """The connection ended before it carried any answer: nobody may ever have taken it, where a listener ended while it
+    waited there."""
+
+
 class Connection(asyncio.Protocol):
     """Answers come in the order of the queries. Once it is lost or an answer announced its end, it is not open."""
 
@@ -70,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[asyncio.Future[Reply]] = deque()
         self._fields: dict[str, str] = {}
         self._pieces: list[bytes] = []
+        self._has_answered = False
         self.unasked = 0
         """Answers that no query was waiting for; anything but 0 is the server's mistake."""
 
@@ -109,7 +115,8 @@ class Connection(asyncio.Protocol):
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                error = ConnectionResetError("the connection ended before the answer")
+                kind = ConnectionResetError if self._has_answered else NeverAnsweredError
+                error = kind("the connection ended before the answer")
                 error.__cause__ = exc
                 future.set_exception(error)
 
@@ -133,6 +140,7 @@ class Connection(asyncio.Protocol):
             self.unasked += 1
             self.abort()
             return
+        self._has_answered = True
         future = self._waiting.popleft()
         if not self._parser.should_keep_alive() and self._transport is not None:
             self._transport.close()
