@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infaas.client import Client, Requirements
 from infaas.demo import family
-from infaas.testing.cluster import Cluster
+from infaas.testing.cluster import Cluster, wait_for
 from infaas.testing.kept_fleet import running_with_fleet
 from infaas.testing.worker_driver import ControllerEnd
 from infaas.up.crew import Crew, MemberState
@@ -81,7 +81,9 @@ def no_numbers(cluster: Cluster) -> list[str]:
 
 
 def _said(url: str) -> Iterator[str]:
-    printed = {form: _infaas("autoscaler", "status", "--url", url, "-o", form) for form in ("table", "json", "yaml")}
+    # A leader that has just come, or is late, has said nothing that is still true.
+    wait_for(lambda: _read_status(url)["fleet"] is not None, f"{url} to know how the fleet is")
+    printed = {form: _status(url, form) for form in ("table", "json", "yaml")}
     for form, read in (("json", json.loads), ("yaml", yaml.safe_load)):
         document: Mapping[str, Any] = read(printed[form])
         yield from (
@@ -94,6 +96,15 @@ def _said(url: str) -> Iterator[str]:
     yield from (f"the table says {word!r}" for word in ("nan", "none", "inf") if word in words)
     if "not known" in printed["table"]:
         yield f"the table says what is not known: {printed['table']}"
+
+
+def _status(url: str, form: str) -> str:
+    return _infaas("autoscaler", "status", "--url", url, "-o", form)
+
+
+def _read_status(url: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(_status(url, "json"))
+    return found
 
 
 def _is_none(value: object) -> bool:
