@@ -268,13 +268,11 @@ def cluster_of(fleet: Fleet, folder: Path, options: argparse.Namespace, parent: 
     if parent is not None:
         shutil.copytree(parent / "catalogue", folder / "catalogue", dirs_exist_ok=True)
         shutil.copytree(parent / "artifacts", folder / "artifacts")
-    with cluster.running():
-        try:
+    try:
+        with cluster.running():
             yield cluster
-        finally:
-            for name in cluster.controllers:
-                cluster.kill(name)
-            asyncio.run(dismissed(options.provider, settings))
+    finally:  # nobody leads any more, and a start that failed may have ordered some, too
+        asyncio.run(dismissed(options.provider, {**settings, "INFAAS_STORE__REDIS_URL": cluster.redis_url}))
 
 
 def _of_containers(folder: Path, provider: str) -> dict[str, str]:
@@ -290,7 +288,7 @@ def _of_containers(folder: Path, provider: str) -> dict[str, str]:
 
 
 async def dismissed(name: str, settings: Mapping[str, str]) -> None:
-    """Until nothing is left of what the fleet made; nobody leads any more."""
+    """Until nothing is left of what the fleet made."""
     own = {key: value for key, value in os.environ.items() if not key.startswith("INFAAS_")}
     provider = PROVIDERS[name](load_settings(environ={**own, **settings}))
     while left := await provider.list():
